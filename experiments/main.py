@@ -1,0 +1,55 @@
+"""Runs one experiment.
+
+    python -m experiments.main --config=configs/quickstart.py [--config.zo.lr=0.02] [--workdir=W]
+
+Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss stopped being finite,
+2 bad input, 130 interrupted (and saved).
+"""
+
+import datetime
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import cli
+from zo_fl import train
+from zo_fl.progress import print_closing_table
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; made if missing, resumed if not. Default: runs/NAME/TIME."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the experiment of the flags and returns the exit status."""
+    cli.reject_positional(argv)
+    config = cli.resolved_config(_CONFIG.value)
+    path = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir()
+    cli.enable_compilation_cache()
+    try:
+        summary = train.run(config, path)
+    except train.Interrupted as stop:
+        print(f"{stop}; to resume, run the same command with --workdir={path}", file=sys.stderr)
+        return 130
+    print_closing_table(summary | {"workdir": str(path)})
+    if summary["diverged_round"] is not None:
+        print(
+            f"round {summary['diverged_round']}: the loss is not finite; "
+            "lower config.warmup.lr or config.zo.lr",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _default_workdir() -> Path:
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    now = datetime.datetime.now(datetime.UTC)
+    return Path("runs") / name / now.strftime("%Y%m%d-%H%M%S")
+
+
+if __name__ == "__main__":
+    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)

@@ -1,0 +1,80 @@
+"""Packaging of zo_fl. ``pip install -e ".[tests]"`` for work on it."""
+
+import ast
+import pathlib
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def read_version() -> str:
+    """Returns the package's version without importing it: its dependencies may be absent."""
+    for node in ast.parse((ROOT / "zo_fl" / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return ast.literal_eval(node.value)
+    raise RuntimeError("zo_fl/__init__.py has no __version__")
+
+
+def read_readme() -> str:
+    """Returns the README, or nothing where it was left out."""
+    path = ROOT / "README.md"
+    return path.read_text() if path.exists() else ""
+
+
+setuptools.setup(
+    name="zo_fl",
+    version=read_version(),
+    description="Federated learning in which every device takes part, in JAX",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_namespace_packages(
+        include=["zo_fl", "zo_fl.*", "experiments", "experiments.*", "configs", "configs.*"],
+        exclude=["*.__pycache__", "*.__pycache__.*"],
+    ),
+    package_data={"zo_fl.data": ["cifar10_sample*"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "chex>=0.1.90",
+        "flax>=0.12",
+        "jax>=0.10",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "rich>=13.7",
+        "tensorboardX>=2.6.2",
+        # Data sets, without TensorFlow. The last three are what TFDS then needs to read
+        # array_record files and to decode images, undeclared.
+        "tensorflow-datasets>=4.9.9",
+        "array_record>=0.6",
+        "importlib_resources>=6.0",
+        "opencv-python-headless>=4.10",
+    ],
+    extras_require={
+        # Drivers older than 580 need jax[cuda12] instead.
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "tests": [
+            "codespell>=2.3",
+            "hypothesis>=6.100",
+            "pre-commit>=3.7",
+            "pyright[nodejs]>=1.1.400",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "setuptools>=77",
+        ],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,22 @@
+"""Settings of every test process, read when jax is imported: nothing here imports it."""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could configure it")
+
+# Eight virtual devices, so that sharded code runs as such on any machine.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# f32[3] + f32[2, 3] is an error: where clients are mapped over, it usually is a forgotten axis.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+# A folder a process (pytest-xdist runs several), apart from the user's own cache.
+os.environ["ZO_FL_CACHE"] = tempfile.mkdtemp(prefix="zo_fl_tests_")
+atexit.register(shutil.rmtree, os.environ["ZO_FL_CACHE"], ignore_errors=True)

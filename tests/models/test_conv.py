@@ -1,0 +1,102 @@
+"""The implementations of a convolution are one function, with one gradient."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from zo_fl.models.conv import conv2d
+
+QUICK = ("auto", "fast_grad", "patches")
+# (height and width, kernel size, stride, padding)
+CASES = [
+    ((6, 6), 3, 1, "SAME"),
+    ((7, 5), 3, 1, "VALID"),
+    ((6, 6), 3, 2, "SAME"),
+    ((8, 8), 3, 2, 1),
+    ((7, 5), 3, 2, 1),
+    ((7, 8), 3, 2, "VALID"),
+    ((7, 5), 1, 1, 0),
+    ((7, 6), 1, 2, 0),
+    ((6, 6), 1, 2, "SAME"),
+    ((6, 5), 2, 1, "SAME"),
+    ((8, 7), 5, 1, 2),
+    ((8, 8), 4, 4, "VALID"),
+    ((9, 8), 3, 3, "VALID"),
+    ((5, 5), 3, 1, 3),
+    ((5, 5), 1, 1, 1),
+]
+
+
+def _operands(size, kernel_size, clients=None):
+    keys = jax.random.split(jax.random.key(0))
+    lead = () if clients is None else (clients,)
+    x = jax.random.normal(keys[0], (*lead, 2, *size, 3))
+    return x, jax.random.normal(keys[1], (*lead, kernel_size, kernel_size, 3, 4))
+
+
+def _value_and_gradients(implementation, stride, padding):
+    def loss(x, kernel):
+        y = conv2d(x, kernel, stride, padding, implementation)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+
+def _assert_close(expected, actual):
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        assert a.shape == b.shape
+        assert jnp.allclose(a, b, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", QUICK)
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "padding"), CASES)
+def test_every_implementation_has_xlas_value_and_gradients(
+    size, kernel_size, stride, padding, implementation
+):
+    operands = _operands(size, kernel_size)
+    expected = jax.jit(_value_and_gradients("xla", stride, padding))(*operands)
+    actual = jax.jit(_value_and_gradients(implementation, stride, padding))(*operands)
+    _assert_close(expected, actual)
+
+
+@pytest.mark.parametrize("implementation", QUICK)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding"), [(3, 1, "SAME"), (3, 2, 1), (1, 2, 0)]
+)
+def test_kernels_can_be_mapped_over_with_shared_and_with_own_images(
+    kernel_size, stride, padding, shared, implementation
+):
+    x, kernels = _operands((6, 6), kernel_size, clients=3)
+    x, axes = (x[0], (None, 0)) if shared else (x, (0, 0))
+    expected = jax.jit(jax.vmap(_value_and_gradients("xla", stride, padding), axes))(x, kernels)
+    actual = jax.jit(jax.vmap(_value_and_gradients(implementation, stride, padding), axes))(
+        x, kernels
+    )
+    _assert_close(expected, actual)
+
+
+@pytest.mark.parametrize("implementation", QUICK)
+def test_steps_in_a_scan_equal_steps_in_a_python_loop(implementation):
+    x, kernel = _operands((6, 6), 3)
+    step = _value_and_gradients(implementation, 1, "SAME")
+    reference = _value_and_gradients("xla", 1, "SAME")
+
+    @jax.jit
+    def scanned(kernel):
+        def body(kernel, _):
+            return kernel - 1e-3 * step(x, kernel)[1][1], None
+
+        return jax.lax.scan(body, kernel, length=3)[0]
+
+    expected = kernel
+    for _ in range(3):
+        expected = expected - 1e-3 * reference(x, expected)[1][1]
+    _assert_close(expected, scanned(kernel))
+    _assert_close(expected, scanned(kernel))
+
+
+def test_an_unknown_implementation_is_an_error():
+    x, kernel = _operands((6, 6), 3)
+    with pytest.raises(ValueError, match="fft"):
+        conv2d(x, kernel, implementation="fft")

@@ -1,0 +1,149 @@
+"""Every model: sizes, shapes, statistics, errors."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from zo_fl.errors import ConfigError
+from zo_fl.models import MODELS, create
+
+KEY = jax.random.key(0)
+EVERY = [(name, norm) for name, (_, norms) in MODELS.items() for norm in norms]
+
+
+def _count(module, size=32):
+    example = jnp.zeros((1, size, size, 3))
+    shapes = jax.eval_shape(lambda key: module.init(key, example, train=False), KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "num_classes", "count"),
+    [
+        ("resnet18", "batch", 10, 11_173_962),
+        ("resnet18", "group", 10, 11_173_962),
+        ("resnet18", "batch", 1000, 11_681_832),
+        ("preact_resnet18", "batch", 10, 11_172_170),
+        ("vit", "layer", 10, 18_978_314),
+        ("cnn", "group", 10, 24_346),
+        ("cnn", "batch", 10, 24_346),
+        ("cnn_large", "none", 10, 1_626_442),
+        ("mlp", "none", 10, 32 * 32 * 3 * 64 + 64 + 64 * 10 + 10),
+    ],
+)
+def test_the_number_of_parameters_is_the_published_one(name, norm, num_classes, count):
+    assert _count(create(name=name, norm=norm, num_classes=num_classes)) == count
+
+
+def test_a_preactivation_resnet_of_half_width_is_heterofls_level_b():
+    module = create(name="preact_resnet18", norm="batch", num_classes=10).clone(width=0.5)
+    assert _count(module) == 2_796_714
+
+
+@pytest.mark.parametrize(("name", "norm"), EVERY)
+@pytest.mark.parametrize("train", [True, False])
+def test_a_model_returns_one_row_of_logits_an_example(name, norm, train):
+    module = create(name=name, norm=norm, num_classes=7)
+    x = jax.ShapeDtypeStruct((5, 16, 16, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(KEY, x, train=False), x)
+    logits = jax.eval_shape(lambda v, x: module.apply(v, x, train=train), variables, x)
+    assert (logits.shape, logits.dtype) == ((5, 7), jnp.float32)
+
+
+@pytest.mark.parametrize(("name", "norm"), EVERY)
+def test_there_are_batch_stats_only_with_batch_norm(name, norm):
+    module = create(name=name, norm=norm, num_classes=7)
+    variables = jax.eval_shape(lambda: module.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False))
+    assert set(variables) == ({"params", "batch_stats"} if norm == "batch" else {"params"})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "cnn"])
+def test_a_convolution_before_a_norm_has_no_bias(name):
+    module = create(name=name, norm="group", num_classes=7)
+    variables = jax.eval_shape(lambda: module.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False))
+    for path, _ in jax.tree.flatten_with_path(variables)[0]:
+        keys = [entry.key for entry in path]
+        assert keys[-1] != "bias" or "norm" in keys[-2] or keys[-2] == "head"
+
+
+def _with_statistics(name, width):
+    module = create(name=name, norm="batch", num_classes=3)
+    module = module.clone(**width)
+    x = jax.random.normal(KEY, (6, 8, 8, 3))
+    return module, module.init(KEY, x, train=False), x
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("cnn", {}), ("resnet18", {"width": 1 / 16}), ("preact_resnet18", {"width": 1 / 16})],
+)
+def test_masked_examples_change_neither_statistics_nor_other_logits(name, width):
+    module, variables, x = _with_statistics(name, width)
+    mask = jnp.arange(6) < 4
+    apply = jax.jit(
+        lambda x, mask: module.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+    )
+    logits, state = apply(x, mask)
+    other_logits, other_state = apply(x.at[4:].set(100.0), mask)
+    alone_logits, alone_state = apply(x[:4], None)
+    assert jnp.array_equal(logits[:4], other_logits[:4])
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, state, other_state))
+    assert jnp.allclose(logits[:4], alone_logits, atol=1e-4)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=1e-5), state, alone_state)
+    )
+
+
+def test_running_statistics_change_only_when_training_and_mutable():
+    module, variables, x = _with_statistics("cnn", {})
+    before = variables["batch_stats"]
+
+    def changed(**kwargs):
+        _, after = module.apply(variables, x, mutable=["batch_stats"], **kwargs)
+        return not jax.tree.all(jax.tree.map(jnp.array_equal, before, after["batch_stats"]))
+
+    assert changed(train=True)
+    assert not changed(train=False)
+    probe = module.apply(variables, x, train=True)
+    trained, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert jnp.array_equal(probe, trained)
+
+
+def test_a_client_without_examples_keeps_its_statistics_and_has_finite_gradients():
+    module, variables, x = _with_statistics("resnet18", {"width": 1 / 16})
+    params, stats = variables["params"], variables["batch_stats"]
+
+    @jax.jit
+    def loss(params):
+        logits, new = module.apply(
+            {"params": params, "batch_stats": stats},
+            x,
+            train=True,
+            mask=jnp.zeros(6, bool),
+            mutable=["batch_stats"],
+        )
+        return logits.sum(), new["batch_stats"]
+
+    gradient, new = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert jax.tree.all(jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), gradient))
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=1e-6), new, stats))
+
+
+@pytest.mark.parametrize(
+    ("block", "field"),
+    [
+        ({"name": "resnet19", "norm": "batch"}, "name"),
+        ({"name": "resnet18", "norm": "bacth"}, "norm"),
+        ({"name": "vit", "norm": "batch"}, "norm"),
+        ({"name": "cnn", "norm": "layer"}, "norm"),
+        ({"name": "cnn_large", "norm": "group"}, "norm"),
+        ({"name": "cnn", "norm": "batch", "conv": "fast"}, "conv"),
+    ],
+)
+def test_an_impossible_model_is_an_error_of_one_line_that_names_the_field(block, field):
+    with pytest.raises(ConfigError) as error:
+        create(num_classes=10, **block)
+    message = str(error.value)
+    assert f"config.model.{field}" in message and "allowed" in message
+    assert repr(block[field]) in message and "\n" not in message

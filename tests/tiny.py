@@ -1,0 +1,47 @@
+"""A tiny federation, shared by tests: 8 clients, synthetic images, an MLP."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import base
+from zo_fl import experiment, keys
+from zo_fl.data import federated
+
+ROUNDS = 2
+
+
+def config(algorithm="zowarmup", **overrides):
+    """Returns a resolved config; overrides are dotted with ``__``: ``zo__lr=0.1``."""
+    config = base.get_config()
+    config.algorithm = algorithm
+    config.data.update(name="synthetic", num_clients=8, alpha=1.0, high_fraction=0.5)
+    config.model.update(name="mlp", norm="none")
+    config.warmup.update(num_rounds=ROUNDS, local_epochs=1, batch_size=100, augment=False)
+    config.zo.update(num_rounds=ROUNDS, eps=1e-3, lr=1e-3)
+    config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=1)
+    for name, value in overrides.items():
+        block, _, field = name.partition("__")
+        if field:
+            config[block][field] = value
+        else:
+            config[block] = value
+    return config.to_dict()
+
+
+def build(algorithm="zowarmup", **overrides):
+    """Returns the experiment of ``config(...)``."""
+    return experiment.build(config(algorithm, **overrides))
+
+
+def start(built, phase):
+    """Returns a phase's first server state."""
+    params, model_state = built.task.init(keys.stream(built.run_key, "init"))
+    state = phase.algorithm.init(params, model_state)
+    # As the trainer does: on the mesh from the start, or the second round would be traced anew.
+    return jax.device_put(state, NamedSharding(built.mesh, PartitionSpec()))
+
+
+def gather(built, client_ids):
+    """Returns the batches of some clients, leading axis the clients."""
+    return federated.gather(built.data, jnp.array(client_ids, jnp.int32))

@@ -1,0 +1,169 @@
+"""What a run costs: bytes by the shapes of the real messages, memory by formula and by the compiler.
+
+Communication of one round, over all clients together:
+
+    uplink     cohort x (message + uploaded statistics)
+    downlink   receivers x (what the update is rebuilt from + the new statistics)
+
+A first-order round is received by its cohort, as the new model. A zeroth-order round is received by the
+whole population, as scalars: every client must follow every update, and one that was absent catches
+up later with the same bytes. When such a phase begins, everyone receives the model once. Directions come
+from keys and cost nothing.
+
+Memory of one client's step, the paper's equations 4 and 5 in bytes, P parameters and BS examples at once:
+
+    first order    4 (2 P + BS * sum of activations)
+    zeroth order   4 (2 P + BS * largest activation)
+
+Source: ZOWarmUp, A.3 and Table 1, whose communication columns are scrambled as printed and whose
+zeroth-order memory is 2 P alone.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl import keys, trees
+from zo_fl.data import federated
+from zo_fl.phase import Phase
+from zo_fl.types import FederatedData, ModelState, Params
+
+
+class Traffic(NamedTuple):
+    """Bytes over all clients together.
+
+    Attributes:
+      at_start: downlink once, when the phase begins.
+      uplink: a round.
+      downlink: a round.
+    """
+
+    at_start: int
+    uplink: int
+    downlink: int
+
+
+class Activations(NamedTuple):
+    """Floats that one example's forward pass produces.
+
+    Attributes:
+      total: over the outputs of all convolutions, norms and dense layers.
+      largest: of the largest such output.
+    """
+
+    total: int
+    largest: int
+
+
+class StepMemory(NamedTuple):
+    """What the compiler reserves for one client's step, in bytes.
+
+    Attributes:
+      arguments: parameters, statistics, images.
+      outputs: message, statistics, metrics.
+      temporaries: everything in between at its peak.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+
+
+def phase_traffic(
+    phase: Phase, params: Params, model_state: ModelState, data: FederatedData
+) -> Traffic:
+    """Returns a phase's traffic, from the shapes of what its strategy sends.
+
+    Args:
+      phase: any phase.
+      params: arrays or ``jax.ShapeDtypeStruct``.
+      model_state: likewise.
+      data: the federation, arrays or shapes.
+    """
+
+    def one(params, model_state, data):
+        key = keys.run_key(0)
+        batch = trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32)))
+        result = phase.strategy.client_update(params, model_state, batch, key)
+        return result, phase.strategy.decode(result.message, batch.client_id, key, params)
+
+    result, update = jax.eval_shape(one, params, model_state, data)
+    population = data.client_sizes.shape[0]
+    message, statistics = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
+    model = trees.num_bytes(params) + trees.num_bytes(model_state)
+    uplink = phase.cohort_size * (message + statistics)
+    if not phase.strategy.replays:
+        return Traffic(0, uplink, phase.cohort_size * model)
+    # All messages, or their mean where that is smaller (shared directions).
+    broadcast = min(phase.cohort_size * message, trees.num_bytes(update))
+    return Traffic(population * model, uplink, population * (broadcast + statistics))
+
+
+def cumulative(traffic: Traffic, rounds: int) -> tuple[int, int]:
+    """Returns ``(uplink, downlink)`` bytes after some rounds of a phase."""
+    if rounds == 0:
+        return 0, 0
+    return traffic.uplink * rounds, traffic.at_start + traffic.downlink * rounds
+
+
+def activations(module: nn.Module, image_shape: tuple[int, ...]) -> Activations:
+    """Returns the activation counts of a model, from the shapes of its layers' outputs.
+
+    Args:
+      module: see ``zo_fl.models``.
+      image_shape: ``(H, W, c)``.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def forward(image):
+        variables = module.init(jax.random.key(0), image, train=False)
+        _, captured = module.apply(
+            variables, image, train=False, capture_intermediates=True, mutable=["intermediates"]
+        )
+        return variables["params"], captured["intermediates"]
+
+    params, outputs = jax.eval_shape(forward, image)
+    sizes = [int(np.prod(leaf.shape)) for leaf in _layer_outputs(params, outputs)]
+    return Activations(sum(sizes), max(sizes))
+
+
+def _layer_outputs(params, outputs) -> Iterator:
+    """Yields the output of every module that holds parameters of its own and has no submodules."""
+    has_submodules = any(isinstance(value, dict) for value in params.values())
+    if not has_submodules:
+        yield from jax.tree.leaves(outputs["__call__"])
+        return
+    for name, subtree in params.items():
+        if isinstance(subtree, dict) and name in outputs:
+            yield from _layer_outputs(subtree, outputs[name])
+
+
+def memory_formula(num_params: int, batch_size: int, floats: int) -> int:
+    """Returns the paper's bytes: ``4 (2 P + BS * floats)``, floats being a sum or a maximum."""
+    return 4 * (2 * num_params + batch_size * floats)
+
+
+def step_memory(phase: Phase, params, model_state, data: FederatedData) -> StepMemory:
+    """Compiles one client's step and returns what the compiler reserves for it.
+
+    Args:
+      phase: any phase.
+      params: shapes, ``jax.ShapeDtypeStruct``.
+      model_state: likewise.
+      data: the federation; one client's batch is shaped like its clients'.
+    """
+    batch = jax.eval_shape(
+        lambda data: trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32))), data
+    )
+    key = jax.eval_shape(lambda: keys.run_key(0))
+    step = jax.jit(phase.strategy.client_update).lower(params, model_state, batch, key).compile()
+    analysis = step.memory_analysis()
+    return StepMemory(
+        analysis.argument_size_in_bytes,
+        analysis.output_size_in_bytes,
+        analysis.temp_size_in_bytes,
+    )

@@ -1,0 +1,105 @@
+"""Who takes part in a round: cohorts sampled inside ``jit``, from the round's key alone."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl import keys
+from zo_fl.errors import ConfigError
+from zo_fl.types import HIGH, LOW, Array, Cohort
+
+PARTICIPATION = ("uniform", "stratified")
+
+
+def make_sampler(
+    eligible: np.ndarray,
+    cohort_size: int,
+    tiers: np.ndarray,
+    participation: str,
+    pad_to_multiple: int = 1,
+    field: str = "cohort_size",
+) -> Callable[[Array], Cohort]:
+    """Returns ``round_key -> Cohort``, a pure function for use inside ``jit``.
+
+    Ids are sorted, so that a cohort does not depend on the order in which it was drawn. Clients of
+    id 0 and ``valid=False`` follow, up to a multiple of ``pad_to_multiple``: the client loop maps
+    over chunks of equal size.
+
+    Args:
+      eligible: ``i32[E]`` ids of the clients that may take part, without repetition.
+      cohort_size: clients a round; 0 = all eligible ones, every round.
+      tiers: ``i32[K]`` tier of each client of the population.
+      participation: ``"uniform"``: any ``cohort_size`` eligible clients, without replacement.
+        ``"stratified"``: each tier has its share of the cohort (largest remainder; the high tier
+        first on a tie) and is sampled uniformly within.
+      pad_to_multiple: at least 1.
+      field: config field of ``cohort_size``, for error messages.
+
+    Raises:
+      ConfigError: nobody is eligible, a cohort larger than the eligible clients, or an unknown
+        participation.
+    """
+    eligible = np.sort(np.asarray(eligible, np.int32))
+    _check(len(eligible), cohort_size, participation, field)
+    size = cohort_size or len(eligible)
+    if size == len(eligible):
+        groups, counts = [eligible], [size]
+    elif participation == "uniform":
+        groups, counts = [eligible], [size]
+    else:
+        tier = np.asarray(tiers)[eligible]
+        groups = [eligible[tier == HIGH], eligible[tier == LOW]]
+        counts = largest_remainder(size, [len(group) for group in groups])
+    padding = -size % pad_to_multiple
+
+    def sample(round_key: Array) -> Cohort:
+        key = keys.stream(round_key, "cohort")
+        drawn = [
+            _draw(jax.random.fold_in(key, stratum), group, count)
+            for stratum, (group, count) in enumerate(zip(groups, counts, strict=True))
+        ]
+        ids = jnp.sort(jnp.concatenate(drawn))
+        return Cohort(jnp.pad(ids, (0, padding)), jnp.arange(size + padding) < size)
+
+    return sample
+
+
+def largest_remainder(total: int, sizes: list[int]) -> list[int]:
+    """Returns how many of ``total`` places each group gets, in proportion to its size.
+
+    Whole places first, then one each to the largest remainders; ties go to the earlier group. No
+    group gets more places than its size as long as ``total <= sum(sizes)``.
+    """
+    counts = [total * size // sum(sizes) for size in sizes]
+    remainders = [total * size % sum(sizes) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda group: -remainders[group])
+    for group in by_remainder[: total - sum(counts)]:
+        counts[group] += 1
+    return counts
+
+
+def _draw(key: Array, group: np.ndarray, count: int) -> Array:
+    """Returns ``i32[count]`` members of a group ``i32[E]``, without replacement."""
+    if count == len(group):
+        return jnp.asarray(group)
+    return jax.random.permutation(key, jnp.asarray(group))[:count]
+
+
+def _check(num_eligible: int, cohort_size: int, participation: str, field: str) -> None:
+    if participation not in PARTICIPATION:
+        sibling = f"{field.rpartition('.')[0]}.participation".lstrip(".")
+        raise ConfigError(
+            f"{sibling}={participation!r} is unknown; allowed: {', '.join(PARTICIPATION)}"
+        )
+    if num_eligible == 0:
+        raise ConfigError(
+            f"{field}={cohort_size}: no client is eligible; "
+            "raise config.data.high_fraction or allow all tiers"
+        )
+    if not 0 <= cohort_size <= num_eligible:
+        raise ConfigError(
+            f"{field}={cohort_size} is outside what is allowed: 1 to {num_eligible} (the eligible "
+            "clients), or 0 for all of them"
+        )

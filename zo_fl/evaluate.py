@@ -1,0 +1,71 @@
+"""Evaluation: mean loss and accuracy over a fixed set of examples, as one jitted program."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zo_fl.round import AXIS
+from zo_fl.task import Task
+from zo_fl.types import Array
+
+
+class EvaluationSet(NamedTuple):
+    """Examples cut into ``b`` batches of ``B``, padded; each batch is spread over the devices.
+
+    Attributes:
+      images: ``u8[b, B, H, W, c]``.
+      labels: ``i32[b, B]``.
+      mask: ``bool[b, B]``, False for padding.
+    """
+
+    images: Array
+    labels: Array
+    mask: Array
+
+
+def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh) -> EvaluationSet:
+    """Returns the set on the devices.
+
+    Args:
+      images: ``u8[M, H, W, c]``.
+      labels: ``i32[M]``.
+      batch_size: examples a batch; rounded up to a multiple of the mesh's size.
+      mesh: devices along ``"clients"``.
+    """
+    batch_size = -(-min(batch_size, max(len(labels), 1)) // mesh.size) * mesh.size
+    mask = np.ones(len(labels), bool)
+
+    def cut(array):
+        missing = -len(array) % batch_size
+        padded = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+        return padded.reshape(-1, batch_size, *array.shape[1:])
+
+    sharding = NamedSharding(mesh, P(None, AXIS))
+    return EvaluationSet(*(jax.device_put(cut(np.asarray(a)), sharding) for a in (images, labels, mask)))
+
+
+def make_evaluate(task: Task, precision: str) -> Callable[..., dict[str, Array]]:
+    """Returns jitted ``(params, model_state, evaluation_set) -> {"loss": f32[], "accuracy": f32[]}``.
+
+    Running statistics are used, whatever the policy of the training phase. An empty set gives NaN.
+    """
+
+    def evaluate(params, model_state, examples: EvaluationSet):
+        def body(totals, batch: EvaluationSet):
+            logits, _ = task.logits(params, model_state, batch.images, batch.mask, False)
+            losses = task.cross_entropy(logits, batch.labels)
+            correct = jnp.argmax(logits, axis=-1) == batch.labels
+            new = jnp.stack([jnp.where(batch.mask, losses, 0).sum(), (correct & batch.mask).sum()])
+            return totals + new, None
+
+        with jax.default_matmul_precision(precision):
+            totals, _ = jax.lax.scan(body, jnp.zeros(2), examples)
+        loss, accuracy = totals / jnp.sum(examples.mask)
+        return {"loss": loss, "accuracy": accuracy}
+
+    return jax.jit(evaluate)

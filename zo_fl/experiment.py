@@ -1,0 +1,95 @@
+"""From a config to the objects of an experiment; nothing is computed or written yet."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zo_fl import algorithms, keys, models, task
+from zo_fl.data import federated
+from zo_fl.errors import ConfigError
+from zo_fl.phase import Phase, Problem
+from zo_fl.round import AXIS, Engine
+from zo_fl.types import Array, FederatedData
+
+
+class Experiment(NamedTuple):
+    """All objects of one run.
+
+    Attributes:
+      federation: data set, clients and validation examples, on the host.
+      task: model and loss.
+      phases: what to run, in order.
+      data: the federation's arrays on the devices, replicated.
+      mesh: devices along ``"clients"``.
+      run_key: ``key[]``, root of all randomness but the partition's.
+    """
+
+    federation: federated.Federation
+    task: task.Task
+    phases: tuple[Phase, ...]
+    data: FederatedData
+    mesh: Mesh
+    run_key: Array
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Returns the experiment of a resolved config (``configs/base.py`` as nested dicts).
+
+    Raises:
+      ConfigError: whatever is wrong with the config, before anything is traced.
+    """
+    run = config["run"]
+    mesh = make_mesh(run["device"], run["num_devices"])
+    if run["clients_per_vmap"] < 1:
+        raise ConfigError(
+            f"clients_per_vmap is {run['clients_per_vmap']}; it must be >= 1; "
+            "change config.run.clients_per_vmap"
+        )
+    federation = federated.load(**config["data"])
+    dataset = federation.dataset
+    module = models.create(**config["model"], num_classes=dataset.num_classes)
+    image_shape = dataset.train_images.shape[1:]
+    learning = task.classification(module, image_shape, dataset.mean, dataset.std)
+    problem = Problem(
+        learning,
+        np.asarray(federation.clients.client_tiers),
+        np.asarray(federation.clients.client_sizes),
+        Engine(mesh, run["clients_per_vmap"]),
+    )
+    phases = algorithms.create(config["algorithm"], problem, config)
+    data = jax.device_put(federation.clients, NamedSharding(mesh, P()))
+    return Experiment(federation, learning, phases, data, mesh, keys.run_key(config["seed"]))
+
+
+def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
+    """Returns a mesh of one axis, ``"clients"``.
+
+    Args:
+      device: ``"auto"`` (JAX's choice), ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+      num_devices: how many of them; 0 = all.
+
+    Raises:
+      ConfigError: there is no such device, or not as many.
+    """
+    if device not in ("auto", "cpu", "gpu", "tpu"):
+        raise ConfigError(
+            f"unknown device {device!r}; allowed: auto, cpu, gpu, tpu; change config.run.device"
+        )
+    try:
+        devices = jax.devices(None if device == "auto" else device)
+    except RuntimeError:
+        raise ConfigError(
+            f"no {device} device here; JAX sees {jax.default_backend()}; change config.run.device "
+            "(or install the extra: pip install 'zo_fl[cuda]' or 'zo_fl[tpu]')"
+        ) from None
+    if not 0 <= num_devices <= len(devices):
+        raise ConfigError(
+            f"{num_devices} devices asked for, allowed: 0 (all) to {len(devices)}; "
+            "change config.run.num_devices"
+        )
+    chosen = np.array(devices[: num_devices or len(devices)])
+    return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))

@@ -1,0 +1,64 @@
+"""Models by name: Linen modules that map images to logits.
+
+Every module is called as ``module.apply(variables, x, train=..., mask=...)``; it has the collection
+``params``, and ``batch_stats`` if and only if its norm is ``batch``.
+"""
+
+import functools
+
+import flax.linen as nn
+
+from zo_fl.errors import ConfigError
+from zo_fl.models.conv import IMPLEMENTATIONS
+from zo_fl.models.layers import NORMS
+from zo_fl.models.resnet import ResNet18
+from zo_fl.models.small import CNN, MLP, CNNLarge
+from zo_fl.models.vit import ViT
+
+_CONVOLUTIONAL = ("batch", "group", "none")
+
+# name -> (module, norms that it can have)
+MODELS = {
+    "resnet18": (ResNet18, _CONVOLUTIONAL),
+    "preact_resnet18": (functools.partial(ResNet18, preact=True), _CONVOLUTIONAL),
+    "vit": (ViT, ("layer",)),
+    "cnn": (CNN, _CONVOLUTIONAL),
+    "cnn_large": (CNNLarge, ("none",)),
+    "mlp": (MLP, ("none",)),
+}
+
+
+def create(*, name: str, norm: str, conv: str = "auto", num_classes: int) -> nn.Module:
+    """Returns a model that is not yet initialized. Its arguments are the block ``config.model``.
+
+    Args:
+      name: a key of ``MODELS``.
+      norm: ``batch``, ``group`` (2 groups), ``layer`` or ``none``; not every model has every norm.
+      conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
+      num_classes: width of the output; the data set's.
+
+    Returns:
+      A module with ``(x: f32[n, H, W, c], *, train: bool, mask: bool[n] | None = None) ->
+      f32[n, num_classes]``.
+
+    Raises:
+      ConfigError: an unknown name, norm or convolution, or a norm that the model cannot have.
+    """
+    if name not in MODELS:
+        raise ConfigError(_unknown("name", name, MODELS))
+    if norm not in NORMS:
+        raise ConfigError(_unknown("norm", norm, NORMS))
+    if conv not in IMPLEMENTATIONS:
+        raise ConfigError(_unknown("conv", conv, IMPLEMENTATIONS))
+    module, norms = MODELS[name]
+    if norm not in norms:
+        raise ConfigError(
+            f"model {name!r} cannot have norm {norm!r}, allowed for it: {', '.join(norms)};"
+            " change config.model.norm or config.model.name"
+        )
+    return module(num_classes=num_classes, norm=norm, conv=conv)
+
+
+def _unknown(field: str, given: object, allowed: object) -> str:
+    """Returns the message for a value that is not in a list."""
+    return f"unknown {field} {given!r}, allowed: {', '.join(allowed)}; change config.model.{field}"

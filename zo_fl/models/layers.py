@@ -1,0 +1,187 @@
+"""Layers shared by every model: convolution, dense layer, norms, pooling.
+
+All parameters are ``float32``; the only collections are ``params`` and ``batch_stats``.
+Data flow: ``conv.py`` -> here -> ``resnet.py``, ``vit.py``, ``small.py``.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zo_fl.models.conv import conv2d
+from zo_fl.types import Array
+
+NORMS = ("batch", "group", "layer", "none")
+NUM_GROUPS = 2  # the paper's author's choice for GroupNorm
+NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9
+
+# PyTorch's default, kaiming-uniform with a = sqrt(5): U(-1/sqrt(fan_in), 1/sqrt(fan_in)). The
+# paper's author keeps it, and it matters: He-normal weights are sqrt(6) times larger, and before a
+# norm the effective step size goes with 1 / |w|^2, so the published learning rates would be six
+# times too small.
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """A 2-D convolution, ``f32[n, H, W, c] -> f32[n, H', W', features]``.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the window.
+      stride: step along both axes.
+      padding: ``"SAME"``, ``"VALID"``, or zeros on each side (PyTorch's convention).
+      use_bias: False before a norm, where a bias has no gradient but rounding noise, which Adam
+        turns into differences.
+      implementation: one of ``conv.IMPLEMENTATIONS``.
+      kernel_init: initializer of ``kernel``; PyTorch's default. ``bias`` starts at 0.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: str | int = "SAME"
+    use_bias: bool = False
+    implementation: str = "auto"
+    kernel_init: nn.initializers.Initializer = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns ``f32[n, H', W', features]`` from ``x: f32[n, H, W, c]``."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = conv2d(x, kernel, self.stride, self.padding, self.implementation)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,))
+        return y
+
+
+# A dense layer, f32[..., i] -> f32[..., features]: weights as Conv's, bias from 0 (PyTorch draws it
+# from the weights' interval; HeteroFL and the ViT start at 0).
+Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
+
+
+class BatchNorm(nn.Module):
+    """Normalization by the statistics of a batch, or by running ones.
+
+    Differs from ``flax.linen.BatchNorm`` where a federated simulation needs it: a batch without a
+    real example (a padding client) is normalized by the running statistics and leaves them alone,
+    where a mean over nothing would be NaN; and with ``train=True`` the running statistics are
+    updated only if ``batch_stats`` is mutable, so a zeroth-order probe uses batch statistics by
+    simply not asking for new ones.
+
+    The running variance is the biased one, as in flax (PyTorch's is unbiased).
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns ``f32[n, H, W, c]``, normalized over all axes but the last.
+
+        Args:
+          x: ``f32[n, H, W, c]``.
+          train: True for batch statistics, False for running ones.
+          mask: ``bool[n]``, False for examples to leave out of the statistics.
+        """
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        mean, var = running_mean.value, running_var.value
+        if train and not self.is_initializing():
+            mean, var = _batch_statistics(x, mask, mean, var)
+            if self.is_mutable_collection("batch_stats"):
+                keep = BATCH_NORM_MOMENTUM
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var
+        return (x - mean) * (scale * jax.lax.rsqrt(var + NORM_EPSILON)) + bias
+
+
+def _batch_statistics(
+    x: Array, mask: Array | None, running_mean: Array, running_var: Array
+) -> tuple[Array, Array]:
+    """Returns mean and biased variance ``f32[c]`` of the real examples of ``x: f32[n, H, W, c]``.
+
+    Two passes: ``E[x^2] - E[x]^2`` cancels, and a zeroth-order difference of losses sees it.
+    """
+    if mask is None:
+        mean = x.mean((0, 1, 2))
+        return mean, jnp.square(x - mean).mean((0, 1, 2))
+    count = mask.sum()
+    weight = (mask / (jnp.maximum(count, 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
+    mean = (x * weight).sum((0, 1, 2))
+    var = (jnp.square(x - mean) * weight).sum((0, 1, 2))
+    return jnp.where(count > 0, mean, running_mean), jnp.where(count > 0, var, running_var)
+
+
+class GroupNorm(nn.Module):
+    """Normalization of each example over space and a group of channels.
+
+    Equals ``flax.linen.GroupNorm``. Sums over space come first, so that no five-dimensional copy of
+    the activations is made.
+
+    Attributes:
+      num_groups: groups of neighbouring channels; must divide their number.
+    """
+
+    num_groups: int = NUM_GROUPS
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns ``f32[n, H, W, c]`` from ``x: f32[n, H, W, c]``."""
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(
+                f"{channels} channels do not split into {self.num_groups} groups; change the"
+                " model's width"
+            )
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean = self._group_mean(x.mean((1, 2)))
+        centered = x - mean[:, None, None]
+        var = self._group_mean(jnp.square(centered).mean((1, 2)))
+        multiplier = scale * jax.lax.rsqrt(var + NORM_EPSILON)
+        return centered * multiplier[:, None, None] + bias
+
+    def _group_mean(self, values: Array) -> Array:
+        """Returns each channel's mean over its group, ``f32[n, c] -> f32[n, c]``."""
+        n, channels = values.shape
+        means = values.reshape(n, self.num_groups, -1).mean(-1)
+        return jnp.repeat(means, channels // self.num_groups, axis=1)
+
+
+def normalize(kind: str, name: str, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+    """Returns ``x`` after the norm that a config names; ``x`` itself for ``none``.
+
+    To be called inside a compact method: the norm becomes a submodule of the caller.
+
+    Args:
+      kind: ``batch``, ``group`` or ``none``.
+      name: the submodule's.
+      x: ``f32[n, H, W, c]``.
+      train: True for batch statistics, False for running ones.
+      mask: ``bool[n]``, False for examples to leave out of batch statistics.
+    """
+    if kind == "batch":
+        return BatchNorm(name=name)(x, train=train, mask=mask)
+    if kind == "group":
+        return GroupNorm(name=name)(x)
+    return x
+
+
+def max_pool(x: Array) -> Array:
+    """Returns the maxima of 2x2 windows, ``f32[n, H, W, c] -> f32[n, H // 2, W // 2, c]``.
+
+    Not ``reduce_window``, whose gradient is a slow ``select-and-scatter`` on a CPU. Entries that tie
+    for a maximum share its gradient.
+    """
+    rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    windows = x[:, :rows, :columns].reshape(x.shape[0], rows // 2, 2, columns // 2, 2, x.shape[3])
+    return windows.max((2, 4))
+
+
+def mean_pool(x: Array) -> Array:
+    """Returns the mean over height and width, ``f32[n, H, W, c] -> f32[n, c]``."""
+    return x.mean((1, 2))

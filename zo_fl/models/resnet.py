@@ -1,0 +1,131 @@
+"""ResNet18 in its CIFAR form: the paper's, and HeteroFL's pre-activation one.
+
+Both have a 3x3 stem of stride 1, no max-pooling, four stages of two basic blocks with 64, 128, 256
+and 512 channels, a global mean and a linear layer. ``width`` scales the channels.
+
+Source: He et al. 2016 (arXiv:1512.03385, arXiv:1603.05027); ZOWarmUp, appendix A.5 and Fig. 8;
+HeteroFL (Diao et al. 2021), from whose model this one differs in that a GroupNorm has 2 groups
+instead of 4 and that there is no ``Scaler``, which the norm right behind it cancels.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+
+from zo_fl.models.layers import Conv, Dense, mean_pool, normalize
+from zo_fl.types import Array
+
+STAGES = (64, 128, 256, 512)
+BLOCKS_PER_STAGE = 2
+
+
+def hidden_sizes(width: float) -> tuple[int, ...]:
+    """Returns the channels of the four stages, ``ceil(width * size)`` as in HeteroFL."""
+    return tuple(math.ceil(width * size) for size in STAGES)
+
+
+class BasicBlock(nn.Module):
+    """conv-norm-relu-conv-norm, plus the input, then relu.
+
+    Attributes:
+      features: output channels.
+      stride: step of the first convolution and of the shortcut.
+      norm: ``batch``, ``group`` or ``none``.
+      conv: one of ``conv.IMPLEMENTATIONS``.
+    """
+
+    features: int
+    stride: int
+    norm: str
+    conv: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask)
+        conv = functools.partial(_conv, self.features, self.norm, self.conv)
+        y = nn.relu(norm("norm1", conv("conv1", x, 3, self.stride)))
+        y = norm("norm2", conv("conv2", y, 3, 1))
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = norm("shortcut_norm", conv("shortcut", x, 1, self.stride))
+        return nn.relu(x + y)
+
+
+class PreactBlock(nn.Module):
+    """norm-relu-conv-norm-relu-conv, plus the input. Attributes as ``BasicBlock``'s.
+
+    Where the shape changes, the shortcut is a convolution without norm of the first norm-relu.
+    """
+
+    features: int
+    stride: int
+    norm: str
+    conv: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask)
+        conv = functools.partial(_conv, self.features, self.norm, self.conv)
+        y = nn.relu(norm("norm1", x))
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = conv("shortcut", y, 1, self.stride)
+        y = conv("conv1", y, 3, self.stride)
+        y = nn.relu(norm("norm2", y))
+        return x + conv("conv2", y, 3, 1)
+
+
+class ResNet18(nn.Module):
+    """The paper's ResNet18: 11,173,962 parameters for 10 classes, 11,681,832 for 1000.
+
+    Attributes:
+      num_classes: width of the output.
+      norm: ``batch``, ``group`` or ``none``.
+      conv: one of ``conv.IMPLEMENTATIONS``.
+      width: factor of the hidden sizes, in (0, 1] for HeteroFL's sub-models.
+      preact: True for HeteroFL's pre-activation form: 11,172,170 parameters for 10 classes,
+        2,796,714 at half width.
+    """
+
+    num_classes: int
+    norm: str
+    conv: str = "auto"
+    width: float = 1.0
+    preact: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns logits ``f32[n, num_classes]``.
+
+        Args:
+          x: ``f32[n, H, W, c]`` normalized images.
+          train: True for batch statistics, False for running ones.
+          mask: ``bool[n]``, False for examples that must not enter batch statistics.
+        """
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask)
+        sizes = hidden_sizes(self.width)
+        block = PreactBlock if self.preact else BasicBlock
+        x = _conv(sizes[0], self.norm, self.conv, "stem", x, 3, 1)
+        if not self.preact:
+            x = nn.relu(norm("stem_norm", x))
+        for stage, features in enumerate(sizes):
+            for index in range(BLOCKS_PER_STAGE):
+                stride = 2 if stage > 0 and index == 0 else 1
+                name = f"stage{stage + 1}_block{index + 1}"
+                x = block(features, stride, self.norm, self.conv, name=name)(
+                    x, train=train, mask=mask
+                )
+        if self.preact:
+            x = nn.relu(norm("final_norm", x))
+        return Dense(self.num_classes, name="head")(mean_pool(x))
+
+
+def _conv(
+    features: int, norm: str, conv: str, name: str, x: Array, size: int, stride: int
+) -> Array:
+    """Returns ``f32[n, H / stride, W / stride, features]``, by a submodule called ``name``.
+
+    Padding is symmetric, as in PyTorch; flax's ``SAME`` would be off by one pixel at stride 2.
+    """
+    return Conv(features, size, stride, size // 2, norm == "none", conv, name=name)(x)

@@ -1,0 +1,92 @@
+"""Small models, for tests, first experiments and benchmarks.
+
+Source: ``CNNLarge`` is the CNN of the EMNIST benchmarks in "Adaptive Federated Optimization" (Reddi
+et al. 2021, arXiv:2003.00295), without dropout; the others are this project's own.
+"""
+
+import flax.linen as nn
+
+from zo_fl.models.layers import Conv, Dense, max_pool, mean_pool, normalize
+from zo_fl.types import Array
+
+
+class CNN(nn.Module):
+    """Three 3x3 convolutions with norm and relu: 24,346 parameters with a norm and 10 classes.
+
+    Attributes:
+      num_classes: width of the output.
+      norm: ``batch``, ``group`` or ``none``.
+      conv: one of ``conv.IMPLEMENTATIONS``.
+      features: channels of the convolutions; a 2x2 max-pooling follows each but the last.
+    """
+
+    num_classes: int
+    norm: str
+    conv: str = "auto"
+    features: tuple[int, ...] = (16, 32, 64)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns logits ``f32[n, num_classes]``.
+
+        Args:
+          x: ``f32[n, H, W, c]`` normalized images.
+          train: True for batch statistics, False for running ones.
+          mask: ``bool[n]``, False for examples that must not enter batch statistics.
+        """
+        for index, features in enumerate(self.features):
+            use_bias = self.norm == "none"
+            conv = Conv(features, use_bias=use_bias, implementation=self.conv, name=f"conv{index}")
+            x = normalize(self.norm, f"norm{index}", conv(x), train=train, mask=mask)
+            if index < len(self.features) - 1:
+                x = max_pool(x)  # before the relu: the same maxima, a quarter of the work
+            x = nn.relu(x)
+        return Dense(self.num_classes, name="head")(mean_pool(x))
+
+
+class MLP(nn.Module):
+    """Two dense layers.
+
+    Attributes:
+      num_classes: width of the output.
+      norm: ``none``; there is no other.
+      conv: unused; every model has it.
+      hidden_size: units of the hidden layer.
+    """
+
+    num_classes: int
+    norm: str = "none"
+    conv: str = "auto"
+    hidden_size: int = 64
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
+        del train, mask
+        x = nn.relu(Dense(self.hidden_size, name="hidden")(x.reshape(x.shape[0], -1)))
+        return Dense(self.num_classes, name="head")(x)
+
+
+class CNNLarge(nn.Module):
+    """The benchmark CNN: 1,626,442 parameters for 32x32x3 images and 10 classes.
+
+    Attributes:
+      num_classes: width of the output.
+      norm: ``none``; there is no other.
+      conv: one of ``conv.IMPLEMENTATIONS``.
+    """
+
+    num_classes: int
+    norm: str = "none"
+    conv: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
+        del train, mask
+        options = {"padding": "VALID", "use_bias": True, "implementation": self.conv}
+        x = nn.relu(Conv(32, name="conv0", **options)(x))
+        # Pooled before the relu: the same maxima, a quarter of the work.
+        x = nn.relu(max_pool(Conv(64, name="conv1", **options)(x)))
+        x = nn.relu(Dense(128, name="hidden")(x.reshape(x.shape[0], -1)))
+        return Dense(self.num_classes, name="head")(x)

@@ -1,0 +1,118 @@
+"""The paper's Vision Transformer.
+
+The paper calls it ViT-B/16; its table of layers is another model: 6 pre-norm blocks of width 512
+with 8 heads and patches of 4x4 pixels, no dropout, and no LayerNorm before the classifier.
+
+Source: Dosovitskiy et al. 2021 (arXiv:2010.11929); ZOWarmUp, Fig. 9 and Table 5.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zo_fl.models.layers import NORM_EPSILON
+from zo_fl.types import Array
+
+INIT_STD = 0.02
+
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(INIT_STD))
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON, use_fast_variance=False)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Attributes:
+      num_heads: must divide the width.
+    """
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns ``f32[n, T, width]`` from ``x: f32[n, T, width]``."""
+        n, tokens, width = x.shape
+        size = width // self.num_heads
+        qkv = Dense(3 * width, name="qkv")(x).reshape(n, tokens, 3, self.num_heads, size)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) * size**-0.5)
+        y = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+        return Dense(width, name="out")(y.reshape(n, tokens, width))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to its input.
+
+    Attributes:
+      num_heads: heads of the attention.
+      mlp_size: hidden width of the MLP.
+    """
+
+    num_heads: int
+    mlp_size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns ``f32[n, T, width]`` from ``x: f32[n, T, width]``."""
+        x = x + Attention(self.num_heads, name="attention")(LayerNorm(name="norm1")(x))
+        y = Dense(self.mlp_size, name="mlp1")(LayerNorm(name="norm2")(x))
+        return x + Dense(x.shape[-1], name="mlp2")(nn.gelu(y, approximate=True))
+
+
+class ViT(nn.Module):
+    """The paper's ViT: 18,978,314 parameters for 32x32x3 images and 10 classes.
+
+    Weights start at N(0, 0.02), class token and positions at a truncated N(0, 0.02), biases at 0.
+
+    Attributes:
+      num_classes: width of the output.
+      norm: ``layer``; there is no other.
+      conv: unused (the patch embedding is a matrix product); every model has it.
+      hidden_size: width of a token.
+      num_layers: blocks.
+      num_heads: heads of each attention.
+      mlp_size: hidden width of each MLP.
+      patch_size: side of a patch in pixels; must divide the images' height and width.
+    """
+
+    num_classes: int
+    norm: str = "layer"
+    conv: str = "auto"
+    hidden_size: int = 512
+    num_layers: int = 6
+    num_heads: int = 8
+    mlp_size: int = 2048
+    patch_size: int = 4
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Returns logits ``f32[n, num_classes]``.
+
+        Args:
+          x: ``f32[n, H, W, c]`` normalized images.
+          train: unused: neither dropout nor running statistics.
+          mask: unused: examples do not meet.
+        """
+        del train, mask
+        n, width = x.shape[0], self.hidden_size
+        x = Dense(width, name="patches")(self._split(x))
+        truncated = nn.initializers.truncated_normal(
+            INIT_STD, lower=-2 / INIT_STD, upper=2 / INIT_STD
+        )
+        cls = self.param("cls", truncated, (1, 1, width))
+        x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, width)), x], axis=1)
+        x = x + self.param("positions", truncated, (1, x.shape[1], width))
+        for index in range(self.num_layers):
+            x = Block(self.num_heads, self.mlp_size, name=f"block{index + 1}")(x)
+        return Dense(self.num_classes, name="head")(x[:, 0])
+
+    def _split(self, x: Array) -> Array:
+        """Returns patches ``f32[n, T, p * p * c]`` of images ``f32[n, H, W, c]``, row by row."""
+        n, height, width, channels = x.shape
+        p = self.patch_size
+        if height % p or width % p:
+            raise ValueError(f"{height}x{width} images do not split into {p}x{p} patches")
+        x = x.reshape(n, height // p, p, width // p, p, channels).swapaxes(2, 3)
+        return x.reshape(n, -1, p * p * channels)

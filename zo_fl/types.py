@@ -1,0 +1,177 @@
+"""Every NamedTuple that crosses a file boundary, with shapes.
+
+Axis letters, used throughout the project:
+``N`` examples, ``K`` clients in the population, ``C`` clients in the cohort, ``n`` examples of a
+client (padded), ``S`` directions, ``d`` parameters, ``R`` rounds of a chunk, ``H W c`` image axes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+PyTree = Any
+Params = PyTree
+ModelState = PyTree
+Message = PyTree
+
+LOW, HIGH = 0, 1  # client tiers: forward passes only, or back-propagation as well
+
+
+class Dataset(NamedTuple):
+    """A whole data set on the host, decoded.
+
+    Attributes:
+      name: the name it was loaded by.
+      train_images: ``u8[N, H, W, c]``, possibly memory-mapped.
+      train_labels: ``i32[N]``.
+      test_images: ``u8[M, H, W, c]``, possibly memory-mapped.
+      test_labels: ``i32[M]``.
+      num_classes: labels lie in ``[0, num_classes)``.
+      mean: ``f32[c]`` channel means of pixels in [0, 1].
+      std: ``f32[c]`` channel standard deviations of pixels in [0, 1].
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class FederatedData(NamedTuple):
+    """The training set and who holds what. Device arrays, always passed to ``jit`` as arguments.
+
+    Attributes:
+      images: ``u8[N, H, W, c]``.
+      labels: ``i32[N]``.
+      client_indices: ``i32[K, n]`` rows of ``images`` held by each client; padded with 0.
+      client_sizes: ``i32[K]`` how many of the ``n`` entries are real.
+      client_tiers: ``i32[K]``, ``HIGH`` or ``LOW``.
+    """
+
+    images: Array
+    labels: Array
+    client_indices: Array
+    client_sizes: Array
+    client_tiers: Array
+
+
+class ClientBatch(NamedTuple):
+    """All training examples of one client. A cohort is the same with a leading ``C``.
+
+    Attributes:
+      client_id: ``i32[]`` index in the population.
+      tier: ``i32[]``.
+      images: ``u8[n, H, W, c]``.
+      labels: ``i32[n]``.
+      mask: ``bool[n]``, True for a real example; all False for a padding client.
+    """
+
+    client_id: Array
+    tier: Array
+    images: Array
+    labels: Array
+    mask: Array
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    Attributes:
+      client_ids: ``i32[C]``.
+      valid: ``bool[C]``, False for padding clients, which change nothing.
+    """
+
+    client_ids: Array
+    valid: Array
+
+
+class ServerState(NamedTuple):
+    """All that a checkpoint needs: arrays only, no key and no function.
+
+    Attributes:
+      params: ``f32`` trainable parameters; what is perturbed and optimized.
+      model_state: running statistics of BatchNorm, or ``{}``.
+      opt_state: state of the server's optax optimizer.
+      round_idx: ``i32[]`` rounds done since the start of the run, over all phases.
+    """
+
+    params: Params
+    model_state: ModelState
+    opt_state: PyTree
+    round_idx: Array
+
+
+class ClientResult(NamedTuple):
+    """What one client returns.
+
+    Attributes:
+      message: exactly what is uploaded; its shape is what the uplink is billed for.
+      weight: ``f32[]`` weight in the mean over the cohort, usually the client's example count.
+      model_state: statistics uploaded beside the message, or ``{}`` when none travel.
+      metrics: dict of ``f32[]``; averaged over the cohort by ``weight``. Has at least ``loss``.
+    """
+
+    message: Message
+    weight: Array
+    model_state: ModelState
+    metrics: dict[str, Array]
+
+
+class ClientStrategy(NamedTuple):
+    """What one idea in federated learning has to say; everything else is shared.
+
+    Attributes:
+      client_update: ``(params, model_state, batch, round_key) -> ClientResult``. One client, one
+        round; the caller maps. Randomness comes from ``keys`` of ``round_key`` alone.
+      decode: ``(message, client_id, round_key, params) -> update``. A message's contribution to the
+        mean. Runs at the server for one client.
+      finalize: ``(mean_update, round_key, params) -> pseudo_gradient``, shaped like ``params``: what
+        the server optimizer descends along (delta = before - after).
+      finalize_state: ``(model_state, mean_uploaded_state) -> model_state``. The server's new
+        statistics.
+      replays: True if messages are scalars from which any party rebuilds the update: they are
+        gathered whole and decoded by everyone, instead of being decoded where they arise.
+    """
+
+    client_update: Callable[..., ClientResult]
+    decode: Callable[..., PyTree]
+    finalize: Callable[..., Params]
+    finalize_state: Callable[[ModelState, ModelState], ModelState]
+    replays: bool = False
+
+
+class RoundRecord(NamedTuple):
+    """What a round's clients sent: with the keys, all that is needed to replay the round.
+
+    Attributes:
+      cohort: who took part.
+      messages: the messages, stacked, leading ``C``; ``()`` unless the strategy replays.
+      weights: ``f32[C]``; 0 for padding clients. ``()`` unless the strategy replays.
+    """
+
+    cohort: Cohort
+    messages: PyTree
+    weights: PyTree
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A pair of pure functions.
+
+    Attributes:
+      init: ``(params, model_state) -> ServerState``.
+      round: ``(state, data, run_key) -> (state, metrics, record)``. ``metrics`` is a dict of
+        ``f32[]``; ``record`` a ``RoundRecord``.
+      apply: ``(state, record, run_key) -> params``. The server's half of ``round`` for strategies
+        that replay: the new parameters from what was sent alone.
+    """
+
+    init: Callable[[Params, ModelState], ServerState]
+    round: Callable[..., tuple[ServerState, dict[str, Array], RoundRecord]]
+    apply: Callable[..., Params]

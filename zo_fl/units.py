@@ -1,0 +1,54 @@
+"""Numbers as people read them. A missing or non-finite number is an en dash."""
+
+import math
+from typing import TypeGuard
+
+NONE = "–"
+
+
+def num_bytes(count: float | None) -> str:
+    """Returns bytes in decimal units and three digits: ``44.7 MB``, ``1.34 GB``, ``12 B``."""
+    if not _is_number(count):
+        return NONE
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    # 999.5 would be rounded to 1000.
+    while abs(size) >= 999.5 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    digits = 0 if units[0] == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {units[0]}"
+
+
+def duration(seconds: float | None) -> str:
+    """Returns seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
+    if not _is_number(seconds):
+        return NONE
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent(fraction: float | None) -> str:
+    """Returns a fraction in [0, 1] as ``23.4 %``."""
+    return f"{100 * fraction:.1f} %" if _is_number(fraction) else NONE
+
+
+def points(difference: float | None) -> str:
+    """Returns a difference of two fractions in percentage points: ``+9.3 points``."""
+    return f"{100 * difference:+.1f} points" if _is_number(difference) else NONE
+
+
+def integer(count: float | None) -> str:
+    """Returns a count with thousands separated: ``1,234,567``."""
+    return f"{round(count):,}" if _is_number(count) else NONE
+
+
+def loss(value: float | None) -> str:
+    """Returns a loss in at most 8 characters: ``1.234``, ``2.3e+07``."""
+    if not _is_number(value):
+        return NONE
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)

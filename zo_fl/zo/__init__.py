@@ -1,0 +1,1 @@
+"""Zeroth-order estimation: random directions, and estimators that turn losses into scalars."""

@@ -1,0 +1,99 @@
+"""Random directions z(key), regenerated wherever they are needed and never stored.
+
+A direction is used in one way only, ``add_direction(tree, key, scale) = tree + scale * z(key)``: to
+perturb the weights (scale = +-eps), to undo it, and to rebuild an update (scale = a coefficient).
+All distributions have E[z z^T] = tau^2 I, so they are exchangeable at equal step size:
+
+    rademacher   tau * {-1, +1}^d              ZOWarmUp's choice, one random bit a coordinate
+    gaussian     tau * N(0, I)                 MeZO, FedKSeed, DeComFL
+    sphere       tau * sqrt(d) * U(S^{d-1})    FedZO; its radius mu is eps * tau * sqrt(d) here
+
+tau lives in this file alone. It appears in the perturbation and again in the rebuilt update, hence
+the identity (eps, tau, lr) == (tau * eps, 1, tau^2 * lr) for plain SGD.
+
+Source: ZOWarmUp, Algorithm 1 line 23 and section 3.2; Fang et al. 2022 for the sphere.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from zo_fl import keys
+from zo_fl.errors import ConfigError
+from zo_fl.types import Array, Params
+
+AddDirection = Callable[[Params, Array, Array | float], Params]
+
+
+def create(*, distribution: str, tau: float) -> AddDirection:
+    """Returns ``add_direction(tree, key, scale) -> tree + scale * z(key)``.
+
+    Args:
+      distribution: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+      tau: standard deviation of a coordinate of z, > 0.
+
+    Returns:
+      A pure function of a tree of ``f32`` leaves, a key ``key[]`` and a scale ``f32[]``. Each leaf's
+      numbers depend on the key, the leaf's path and its shape, not on the other leaves
+      (``"sphere"`` alone divides by the norm of all of them).
+
+    Raises:
+      ConfigError: unknown distribution, or tau not positive.
+    """
+    if distribution not in _DISTRIBUTIONS:
+        raise ConfigError(
+            f"unknown distribution {distribution!r}; allowed: {', '.join(sorted(_DISTRIBUTIONS))}; "
+            "change config.zo.distribution"
+        )
+    if not tau > 0:
+        raise ConfigError(f"tau is {tau}; it must be > 0; change config.zo.tau")
+    add = _DISTRIBUTIONS[distribution]
+
+    def add_direction(tree: Params, key: Array, scale: Array | float) -> Params:
+        return add(tree, keys.leaf_keys(key, tree), jnp.float32(scale) * jnp.float32(tau))
+
+    return add_direction
+
+
+def _add_rademacher(tree: Params, leaf_keys: Params, scale: Array) -> Params:
+    return jax.tree.map(lambda leaf, key: leaf + _signed(key, scale, leaf.shape), tree, leaf_keys)
+
+
+def _signed(key: Array, magnitude: Array, shape: tuple[int, ...]) -> Array:
+    """Returns ``f32[shape]`` whose entries are +-magnitude, by one random bit each.
+
+    ``jax.random.rademacher`` draws 32 random bits a coordinate; here each word of the generator
+    gives the signs of 32 coordinates. The sign bit is set in place: no multiplication, no rounding.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
+    # Row j holds bit 31 - j of every word: one shift a row, contiguous stores. With the bits of one
+    # word side by side instead, the same draw took three times as long on a CPU (26 against 8 ms for
+    # 8.8 M coordinates; adding one to as many takes 4 ms).
+    signs = (words[None, :] << jnp.arange(32, dtype=jnp.uint32)[:, None]) & jnp.uint32(1 << 31)
+    signs = signs.reshape(-1)[:size].reshape(shape)
+    bits = jax.lax.bitcast_convert_type(magnitude, jnp.uint32)
+    return jax.lax.bitcast_convert_type(signs ^ bits, jnp.float32)
+
+
+def _add_gaussian(tree: Params, leaf_keys: Params, scale: Array) -> Params:
+    return jax.tree.map(
+        lambda leaf, key: leaf + scale * jax.random.normal(key, leaf.shape), tree, leaf_keys
+    )
+
+
+def _add_sphere(tree: Params, leaf_keys: Params, scale: Array) -> Params:
+    draws = jax.tree.map(lambda leaf, key: jax.random.normal(key, leaf.shape), tree, leaf_keys)
+    squares = sum(jnp.sum(jnp.square(draw)) for draw in jax.tree.leaves(draws))
+    dimension = sum(draw.size for draw in jax.tree.leaves(draws))
+    factor = scale * jnp.sqrt(dimension / squares)
+    return jax.tree.map(lambda leaf, draw: leaf + factor * draw, tree, draws)
+
+
+_DISTRIBUTIONS = {
+    "rademacher": _add_rademacher,
+    "gaussian": _add_gaussian,
+    "sphere": _add_sphere,
+}
