@@ -1,11 +1,11 @@
 """Every field with its default: the paper's setting where the paper states it.
 
-A block is the keyword arguments of exactly one function, named beside it. ``ConfigDict`` does not leave
-``zo_fl/train.py``; a field that is not here is an error.
+A block is the keyword arguments of exactly one function, named beside it. ``ConfigDict`` does not
+leave ``zo_fl/train.py``; a field that is not here is an error.
 
-Learning rates are not in the paper. ``warmup.lr`` is its author's public default order (0.1 to 0.03);
-``zo.lr`` follows from matching the norm of the zeroth-order update, lr * tau^2 * |grad| * sqrt(d / (S *
-cohort)), to that of a first-order step of rate 0.01 to 0.1.
+Learning rates are not in the paper. ``warmup.lr`` is its author's public default order (0.1 to
+0.03); ``zo.lr`` follows from matching the norm of the zeroth-order update, lr * tau^2 * |grad| *
+sqrt(d / (S * cohort)), to that of a first-order step of rate 0.01 to 0.1.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict(  # zo_fl.data.federated.load
         dict(
-            name="cifar10",  # cifar10, imagenet_resized/32x32, cifar10_sample, synthetic, any TFDS set
+            name="cifar10",  # cifar10_sample, synthetic, imagenet_resized/32x32, any set of TFDS
             data_dir="",  # "" = $TFDS_DATA_DIR, else ~/tensorflow_datasets
             num_clients=50,  # population, K
             partition="dirichlet",  # dirichlet, iid or shards
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
             server_lr=1.0,
             server=_server(),
             augment=True,  # random crop and flip
-            precision="highest",  # matrix products: highest = float32, default = the backend's fastest
+            precision="highest",  # matrix products; highest = float32, default = the fastest
         )
     )
     config.zo = ConfigDict(  # zo_fl.algorithms.zo.phase
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             num_directions=3,  # S
             seed_policy="per_client",  # per_client or shared directions
             aggregation="mean",  # mean, or the printed algorithm's sum over clients and directions
-            bn_policy="batch_sync",  # frozen, batch, batch_sync or recalibrate; without BatchNorm no effect
+            bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: zo_fl/algorithms/zo.py
             microbatch=0,  # examples a forward pass; 0 = the client's whole set at once
             lr=2e-4,  # server and client rates multiplied; scaled for aggregation="mean"
             server=_server(),

@@ -1,11 +1,13 @@
-"""What the commands share: flags that fail in one line, exit status 2 for bad input, the XLA cache."""
+"""What the commands share: flags that fail in one line, exit status 2 for bad input, the XLA
+cache."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -18,6 +20,8 @@ BAD_INPUT = 2
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl flags; on bad ones prints one line and exits with status 2."""
+    # absl shows JAX's notes on back ends that are not installed.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -53,7 +57,7 @@ def resolved_config(config: ConfigDict | None) -> dict[str, Any]:
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless the user configured JAX's cache already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
         root = os.environ.get("ZO_FL_CACHE", str(Path.home() / ".cache" / "zo_fl"))
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
 
@@ -62,7 +66,9 @@ def _explain_config_failure(argv: list[str], error: Exception) -> str:
     """Returns one line for a config file that fails to load or an override of an unknown field."""
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     if path is not None and not Path(path.split(":")[0]).is_file():
-        found = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
+        found = sorted(
+            str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base")
+        )
         hint = f"; there are: {', '.join(found)}" if found else "; run from the repository's root"
         return f"no config file {path!r}{hint}; change --config"
     if isinstance(error, ModuleNotFoundError | ImportError) and "configs" in str(error):
@@ -73,7 +79,9 @@ def _explain_config_failure(argv: list[str], error: Exception) -> str:
         if argument.startswith("--config.") and fields and field not in fields:
             near = difflib.get_close_matches(field, fields, n=3, cutoff=0.5)
             block = field.rpartition(".")[0]
-            allowed = near or [name for name in fields if name.rpartition(".")[0] == block] or fields
+            allowed = (
+                near or [name for name in fields if name.rpartition(".")[0] == block] or fields
+            )
             return f"unknown field config.{field}; did you mean config.{', config.'.join(allowed)}?"
     return f"{path}: {type(error).__name__}: {error}"
 
@@ -86,7 +94,8 @@ def _fields(path: str | None) -> list[str]:
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", flag_values=values)
         values(["", f"--config={path}"])
-        return _dotted(values["config"].value.to_dict())
+        config: Any = values["config"].value
+        return _dotted(config.to_dict())
     except Exception:  # noqa: BLE001 - only a better message depends on it
         return []
 
@@ -98,6 +107,6 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _fail(message: str):
+def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)

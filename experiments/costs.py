@@ -2,8 +2,9 @@
 
     python -m experiments.costs --config=configs/cifar10_10_90.py
 
-Beside the paper's figures stand its formulas, evaluated for this model, and what was measured: bytes
-from the shapes of the real messages, memory from the compiled client step. Exit status 2 for bad input.
+Beside the paper's figures stand its formulas, evaluated for this model, and what was measured:
+bytes from the shapes of the real messages, memory from the compiled client step. Exit status 2 for
+bad input.
 """
 
 import jax
@@ -15,7 +16,9 @@ from rich.table import Table
 from experiments import cli
 from zo_fl import cost, experiment, models, units
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/quickstart.py."
+)
 
 # As printed in Table 1, in MB per client; its communication columns are scrambled (see cost.py).
 PAPER = {
@@ -107,7 +110,14 @@ def _rows(config, built, phase, traffic, memory, num_params: int, sizes) -> list
 
 def _totals(built, params, model_state) -> Table:
     table = Table(title="The whole run, all clients together")
-    for name in ("phase", "rounds", "clients a round", "model pushed at start", "uplink", "downlink"):
+    for name in (
+        "phase",
+        "rounds",
+        "clients a round",
+        "model pushed at start",
+        "uplink",
+        "downlink",
+    ):
         table.add_column(name, justify="left" if name == "phase" else "right")
     for phase in built.phases:
         traffic = cost.phase_traffic(phase, params, model_state, built.data)

@@ -2,8 +2,8 @@
 
     python -m experiments.main --config=configs/quickstart.py [--config.zo.lr=0.02] [--workdir=W]
 
-Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss stopped being finite,
-2 bad input, 130 interrupted (and saved).
+Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss stopped being
+finite, 2 bad input, 130 interrupted (and saved).
 """
 
 import datetime
@@ -17,7 +17,9 @@ from experiments import cli
 from zo_fl import train
 from zo_fl.progress import print_closing_table
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/quickstart.py."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; made if missing, resumed if not. Default: runs/NAME/TIME."
 )

@@ -42,7 +42,9 @@ def test_adding_is_linear_in_the_scale(distribution):
     unit = add(TREE, key, 1.0)
     for scale in (2.5, -1e-3, 0.0):
         got = add(TREE, key, scale)
-        jax.tree.map(lambda g, u, s=scale: np.testing.assert_allclose(g, s * u, rtol=1e-6), got, unit)
+        jax.tree.map(
+            lambda g, u, s=scale: np.testing.assert_allclose(g, s * u, rtol=1e-6), got, unit
+        )
 
 
 @pytest.mark.parametrize("distribution", ("rademacher", "gaussian"))

@@ -1,5 +1,7 @@
 """A tiny federation, shared by tests: 8 clients, synthetic images, an MLP."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -13,7 +15,7 @@ ROUNDS = 2
 
 def config(algorithm="zowarmup", **overrides):
     """Returns a resolved config; overrides are dotted with ``__``: ``zo__lr=0.1``."""
-    config = base.get_config()
+    config: Any = base.get_config()
     config.algorithm = algorithm
     config.data.update(name="synthetic", num_clients=8, alpha=1.0, high_fraction=0.5)
     config.model.update(name="mlp", norm="none")

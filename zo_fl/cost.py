@@ -1,16 +1,18 @@
-"""What a run costs: bytes by the shapes of the real messages, memory by formula and by the compiler.
+"""What a run costs: bytes by the shapes of the real messages, memory by formula and by the
+compiler.
 
 Communication of one round, over all clients together:
 
     uplink     cohort x (message + uploaded statistics)
     downlink   receivers x (what the update is rebuilt from + the new statistics)
 
-A first-order round is received by its cohort, as the new model. A zeroth-order round is received by the
-whole population, as scalars: every client must follow every update, and one that was absent catches
-up later with the same bytes. When such a phase begins, everyone receives the model once. Directions come
-from keys and cost nothing.
+A first-order round is received by its cohort, as the new model. A zeroth-order round is received by
+the whole population, as scalars: every client must follow every update, and one that was absent
+catches up later with the same bytes. When such a phase begins, everyone receives the model once.
+Directions come from keys and cost nothing.
 
-Memory of one client's step, the paper's equations 4 and 5 in bytes, P parameters and BS examples at once:
+Memory of one client's step, the paper's equations 4 and 5 in bytes, P parameters and BS examples at
+once:
 
     first order    4 (2 P + BS * sum of activations)
     zeroth order   4 (2 P + BS * largest activation)
@@ -20,7 +22,7 @@ zeroth-order memory is 2 P alone.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -161,7 +163,7 @@ def step_memory(phase: Phase, params, model_state, data: FederatedData) -> StepM
     )
     key = jax.eval_shape(lambda: keys.run_key(0))
     step = jax.jit(phase.strategy.client_update).lower(params, model_state, batch, key).compile()
-    analysis = step.memory_analysis()
+    analysis: Any = step.memory_analysis()
     return StepMemory(
         analysis.argument_size_in_bytes,
         analysis.output_size_in_bytes,

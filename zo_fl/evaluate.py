@@ -46,11 +46,14 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
         return padded.reshape(-1, batch_size, *array.shape[1:])
 
     sharding = NamedSharding(mesh, P(None, AXIS))
-    return EvaluationSet(*(jax.device_put(cut(np.asarray(a)), sharding) for a in (images, labels, mask)))
+    return EvaluationSet(
+        *(jax.device_put(cut(np.asarray(a)), sharding) for a in (images, labels, mask))
+    )
 
 
 def make_evaluate(task: Task, precision: str) -> Callable[..., dict[str, Array]]:
-    """Returns jitted ``(params, model_state, evaluation_set) -> {"loss": f32[], "accuracy": f32[]}``.
+    """Returns jitted ``(params, model_state, evaluation_set) -> {"loss": f32[], "accuracy":
+    f32[]}``.
 
     Running statistics are used, whatever the policy of the training phase. An empty set gives NaN.
     """

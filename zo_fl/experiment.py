@@ -61,6 +61,10 @@ def build(config: Mapping[str, Any]) -> Experiment:
         Engine(mesh, run["clients_per_vmap"]),
     )
     phases = algorithms.create(config["algorithm"], problem, config)
+    if not sum(phase.num_rounds for phase in phases):
+        raise ConfigError(
+            "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
+        )
     data = jax.device_put(federation.clients, NamedSharding(mesh, P()))
     return Experiment(federation, learning, phases, data, mesh, keys.run_key(config["seed"]))
 

@@ -18,7 +18,7 @@ IMPLEMENTATION = "threefry2x32"
 
 
 def run_key(seed: int | Array) -> Array:
-    """Returns the root key ``key[]`` of a run from the integer (or ``u32[]``) seed of its config."""
+    """Returns the root key ``key[]`` of a run from its config's seed, an integer or ``u32[]``."""
     return jax.random.key(seed, impl=IMPLEMENTATION)
 
 

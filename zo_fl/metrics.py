@@ -12,11 +12,15 @@ floats are written in full precision.
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+# Their names are made at import time, which pyright cannot see.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboardX.record_writer import RecordWriter
 
 from zo_fl.errors import ConfigError
 
@@ -48,17 +52,14 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(path, done)
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard hides what earlier event files say about this step and later ones.
-        self._events = SummaryWriter(str(path.parent / "tb"), purge_step=done + 1)
+        self._events = _Events(path.parent / "tb", done + 1)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes rows, in the order of their rounds, and flushes."""
         for row in rows:
             values = {key: _standard(value) for key, value in row.items()}
             self._file.write(json.dumps(values, allow_nan=False) + "\n")
-            for key, value in values.items():
-                if isinstance(value, int | float) and key != "round":
-                    self._events.add_scalar(_tag(key), value, values["round"])
+            self._events.write(values)
         self._file.flush()
         self._events.flush()
 
@@ -72,6 +73,39 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class _Events:
+    """TensorBoard's side: an event a row, written at once.
+
+    ``tensorboardX.SummaryWriter`` writes from a queue that its ``flush`` does not wait for, and
+    names its files by the host and the second, so that two in a second overwrite each other.
+    """
+
+    def __init__(self, folder: Path, first_round: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        self._add(file_version="brain.Event:2")
+        # TensorBoard hides what earlier files say about this step and later ones.
+        start = SessionLog(status=SessionLog.START)
+        self._add(step=first_round, session_log=start)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        scalars = [
+            Summary.Value(tag=_tag(key), simple_value=value)
+            for key, value in row.items()
+            if isinstance(value, int | float) and key != "round"
+        ]
+        self._add(step=row["round"], summary=Summary(value=scalars))
+
+    def _add(self, **content: Any) -> None:
+        self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

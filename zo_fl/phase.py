@@ -1,7 +1,8 @@
 """What an algorithm is given, and what it returns: a ``Problem`` and a tuple of ``Phase``s.
 
 ZOWarmUp is two phases, High Res Only its first alone; the pivot is where phase one ends. Phases are
-handed over on the host: they differ in cohort, batch shape and optimizer state (which starts afresh).
+handed over on the host: they differ in cohort, batch shape and optimizer state (which starts
+afresh).
 """
 
 from typing import NamedTuple
@@ -67,7 +68,9 @@ def make_cohorts(problem: Problem, block: str, tiers: str, cohort_size: int, par
       ConfigError: unknown tiers or participation, or a cohort larger than those who may take part.
     """
     if tiers not in ("high", "all"):
-        raise ConfigError(f"unknown tiers {tiers!r}; allowed: high, all; change config.{block}.tiers")
+        raise ConfigError(
+            f"unknown tiers {tiers!r}; allowed: high, all; change config.{block}.tiers"
+        )
     allowed = (problem.client_tiers == HIGH) if tiers == "high" else problem.client_tiers >= 0
     eligible = np.flatnonzero(allowed).astype(np.int32)
     sample_cohort = sampling.make_sampler(

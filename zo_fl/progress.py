@@ -93,10 +93,10 @@ class Progress:
             self.message(
                 _join(
                     f"round {self._done:{digits}}/{self._total}",
-                    last["phase"],
+                    f"{last['phase']:6}",
                     f"loss {units.loss(last['train_loss'])}",
-                    f"test acc {units.percent(last['test_accuracy'])}",
-                    val is not None and f"val acc {units.percent(val)}",
+                    f"test acc {units.percent(last['test_accuracy']):>6}",
+                    val is not None and f"val acc {units.percent(val):>6}",
                     self._speed(),
                     self._left(),
                 )

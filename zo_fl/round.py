@@ -3,11 +3,11 @@
     sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
                          (each device of the mesh its share)           (optax, on every device)
 
-A strategy says what a client sends and what a message means (``types.ClientStrategy``). There are two
-ways home for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise, and one
-``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a few floats a
-client, and every device rebuilds the same update from them and the keys: no model ever crosses
-between devices, just as none crosses between clients and server. That second half alone is
+A strategy says what a client sends and what a message means (``types.ClientStrategy``). There are
+two ways home for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise,
+and one ``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a
+few floats a client, and every device rebuilds the same update from them and the keys: no model ever
+crosses between devices, just as none crosses between clients and server. That second half alone is
 ``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
 """
 
@@ -66,7 +66,8 @@ def make_algorithm(
     sample_cohort: Callable[[Array], Cohort],
     engine: Engine,
 ) -> FederatedAlgorithm:
-    """Returns the federated algorithm of a strategy, a server optimizer and a way to sample cohorts.
+    """Returns the federated algorithm of a strategy, a server optimizer and a way to sample
+    cohorts.
 
     Args:
       strategy: what clients compute and send.
@@ -92,14 +93,17 @@ def make_algorithm(
         round_key = keys.round_key(run_key, state.round_idx)
         cohort = sample_cohort(round_key)
         sums, messages, weights = _run_cohort(strategy, engine, state, data, cohort, round_key)
-        # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the run.
+        # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the
+        # run.
         mean = jax.tree.map(lambda leaf: leaf / sums.weight, sums)
         record = RoundRecord(cohort, messages, weights)
         if strategy.replays:
             params, opt_state = apply(state, record, run_key)
         else:
             params, opt_state = step(state, mean.update, round_key)
-        metrics = mean.metrics | {"update_norm": optax.tree.norm(optax.tree.sub(params, state.params))}
+        metrics = mean.metrics | {
+            "update_norm": optax.tree.norm(optax.tree.sub(params, state.params))
+        }
         model_state = strategy.finalize_state(state.model_state, mean.model_state)
         return ServerState(params, model_state, opt_state, state.round_idx + 1), metrics, record
 

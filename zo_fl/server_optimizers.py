@@ -74,7 +74,8 @@ def create(
         )
     if lr < 0:
         raise ConfigError(
-            f"server learning rate is {lr}; it must be >= 0; change config.warmup.server_lr or config.zo.lr"
+            f"server learning rate is {lr}; it must be >= 0; "
+            "change config.warmup.server_lr or config.zo.lr"
         )
     if name == "sgd":
         return optax.sgd(lr)
@@ -92,16 +93,15 @@ def _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction):
         start = jax.tree.map(lambda leaf: jnp.full_like(leaf, initial_accumulator), params)
         return AdaptiveState(zeros, start, jnp.int32(0))
 
-    def update(gradient, state, params=None):
+    def update(updates, state, params=None):
         del params
+        gradient = updates
         count = state.count + 1
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
         second = jax.tree.map(lambda v, g: second_moment(v, g * g, b2), state.second, gradient)
         m_scale = 1 / (1 - b1**count) if bias_correction else 1.0
         v_scale = 1 / (1 - b2**count) if bias_correction and name != "adagrad" else 1.0
-        step = jax.tree.map(
-            lambda m, v: m_scale * m / (jnp.sqrt(v_scale * v) + eps), mean, second
-        )
+        step = jax.tree.map(lambda m, v: m_scale * m / (jnp.sqrt(v_scale * v) + eps), mean, second)
         return step, AdaptiveState(mean, second, count)
 
     return optax.GradientTransformation(init, update)

@@ -1,4 +1,5 @@
-"""BatchNorm's running statistics, which are state and not parameters: never perturbed, never optimized.
+"""BatchNorm's running statistics, which are state and not parameters: never perturbed, never
+optimized.
 
 A statistics tree is flax's ``batch_stats`` collection: nested dicts that end in
 ``{"mean": f32[channels], "var": f32[channels]}``. With GroupNorm or LayerNorm it is ``{}``.
@@ -25,8 +26,8 @@ def batch_moments(
       mask: ``bool[b, n]``.
 
     Returns:
-      A statistics tree with ``var`` replaced by the second moment, mean over the real examples of all
-      batches. Second moments, unlike variances, can be averaged exactly.
+      A statistics tree with ``var`` replaced by the second moment, mean over the real examples of
+      all batches. Second moments, unlike variances, can be averaged exactly.
     """
     zeros = jax.tree.map(jnp.zeros_like, model_state)
 
@@ -54,8 +55,10 @@ def from_moments(moments: ModelState) -> ModelState:
 
 
 def move(running: ModelState, batch: ModelState) -> ModelState:
-    """Returns running statistics after one batch: ``momentum * running + (1 - momentum) * batch``."""
-    return jax.tree.map(lambda r, b: BATCH_NORM_MOMENTUM * r + (1 - BATCH_NORM_MOMENTUM) * b, running, batch)
+    """Returns running statistics, moved towards one batch's by 1 - momentum."""
+    return jax.tree.map(
+        lambda r, b: BATCH_NORM_MOMENTUM * r + (1 - BATCH_NORM_MOMENTUM) * b, running, batch
+    )
 
 
 def _per_norm(function, tree):

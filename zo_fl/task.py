@@ -1,7 +1,7 @@
 """What is learned: a model and a data set's preprocessing as pure functions of parameters.
 
-Augmentation is *not* done here but by the caller, on the uint8 images, once: every pass over a batch
-then sees the same pixels, as the two sides of a zeroth-order pair must.
+Augmentation is *not* done here but by the caller, on the uint8 images, once: every pass over a
+batch then sees the same pixels, as the two sides of a zeroth-order pair must.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ import optax
 
 from zo_fl.data import augment
 from zo_fl.types import Array, ModelState, Params
-
 
 
 class Task(NamedTuple):
@@ -50,6 +49,7 @@ def classification(
       mean: ``f32[c]`` of pixels in [0, 1].
       std: ``f32[c]``.
     """
+    apply: Any = module.apply  # its return type depends on ``mutable``
     example = np.zeros((1, *image_shape), np.float32)
 
     def init(key):
@@ -62,8 +62,8 @@ def classification(
             variables["batch_stats"] = model_state
         x = augment.normalize(images, mean, std)
         if not (train and model_state):
-            return module.apply(variables, x, train=train, mask=mask), model_state
-        output, new = module.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+            return apply(variables, x, train=train, mask=mask), model_state
+        output, new = apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
         return output, new["batch_stats"]
 
     def losses(params, model_state, images, labels, mask, train):

@@ -1,9 +1,9 @@
 """Runs an experiment: phases, chunks of rounds, evaluation, logs, checkpoints.
 
-All side effects of a run are here and in ``experiments``. A chunk of rounds is one jitted program whose
-length is an argument, so that each phase compiles once whatever the cadence of evaluation. What a
-chunk leaves behind depends on the round alone, not on where a run was stopped: a resumed run ends
-bit-identical to one that never stopped.
+All side effects of a run are here and in ``experiments``. A chunk of rounds is one jitted program
+whose length is an argument, so that each phase compiles once whatever the cadence of evaluation.
+What a chunk leaves behind depends on the round alone, not on where a run was stopped: a resumed run
+ends bit-identical to one that never stopped.
 """
 
 import functools
@@ -52,7 +52,8 @@ def run(config: Mapping[str, Any], path: str | Path, *, quiet: bool = False) -> 
     """Runs or resumes the experiment of a config in a folder, and returns its summary.
 
     Args:
-      config: resolved, as nested dicts (``ConfigDict.to_dict()`` of ``configs/base.py`` and changes).
+      config: resolved, as nested dicts (``ConfigDict.to_dict()`` of ``configs/base.py`` and
+        changes).
       path: the run's folder. An unfinished run in it is resumed, a finished one only reported.
       quiet: no progress output.
 
@@ -147,8 +148,8 @@ class _Trainer:
                 if done >= stretch.end:
                     continue
                 if done == stretch.start:
-                    state = self._hand_over(stretch, state, done)
-                for done, state in self._rounds(stretch, state, done):
+                    state = self._first_state(stretch, state.params, state.model_state, done)
+                for done, state in self._rounds(stretch, state, done):  # noqa: B020
                     if self.interrupted() and self.diverged_round is None:
                         self._save(state, done, pivot=self._is_pivot(done))
                         raise Interrupted(f"stopped after round {done} of {self.stretches[-1].end}")
@@ -255,12 +256,15 @@ class _Trainer:
     def _forward_passes(self, done: int) -> int:
         """Returns single-example forward passes after ``done`` rounds of the run."""
         return round(
-            sum(s.phase.examples_per_round * s.phase.passes * _rounds_in(s, done) for s in self.stretches)
+            sum(
+                s.phase.examples_per_round * s.phase.passes * _rounds_in(s, done)
+                for s in self.stretches
+            )
         )
 
-    def _hand_over(self, stretch: Stretch, state: ServerState, done: int) -> ServerState:
+    def _first_state(self, stretch: Stretch, params, model_state, done: int) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
-        fresh = stretch.phase.algorithm.init(state.params, state.model_state, done)
+        fresh = stretch.phase.algorithm.init(params, model_state, done)
         return jax.device_put(fresh, self.replicated)
 
     def _save(self, state: ServerState, done: int, pivot: bool = False) -> None:
@@ -271,7 +275,7 @@ class _Trainer:
         """Returns the latest saved state, or the initial one, and the rounds it has done."""
         done = self.checkpoints.latest_round()
         index = next((i for i, s in enumerate(self.stretches) if s.start < (done or 1) <= s.end), 0)
-        state = self._hand_over(self.stretches[index], ServerState(*self.initial, (), 0), 0)
+        state = self._first_state(self.stretches[index], *self.initial, 0)
         if done is None:
             return state, 0
         state, self.progress = self.checkpoints.restore(done, state)
@@ -285,8 +289,6 @@ def _stretches(built: Experiment, params, model_state) -> list[Stretch]:
             traffic = cost.phase_traffic(phase, params, model_state, built.data)
             stretches.append(Stretch(phase, start, start + phase.num_rounds, traffic))
             start += phase.num_rounds
-    if not stretches:
-        raise ConfigError("no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds")
     return stretches
 
 

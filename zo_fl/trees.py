@@ -41,4 +41,3 @@ def squeeze(tree: PyTree) -> PyTree:
 def num_bytes(tree: PyTree) -> int:
     """Returns the bytes of all leaves (arrays or ``jax.ShapeDtypeStruct``)."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-

@@ -45,7 +45,9 @@ class Dataset(NamedTuple):
 
 
 class FederatedData(NamedTuple):
-    """The training set and who holds what. Device arrays, always passed to ``jit`` as arguments.
+    """The training set and who holds what.
+
+    NumPy arrays on the host, then device arrays, always passed to ``jit`` as arguments.
 
     Attributes:
       images: ``u8[N, H, W, c]``.
@@ -55,11 +57,11 @@ class FederatedData(NamedTuple):
       client_tiers: ``i32[K]``, ``HIGH`` or ``LOW``.
     """
 
-    images: Array
-    labels: Array
-    client_indices: Array
-    client_sizes: Array
-    client_tiers: Array
+    images: Array | np.ndarray
+    labels: Array | np.ndarray
+    client_indices: Array | np.ndarray
+    client_sizes: Array | np.ndarray
+    client_tiers: Array | np.ndarray
 
 
 class ClientBatch(NamedTuple):
@@ -132,8 +134,8 @@ class ClientStrategy(NamedTuple):
         round; the caller maps. Randomness comes from ``keys`` of ``round_key`` alone.
       decode: ``(message, client_id, round_key, params) -> update``. A message's contribution to the
         mean. Runs at the server for one client.
-      finalize: ``(mean_update, round_key, params) -> pseudo_gradient``, shaped like ``params``: what
-        the server optimizer descends along (delta = before - after).
+      finalize: ``(mean_update, round_key, params) -> pseudo_gradient``, shaped like ``params``:
+        what the server optimizer descends along (delta = before - after).
       finalize_state: ``(model_state, mean_uploaded_state) -> model_state``. The server's new
         statistics.
       replays: True if messages are scalars from which any party rebuilds the update: they are
@@ -165,13 +167,13 @@ class FederatedAlgorithm(NamedTuple):
     """A pair of pure functions.
 
     Attributes:
-      init: ``(params, model_state) -> ServerState``.
+      init: ``(params, model_state, round_idx=0) -> ServerState``, the optimizer's state fresh.
       round: ``(state, data, run_key) -> (state, metrics, record)``. ``metrics`` is a dict of
         ``f32[]``; ``record`` a ``RoundRecord``.
-      apply: ``(state, record, run_key) -> params``. The server's half of ``round`` for strategies
-        that replay: the new parameters from what was sent alone.
+      apply: ``(state, record, run_key) -> (params, opt_state)``. The server's half of ``round`` for
+        strategies that replay: the new parameters from what was sent alone.
     """
 
-    init: Callable[[Params, ModelState], ServerState]
+    init: Callable[..., ServerState]
     round: Callable[..., tuple[ServerState, dict[str, Array], RoundRecord]]
-    apply: Callable[..., Params]
+    apply: Callable[..., tuple[Params, PyTree]]

@@ -44,7 +44,7 @@ def integer(count: float | None) -> str:
 
 
 def loss(value: float | None) -> str:
-    """Returns a loss in at most 8 characters: ``1.234``, ``2.3e+07``."""
+    """Returns a loss in at most 9 characters: ``1.234``, ``2.3e+07``."""
     if not _is_number(value):
         return NONE
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"

@@ -6,22 +6,18 @@ import pytest
 
 from zo_fl.models.conv import conv2d
 
-QUICK = ("auto", "fast_grad", "patches")
+QUICK = ("fast_grad", "patches")
 # (height and width, kernel size, stride, padding)
 CASES = [
     ((6, 6), 3, 1, "SAME"),
     ((7, 5), 3, 1, "VALID"),
     ((6, 6), 3, 2, "SAME"),
-    ((8, 8), 3, 2, 1),
-    ((7, 5), 3, 2, 1),
+    ((7, 8), 3, 2, 1),
     ((7, 8), 3, 2, "VALID"),
     ((7, 5), 1, 1, 0),
     ((7, 6), 1, 2, 0),
-    ((6, 6), 1, 2, "SAME"),
     ((6, 5), 2, 1, "SAME"),
-    ((8, 7), 5, 1, 2),
     ((8, 8), 4, 4, "VALID"),
-    ((9, 8), 3, 3, "VALID"),
     ((5, 5), 3, 1, 3),
     ((5, 5), 1, 1, 1),
 ]
@@ -94,6 +90,17 @@ def test_steps_in_a_scan_equal_steps_in_a_python_loop(implementation):
         expected = expected - 1e-3 * reference(x, expected)[1][1]
     _assert_close(expected, scanned(kernel))
     _assert_close(expected, scanned(kernel))
+
+
+def test_auto_is_the_quick_gradient_on_a_cpu_and_xlas_elsewhere(monkeypatch):
+    x, kernel = _operands((6, 6), 3)
+    for backend, choice in (("cpu", "fast_grad"), ("gpu", "xla"), ("tpu", "xla")):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        programs = [
+            str(jax.make_jaxpr(lambda x, k, c=c: conv2d(x, k, implementation=c))(x, kernel))
+            for c in ("auto", choice)
+        ]
+        assert programs[0] == programs[1]
 
 
 def test_an_unknown_implementation_is_an_error():

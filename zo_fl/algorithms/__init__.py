@@ -1,7 +1,7 @@
 """Federated algorithms by name. Each is one file that exports ``phases(problem, **blocks)``.
 
-The keyword arguments of ``phases`` are named after the config blocks that the algorithm reads: adding
-one takes a file here, a line in ``ALGORITHMS`` and a block in ``configs/base.py``.
+The keyword arguments of ``phases`` are named after the config blocks that the algorithm reads:
+adding one takes a file here, a line in ``ALGORITHMS`` and a block in ``configs/base.py``.
 """
 
 import inspect

@@ -4,8 +4,8 @@
     delta = sum_i (n_i / sum n) (w - w_i),   w <- ServerOptimizer(w, delta)
 
 Phase one of ZOWarmUp (the warm-up) is this with ``tiers = "high"``; alone it is the paper's
-"High Res Only". Running statistics of BatchNorm travel with the delta and are averaged with the same
-weights, unscaled by the server's learning rate, as in the author's public code.
+"High Res Only". Running statistics of BatchNorm travel with the delta and are averaged with the
+same weights, unscaled by the server's learning rate, as in the author's public code.
 
 Source: McMahan et al. 2017; Reddi et al. 2021; ZOWarmUp, Algorithm 1, phase 1.
 """

@@ -3,11 +3,11 @@
     scalar_{j,m} = F_j(w + eps z_{j,m}) - F_j(w - eps z_{j,m}),    z_{j,m} = z(round, client j, m)
     g = sum_j (n_j / sum n) 1/S sum_m scalar_{j,m} / (2 eps) z_{j,m},    w <- ServerOptimizer(w, g)
 
-F_j is the mean cross-entropy over *all* of the client's training examples; one step a round. Phase two
-of ZOWarmUp is this with all clients; alone it is zeroth-order training from scratch.
+F_j is the mean cross-entropy over *all* of the client's training examples; one step a round. Phase
+two of ZOWarmUp is this with all clients; alone it is zeroth-order training from scratch.
 
-BatchNorm in a pass that has no gradient is an open choice in the paper; ``bn_policy`` makes it explicit.
-Perturbed passes never touch running statistics, whatever the policy.
+BatchNorm in a pass that has no gradient is an open choice in the paper; ``bn_policy`` makes it
+explicit. Perturbed passes never touch running statistics, whatever the policy.
 
     policy        losses are computed with       running statistics
     frozen        the running statistics         stay as they were at the pivot
@@ -19,9 +19,9 @@ Perturbed passes never touch running statistics, whatever the policy.
 
 The last two upload statistics beside the scalars, and are billed for them.
 
-Source: ZOWarmUp, Algorithm 1, phase 2, with the printed errors mended: the update is subtracted, all
-clients update, and terms are averaged (``aggregation = "sum"`` gives the printed sum, whose step size is
-S * |cohort| times smaller for the same update).
+Source: ZOWarmUp, Algorithm 1, phase 2, with the printed errors mended: the update is subtracted,
+all clients update, and terms are averaged (``aggregation = "sum"`` gives the printed sum, whose
+step size is S * |cohort| times smaller for the same update).
 """
 
 import jax
@@ -77,7 +77,9 @@ def phase(
     _check("aggregation", aggregation, AGGREGATIONS)
     _check("estimator", estimator, estimators.ESTIMATORS)
     if microbatch < 0:
-        raise ConfigError(f"microbatch is {microbatch}; it must be >= 0; change config.zo.microbatch")
+        raise ConfigError(
+            f"microbatch is {microbatch}; it must be >= 0; change config.zo.microbatch"
+        )
     sample_cohort, size, examples = make_cohorts(problem, "zo", tiers, cohort_size, participation)
     add_direction = directions.create(distribution=distribution, tau=tau)
     estimator_ = estimators.ESTIMATORS[estimator](
@@ -118,15 +120,15 @@ def scalar_round(
     Args:
       task: the learning problem.
       estimator: from ``zo.estimators``.
-      shared_directions: all clients use the same S directions of the round; the scalars are averaged
-        and the update is rebuilt once.
+      shared_directions: all clients use the same S directions of the round; the scalars are
+        averaged and the update is rebuilt once.
       scale: factor on the mean update.
       bn_policy: one of ``BN_POLICIES``.
-      microbatch: examples a forward pass, 0 = all at once. Exact without batch statistics; with them
-        each microbatch is normalised by itself.
+      microbatch: examples a forward pass, 0 = all at once. Exact without batch statistics; with
+        them each microbatch is normalised by itself.
       augment: random crop and flip, drawn once a round and client: all passes see the same pixels.
-      precision: matrix product precision. A perturbation of eps * tau = 7.5e-5 drowns in bfloat16 and
-        TensorFloat-32, so ``highest`` unless eps is raised.
+      precision: matrix product precision. A perturbation of eps * tau = 7.5e-5 drowns in bfloat16
+        and TensorFloat-32, so ``highest`` unless eps is raised.
     """
 
     def directions_key(round_key, client_id):
@@ -161,24 +163,17 @@ def scalar_round(
     def rebuild(scalars, key, params):
         return trees.scale(estimator.reconstruct(scalars, key, params), scale)
 
-    if shared_directions:
-
-        def decode(message, client_id, round_key, params):
+    def decode(message, client_id, round_key, params):
+        if shared_directions:
             return message
+        return rebuild(message, directions_key(round_key, client_id), params)
 
-        def finalize(mean_update, round_key, params):
+    def finalize(mean_update, round_key, params):
+        if shared_directions:
             return rebuild(mean_update, directions_key(round_key, 0), params)
-    else:
+        return mean_update
 
-        def decode(message, client_id, round_key, params):
-            return rebuild(message, directions_key(round_key, client_id), params)
-
-        def finalize(mean_update, round_key, params):
-            return mean_update
-
-    return ClientStrategy(
-        client_update, decode, finalize, _FINALIZE_STATE[bn_policy], replays=True
-    )
+    return ClientStrategy(client_update, decode, finalize, _FINALIZE_STATE[bn_policy], replays=True)
 
 
 def _split(images, labels, mask, microbatch: int):

@@ -8,7 +8,8 @@ Source: Legate, Rish, Belilovsky, "Warming Up for Zeroth-Order Federated Pre-Tra
 Resource Clients", PMLR 330 (arXiv 2509.03503), Algorithm 1.
 """
 
-from zo_fl.algorithms import fedavg, zo as zo_rounds
+from zo_fl.algorithms import fedavg
+from zo_fl.algorithms import zo as zo_rounds
 from zo_fl.phase import Phase, Problem
 
 

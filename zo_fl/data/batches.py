@@ -18,9 +18,9 @@ def epoch_order(key: Array, mask: Array, batch_size: int) -> tuple[Array, Array]
       batch_size: examples a batch, at least 1; static.
 
     Returns:
-      ``(indices, batch_mask)``: ``i32[num_batches, batch_size]`` rows of the client's arrays, 0 where
-      nothing is left, and ``bool[num_batches, batch_size]``, with ``num_batches = ceil(n /
-      batch_size)``.
+      ``(indices, batch_mask)``: ``i32[num_batches, batch_size]`` rows of the client's arrays, any
+      row where the mask is False, and ``bool[num_batches, batch_size]``. ``num_batches`` is
+      ``ceil(n / batch_size)``.
     """
     (n,) = mask.shape
     num_batches = -(-n // batch_size)

@@ -26,8 +26,8 @@ _STATISTICS = {
 def load(name: str, data_dir: str | None = None) -> Dataset:
     """Returns a data set.
 
-    The test split is the set's ``test``, else its ``validation``. Where examples have an ``id``, rows
-    are in its order: row numbers, and with them partitions, do not depend on how a set was sharded.
+    The test split is the set's ``test``, else its ``validation``. Where examples have an ``id``,
+    rows are in its order: row numbers and partitions do not depend on how a set was sharded.
 
     Args:
       name: ``cifar10_sample``, ``synthetic``, or a TFDS set with an ``image`` of one size and a

@@ -43,7 +43,7 @@ def load(
     """Returns a data set partitioned over clients. The config block ``config.data``.
 
     Partition, validation split and tiers have generators of their own, so that another
-    ``high_fraction`` leaves the partition as it is: resource splits are compared on the same clients.
+    ``high_fraction`` leaves the partition as it is: resource splits are compared on equal clients.
 
     Args:
       name: data set, see ``datasets.load``.
@@ -92,8 +92,8 @@ def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
       client_ids: ``i32[C]``.
 
     Returns:
-      A ``ClientBatch`` with a leading ``C``: images ``u8[C, n, H, W, c]``, labels ``i32[C, n]``, mask
-      ``bool[C, n]``.
+      A ``ClientBatch`` with a leading ``C``: images ``u8[C, n, H, W, c]``, labels ``i32[C, n]``,
+      mask ``bool[C, n]``.
     """
     rows = data.client_indices[client_ids]
     sizes = data.client_sizes[client_ids]

@@ -19,10 +19,10 @@ def dirichlet(
 ) -> np.ndarray:
     """Returns equal-sized clients whose label shares are drawn from a symmetric Dirichlet.
 
-    Each client has shares p_k ~ Dir(alpha 1). Clients take ``floor(N / K)`` examples in turn, each a
-    draw of a label from p_k and the next unused example of that label. A label that runs out is
-    struck from all shares, which are renormalised. Late clients therefore are more skewed than early
-    ones: never let a client's index decide anything else.
+    Each client has shares p_k ~ Dir(alpha 1). In turn clients take ``floor(N / K)`` examples, each
+    a draw of a label from p_k and the next unused example of that label. A label that runs out is
+    struck from all shares, which are renormalised. Late clients therefore are more skewed than
+    early ones: never let a client's index decide anything else.
 
     Args:
       labels: ``i32[N]``, at least 0.
@@ -35,9 +35,9 @@ def dirichlet(
       ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels``, none twice, in random order.
 
     Source: the scheme of ZOWarmUp's author (public code of ``FederatedLearningBaselines``), after
-      Hsu et al. 2019, arXiv 1909.06335. Differs in that a client whose every label has run out takes
-      its remaining examples uniformly from what is left, instead of dividing by zero or stopping
-      short.
+      Hsu et al. 2019, arXiv 1909.06335. Differs in that a client whose every label has run out
+      takes its remaining examples uniformly from what is left, instead of dividing by zero or
+      stopping short.
     """
     labels = np.asarray(labels)
     stock = np.bincount(labels)

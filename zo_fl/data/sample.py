@@ -62,8 +62,8 @@ def load_sample(path: str | pathlib.Path = PATH) -> Dataset:
 def make_sample(dataset: Dataset, path: str | pathlib.Path, seed: int = 0) -> int:
     """Writes a sample of CIFAR-10 to ``path`` (``.webp``) and ``.json`` beside it; returns bytes.
 
-    The JSON holds, for ``train`` and ``test``, the ``labels`` and the ``indices`` of the images: rows
-    of ``dataset``, which for ``datasets.load("cifar10")`` are those of the official binary files.
+    The JSON holds, for ``train`` and ``test``, the ``labels`` and the ``indices`` of the images:
+    rows of ``dataset``, which for ``datasets.load("cifar10")`` are those of the official files.
 
     Args:
       dataset: all of CIFAR-10.

@@ -26,6 +26,17 @@ def default_data_dir() -> str:
     return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
+def versions(folder: pathlib.Path) -> list[str]:
+    """Returns the versions of one set that lie prepared in its folder, in any form."""
+    if not folder.is_dir():
+        return []
+    return [
+        path.name
+        for path in folder.iterdir()
+        if _VERSION.fullmatch(path.name) and (path / "dataset_info.json").is_file()
+    ]
+
+
 def find(name: str, data_dir: str) -> pathlib.Path:
     """Returns the folder of a prepared data set, its highest version unless the name has one.
 
@@ -43,10 +54,10 @@ def find(name: str, data_dir: str) -> pathlib.Path:
             "synthetic, or a TFDS name such as cifar10, imagenet_resized/32x32, cifar10:3.0.2"
         )
     root = pathlib.Path(data_dir).expanduser()
-    versions = [path.name for path in _prepared(root / parts["path"])]
-    wanted = parts["version"] or max(versions, key=_version_key, default="")
+    there = versions(root / parts["path"])
+    wanted = parts["version"] or max(there, key=_version_key, default="")
     folder = root / parts["path"] / wanted
-    if wanted not in versions:
+    if wanted not in there:
         raise ConfigError(
             f"config.data.name={name!r} was not found in config.data.data_dir={data_dir!r} "
             f"({_contents(root)}); prepare it with: python -m experiments.prepare_data "
@@ -89,17 +100,6 @@ def load(folder: pathlib.Path, name: str) -> tuple[dict[str, np.ndarray], dict[s
     return entry
 
 
-def _prepared(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the version folders of one set that hold a ``dataset_info.json``."""
-    if not folder.is_dir():
-        return []
-    return [
-        path
-        for path in folder.iterdir()
-        if _VERSION.fullmatch(path.name) and (path / "dataset_info.json").is_file()
-    ]
-
-
 def _version_key(version: str) -> list[int]:
     return [int(number) for number in version.split(".")]
 
@@ -110,7 +110,7 @@ def _contents(root: pathlib.Path) -> str:
         return "that folder does not exist"
     candidates = [path for path in sorted(root.iterdir()) if path.is_dir()]
     candidates += [child for path in candidates for child in sorted(path.iterdir())]
-    found = [str(path.relative_to(root)) for path in candidates if _prepared(path)]
+    found = [str(path.relative_to(root)) for path in candidates if versions(path)]
     return f"found there: {', '.join(found)}" if found else "no prepared data set is there"
 
 

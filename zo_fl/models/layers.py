@@ -54,13 +54,19 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         y = conv2d(x, kernel, self.stride, self.padding, self.implementation)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + _per_channel(bias)
         return y
 
 
 # A dense layer, f32[..., i] -> f32[..., features]: weights as Conv's, bias from 0 (PyTorch draws it
 # from the weights' interval; HeteroFL and the ViT start at 0).
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
+
+
+def _per_channel(values: Array) -> Array:
+    """Returns ``f32[c]`` as ``f32[1, 1, 1, c]``: ranks are never promoted silently here."""
+    return values[None, None, None]
 
 
 class BatchNorm(nn.Module):
@@ -96,7 +102,8 @@ class BatchNorm(nn.Module):
                 keep = BATCH_NORM_MOMENTUM
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * var
-        return (x - mean) * (scale * jax.lax.rsqrt(var + NORM_EPSILON)) + bias
+        multiplier = scale * jax.lax.rsqrt(var + NORM_EPSILON)
+        return (x - _per_channel(mean)) * _per_channel(multiplier) + _per_channel(bias)
 
 
 def _batch_statistics(
@@ -108,11 +115,11 @@ def _batch_statistics(
     """
     if mask is None:
         mean = x.mean((0, 1, 2))
-        return mean, jnp.square(x - mean).mean((0, 1, 2))
+        return mean, jnp.square(x - _per_channel(mean)).mean((0, 1, 2))
     count = mask.sum()
     weight = (mask / (jnp.maximum(count, 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
     mean = (x * weight).sum((0, 1, 2))
-    var = (jnp.square(x - mean) * weight).sum((0, 1, 2))
+    var = (jnp.square(x - _per_channel(mean)) * weight).sum((0, 1, 2))
     return jnp.where(count > 0, mean, running_mean), jnp.where(count > 0, var, running_var)
 
 
@@ -142,8 +149,8 @@ class GroupNorm(nn.Module):
         mean = self._group_mean(x.mean((1, 2)))
         centered = x - mean[:, None, None]
         var = self._group_mean(jnp.square(centered).mean((1, 2)))
-        multiplier = scale * jax.lax.rsqrt(var + NORM_EPSILON)
-        return centered * multiplier[:, None, None] + bias
+        multiplier = scale[None] * jax.lax.rsqrt(var + NORM_EPSILON)
+        return centered * multiplier[:, None, None] + _per_channel(bias)
 
     def _group_mean(self, values: Array) -> Array:
         """Returns each channel's mean over its group, ``f32[n, c] -> f32[n, c]``."""
@@ -174,8 +181,8 @@ def normalize(kind: str, name: str, x: Array, *, train: bool, mask: Array | None
 def max_pool(x: Array) -> Array:
     """Returns the maxima of 2x2 windows, ``f32[n, H, W, c] -> f32[n, H // 2, W // 2, c]``.
 
-    Not ``reduce_window``, whose gradient is a slow ``select-and-scatter`` on a CPU. Entries that tie
-    for a maximum share its gradient.
+    Not ``reduce_window``, whose gradient is a slow ``select-and-scatter`` on a CPU. Entries that
+    tie for a maximum share its gradient.
     """
     rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     windows = x[:, :rows, :columns].reshape(x.shape[0], rows // 2, 2, columns // 2, 2, x.shape[3])

