@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             num_directions=3,  # S
             seed_policy="per_client",  # per_client or shared directions
             aggregation="mean",  # mean, or the printed algorithm's sum over clients and directions
-            bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: zo_fl/algorithms/zo.py
+            bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: algorithms/zo.py
             microbatch=0,  # examples a forward pass; 0 = the client's whole set at once
             lr=2e-4,  # server and client rates multiplied; scaled for aggregation="mean"
             server=_server(),

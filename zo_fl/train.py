@@ -262,7 +262,7 @@ class _Trainer:
             )
         )
 
-    def _first_state(self, stretch: Stretch, params, model_state, done: int) -> ServerState:
+    def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
         fresh = stretch.phase.algorithm.init(params, model_state, done)
         return jax.device_put(fresh, self.replicated)
@@ -273,9 +273,10 @@ class _Trainer:
 
     def _restore(self) -> tuple[ServerState, int]:
         """Returns the latest saved state, or the initial one, and the rounds it has done."""
+        params, model_state = self.initial
         done = self.checkpoints.latest_round()
         index = next((i for i, s in enumerate(self.stretches) if s.start < (done or 1) <= s.end), 0)
-        state = self._first_state(self.stretches[index], *self.initial, 0)
+        state = self._first_state(self.stretches[index], params, model_state, 0)
         if done is None:
             return state, 0
         state, self.progress = self.checkpoints.restore(done, state)

@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from zo_fl.data import federated
+from zo_fl.errors import ConfigError
+from zo_fl.types import HIGH
+
+BLOCK = dict(
+    name="synthetic", data_dir="", num_clients=8, partition="dirichlet", alpha=0.1,
+    shards_per_client=2, high_fraction=0.25, val_fraction=0.1, partition_seed=0,
+)  # fmt: skip
+
+
+def _load(**changes):
+    return federated.load(**BLOCK | changes)
+
+
+def test_the_config_block_is_the_keyword_arguments():
+    assert set(base.get_config().data) == set(BLOCK)
+
+
+@pytest.mark.parametrize("kind", federated.PARTITIONS)
+def test_training_and_validation_rows_are_disjoint_and_nine_to_one(kind):
+    found = _load(partition=kind)
+    assert found.clients.client_indices.shape == (8, 225) and found.val_indices.shape == (200,)
+    both = np.concatenate([found.clients.client_indices.ravel(), found.val_indices])
+    assert len(np.unique(both)) == 2000
+    assert (found.clients.client_sizes == 225).all()
+    assert (found.clients.client_tiers == HIGH).sum() == 2
+    assert found.summary["all"]["examples"] == 1800
+
+
+def test_arrays_have_the_declared_types():
+    clients = _load().clients
+    assert clients.images.dtype == np.uint8
+    assert {array.dtype for array in clients[1:]} == {np.dtype(np.int32)}
+    assert all(isinstance(array, np.ndarray) for array in clients)
+
+
+def test_a_federation_is_a_function_of_its_seed():
+    first, again, other = _load(), _load(), _load(partition_seed=1)
+    np.testing.assert_array_equal(first.clients.client_indices, again.clients.client_indices)
+    np.testing.assert_array_equal(first.val_indices, again.val_indices)
+    np.testing.assert_array_equal(first.clients.client_tiers, again.clients.client_tiers)
+    assert not np.array_equal(first.clients.client_indices, other.clients.client_indices)
+
+
+def test_another_high_fraction_moves_no_example_and_keeps_the_high_clients():
+    few, many = _load(high_fraction=0.25), _load(high_fraction=0.75)
+    np.testing.assert_array_equal(few.clients.client_indices, many.clients.client_indices)
+    np.testing.assert_array_equal(few.val_indices, many.val_indices)
+    assert (few.clients.client_tiers <= many.clients.client_tiers).all()
+
+
+def test_no_validation_is_allowed():
+    assert _load(val_fraction=0).val_indices.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_clients": 0}, {"num_clients": 2001}, {"num_clients": 2.5}, {"num_clients": True},
+        {"partition": "zipf"}, {"alpha": 0}, {"alpha": float("nan")}, {"shards_per_client": 0},
+        {"high_fraction": 0}, {"high_fraction": 0.01}, {"val_fraction": 1.0},
+        {"partition_seed": -1}, {"name": "nothing here"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_field_out_of_range_is_one_line_that_names_it(changes):
+    with pytest.raises(ConfigError, match=rf"config\.data\.{next(iter(changes))}") as caught:
+        _load(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_shards_name_both_fields():
+    with pytest.raises(ConfigError, match=r"num_clients=100 .*shards_per_client=30"):
+        _load(num_clients=100, partition="shards", shards_per_client=30, val_fraction=0)
+
+
+def test_an_unknown_partition_lists_those_allowed():
+    with pytest.raises(ConfigError, match="dirichlet, iid, shards"):
+        _load(partition="zipf")
+
+
+def test_gather_inside_jit_returns_each_clients_examples():
+    found = _load()
+    ids = jnp.array([5, 2, 2], jnp.int32)
+    batch = jax.jit(federated.gather)(found.clients, ids)
+    rows = found.clients.client_indices[np.array(ids)]
+    np.testing.assert_array_equal(batch.images, found.dataset.train_images[rows])
+    np.testing.assert_array_equal(batch.labels, found.dataset.train_labels[rows])
+    np.testing.assert_array_equal(batch.tier, found.clients.client_tiers[np.array(ids)])
+    np.testing.assert_array_equal(batch.client_id, ids)
+    assert batch.mask.shape == (3, 225) and batch.mask.all()
+
+
+def test_gather_masks_what_lies_beyond_a_clients_size():
+    clients = _load().clients._replace(client_sizes=np.arange(8, dtype=np.int32))
+    batch = federated.gather(jax.tree.map(jnp.asarray, clients), jnp.array([0, 3], jnp.int32))
+    np.testing.assert_array_equal(batch.mask.sum(axis=1), [0, 3])
+    assert batch.mask[1, :3].all()

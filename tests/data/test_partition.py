@@ -1,0 +1,192 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zo_fl.data import partition, summary
+from zo_fl.errors import ConfigError
+from zo_fl.types import HIGH
+
+CIFAR_LABELS = np.arange(50_000) % 10
+
+KINDS = {
+    "dirichlet": lambda labels, clients, rng: partition.dirichlet(labels, clients, 0.1, rng),
+    "extreme": lambda labels, clients, rng: partition.dirichlet(labels, clients, 1e-3, rng),
+    "iid": partition.iid,
+    "shards": lambda labels, clients, rng: partition.shards(labels, clients, 2, rng),
+}
+
+
+def _rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    num_examples=st.integers(40, 300),
+    num_clients=st.integers(1, 20),
+    num_classes=st.integers(1, 12),
+    seed=st.integers(0, 999),
+)
+def test_clients_are_equal_in_size_and_share_no_example(
+    kind, num_examples, num_clients, num_classes, seed
+):
+    labels = _rng(seed).integers(0, num_classes, num_examples)
+    rows = KINDS[kind](labels, num_clients, _rng(seed))
+    assert rows.dtype == np.int32 and rows.shape[0] == num_clients
+    assert len(np.unique(rows)) == rows.size and rows.min() >= 0 and rows.max() < num_examples
+    assert num_examples - rows.size < num_clients * (2 if kind == "shards" else 1)
+    np.testing.assert_array_equal(rows, KINDS[kind](labels, num_clients, _rng(seed)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_gives_another_partition(kind):
+    rows = [KINDS[kind](CIFAR_LABELS, 10, _rng(seed)) for seed in (0, 1)]
+    assert not np.array_equal(*rows)
+
+
+def _one_at_a_time(shares, stock, size):
+    """Returns the exact distribution {counts: probability} of drawing labels one at a time."""
+    states = {(0,) * len(stock): 1.0}
+    for _ in range(size):
+        following = {}
+        for taken, probability in states.items():
+            live = [p if t < s else 0.0 for p, t, s in zip(shares, taken, stock, strict=True)]
+            for label, share in enumerate(live):
+                if share:
+                    after = tuple(t + (i == label) for i, t in enumerate(taken))
+                    gained = probability * share / sum(live)
+                    following[after] = following.get(after, 0.0) + gained
+        states = following
+    return states
+
+
+def test_drawing_in_blocks_has_the_distribution_of_drawing_one_at_a_time():
+    shares, stock, size, trials = np.array([0.6, 0.3, 0.1]), np.array([2, 1, 3]), 4, 20_000
+    expected = _one_at_a_time(shares, stock, size)
+    rng = _rng()
+    found = {}
+    for _ in range(trials):
+        counts = tuple(int(c) for c in partition._take(shares, stock, size, rng))
+        found[counts] = found.get(counts, 0) + 1
+    assert set(found) <= set(expected)
+    for counts, probability in expected.items():
+        spread = np.sqrt(probability * (1 - probability) / trials)
+        assert abs(found.get(counts, 0) / trials - probability) < 5 * spread + 1e-9
+
+
+def test_a_client_whose_labels_ran_out_is_filled_from_what_is_left():
+    counts = partition._take(np.array([1.0, 0, 0]), np.array([2, 3, 3]), 6, _rng())
+    assert counts[0] == 2 and counts.sum() == 6
+    np.testing.assert_array_equal(
+        partition._take(np.zeros(3), np.array([2, 3, 3]), 8, _rng()), [2, 3, 3]
+    )
+
+
+def test_cifar10_with_alpha_a_tenth_has_the_papers_skew():
+    figures, early, late = [], [], []
+    for seed in range(12):
+        rows = partition.dirichlet(CIFAR_LABELS, 50, 0.1, _rng(seed))
+        tiers = partition.draw_tiers(50, 0.1, _rng(seed))
+        figures.append(summary.summarize(CIFAR_LABELS, rows, tiers, 10))
+        held = [len(np.unique(CIFAR_LABELS[client])) for client in rows]
+        early.append(np.mean(held[:10]))
+        late.append(np.mean(held[-10:]))
+    assert np.mean([f["all"]["labels_per_client"] for f in figures]) == pytest.approx(4.8, abs=0.3)
+    assert np.mean([f["all"]["dominant_share"] for f in figures]) == pytest.approx(0.68, abs=0.04)
+    assert np.mean([f["high"]["classes_covered"] for f in figures]) == pytest.approx(9.5, abs=0.6)
+    assert np.mean([f["high"]["tv_from_uniform"] for f in figures]) == pytest.approx(0.38, abs=0.1)
+    assert np.mean(early) > np.mean(late) + 1, "late clients are more skewed"
+
+
+def test_iid_clients_hold_every_label_and_skewed_ones_few():
+    tiers = np.full(20, HIGH)
+    parts = {
+        "iid": partition.iid(CIFAR_LABELS, 20, _rng()),
+        "even": partition.dirichlet(CIFAR_LABELS, 20, 1e4, _rng()),
+        "shards": partition.shards(CIFAR_LABELS, 20, 2, _rng()),
+        "skewed": partition.dirichlet(CIFAR_LABELS, 20, 0.01, _rng()),
+    }
+    held = {
+        kind: summary.summarize(CIFAR_LABELS, rows, tiers, 10)["all"]["labels_per_client"]
+        for kind, rows in parts.items()
+    }
+    assert held["iid"] == held["even"] == 10
+    assert held["shards"] <= 4 and held["skewed"] < 4
+
+
+def test_a_million_examples_of_a_thousand_classes_take_seconds_at_most():
+    labels = _rng().integers(0, 1000, 1_281_167)
+    rows = partition.dirichlet(labels, 50, 0.1, _rng())
+    assert rows.shape == (50, 25_623)
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "train", "val"),
+    [(1000, 0.1, 900, 100), (125, 0.1, 112, 13), (25_623, 0.1, 23_060, 2_563), (10, 0.9, 1, 9),
+     (10, 0.0, 10, 0)],
+)  # fmt: skip
+def test_validation_takes_its_share_of_each_client(size, fraction, train, val):
+    rows = np.arange(3 * size, dtype=np.int32).reshape(3, size)
+    kept, held_out = partition.split_validation(rows, fraction, _rng())
+    assert kept.shape == (3, train) and held_out.shape == (3, val)
+    np.testing.assert_array_equal(np.sort(np.hstack([kept, held_out]), axis=1), rows)
+    if 0 < val < size:
+        assert not np.array_equal(held_out, rows[:, train:]), "rows are shuffled first"
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 0.99])
+def test_a_split_that_leaves_no_training_row_is_refused(fraction):
+    with pytest.raises(ConfigError, match=r"config\.data\.val_fraction"):
+        partition.split_validation(np.zeros((2, 10), np.int32), fraction, _rng())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count"), [(0.1, 5), (0.3, 15), (0.5, 25), (0.7, 35), (0.9, 45), (1, 50)]
+)
+def test_the_papers_splits_have_their_count_of_high_clients(fraction, count):
+    assert (partition.draw_tiers(50, fraction, _rng()) == HIGH).sum() == count
+
+
+def test_tiers_are_drawn_at_random_and_never_by_index():
+    share = np.mean([partition.draw_tiers(10, 0.3, _rng(seed)) for seed in range(2000)], axis=0)
+    np.testing.assert_allclose(share, 0.3, atol=0.06)
+
+
+def test_the_high_clients_of_a_smaller_fraction_are_among_those_of_a_larger():
+    tiers = [partition.draw_tiers(50, fraction, _rng()) for fraction in (0.1, 0.3, 0.5, 0.9)]
+    assert all((a <= b).all() for a, b in itertools.pairwise(tiers))
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 1.5, 0.01])
+def test_no_high_client_is_an_error_that_names_the_field(fraction):
+    with pytest.raises(ConfigError, match=r"config\.data\.high_fraction"):
+        partition.draw_tiers(10, fraction, _rng())
+
+
+def test_a_summary_states_known_figures():
+    labels = np.array([0, 0, 0, 1, 2, 3, 0, 1])
+    rows = np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
+    found = summary.summarize(labels, rows, np.array([1, 0]), 4)
+    assert found["high"] == {
+        "clients": 1, "examples": 4, "classes_covered": 2, "labels_per_client": 2.0,
+        "dominant_share": 0.75, "tv_from_uniform": 0.5,
+    }  # fmt: skip
+    assert found["low"]["tv_from_uniform"] == 0 and found["low"]["labels_per_client"] == 4
+    assert found["all"]["examples"] == 8 and found["all"]["classes_covered"] == 4
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_summary_prints_within_80_columns_also_without_low_clients():
+    labels = np.arange(1_000_000) % 1000
+    rows = np.arange(1_000_000).reshape(50, -1)
+    text = summary.format_summary(summary.summarize(labels, rows, np.ones(50), 1000))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1,000,000" in text and "1000 of 1000" in text
+    assert (
+        len([line for line in text.splitlines() if line.split()[0] in ("high", "low", "all")]) == 3
+    )
