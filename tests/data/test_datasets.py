@@ -141,7 +141,9 @@ def test_of_two_writers_at_once_one_wins_and_both_read_the_same(own_cache):
         thread.start()
     for thread in threads:
         thread.join()
-    arrays, meta = cache.read("key")
+    entry = cache.read("key")
+    assert entry is not None
+    arrays, meta = entry
     assert (arrays["x"] == meta["value"]).all()
     assert _leftovers(own_cache) == ["key"]
 

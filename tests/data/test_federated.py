@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from zo_fl.data import federated
 from zo_fl.errors import ConfigError
 from zo_fl.types import HIGH
 
-BLOCK = dict(
+BLOCK: dict[str, Any] = dict(
     name="synthetic", data_dir="", num_clients=8, partition="dirichlet", alpha=0.1,
     shards_per_client=2, high_fraction=0.25, val_fraction=0.1, partition_seed=0,
 )  # fmt: skip
@@ -19,7 +21,7 @@ def _load(**changes):
 
 
 def test_the_config_block_is_the_keyword_arguments():
-    assert set(base.get_config().data) == set(BLOCK)
+    assert set(base.get_config().to_dict()["data"]) == set(BLOCK)
 
 
 @pytest.mark.parametrize("kind", federated.PARTITIONS)

@@ -79,6 +79,13 @@ def test_drawing_in_blocks_has_the_distribution_of_drawing_one_at_a_time():
         assert abs(found.get(counts, 0) / trials - probability) < 5 * spread + 1e-9
 
 
+def test_shares_too_small_for_a_float_still_end():
+    # Client 5 of this draw has denormal shares of all labels that are left.
+    labels = _rng(822).integers(0, 4, 295)
+    rows = partition.dirichlet(labels, 6, 0.1, _rng(822))
+    assert len(np.unique(rows)) == rows.size == 6 * 49
+
+
 def test_a_client_whose_labels_ran_out_is_filled_from_what_is_left():
     counts = partition._take(np.array([1.0, 0, 0]), np.array([2, 3, 3]), 6, _rng())
     assert counts[0] == 2 and counts.sum() == 6

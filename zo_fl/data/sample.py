@@ -11,6 +11,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from zo_fl.data import decode
 from zo_fl.errors import ConfigError
 from zo_fl.types import Dataset
 
@@ -37,11 +38,10 @@ def load_sample(path: str | pathlib.Path = PATH) -> Dataset:
     path = pathlib.Path(path)
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
-        mosaic = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-        images = _tiles(cv2.cvtColor(mosaic, cv2.COLOR_BGR2RGB))
+        images = _tiles(decode.decode_image(path.read_bytes(), channels=3))
         labels = {split: np.array(facts[split]["labels"], np.int32) for split in _PER_CLASS}
         images = images[: sum(map(len, labels.values()))]
-    except (OSError, ValueError, KeyError, cv2.error) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"the CIFAR-10 sample {path} cannot be read ({error}); reinstall the package, or use "
             "config.data.name='synthetic'"

@@ -151,7 +151,7 @@ def _open(folder: pathlib.Path, name: str) -> tuple[dict[str, Any], tuple[int, .
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(str(folder))
+        builder: Any = tfds.builder_from_directory(str(folder))
         splits, features = set(builder.info.splits), builder.info.features
         wanted = {"train": "train", "test": "test" if "test" in splits else "validation"}
         _check_features(features, splits, wanted, name)

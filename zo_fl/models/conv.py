@@ -3,10 +3,10 @@
 Three implementations of one function, equal up to rounding:
 
 ``xla``        ``lax.conv_general_dilated`` and XLA's own gradients. Best on GPUs and TPUs.
-``fast_grad``  the same forward pass; the gradient by the kernel is one matrix product of patches
-               and cotangent, the gradient by the input a forward convolution. XLA:CPU compiles the
+``fast_grad``  the same forward pass; the gradient by the kernel is a product of patches and
+               cotangent, the gradient by the input a forward convolution. XLA:CPU compiles the
                gradient convolutions that autodiff makes to naive loops inside ``scan``, 5 to 15
-               times slower than outside (jax issue #12868).
+               times slower than outside (jax issue #12868). Has no forward-mode derivative.
 ``patches``    shifted slices and one matrix product. ``vmap`` over kernels (one set of weights a
                client or a direction) gives a batched matrix product, where the other two give a
                grouped convolution (jax issue #26568), at the price of ``kh * kw`` times the input's
@@ -25,6 +25,7 @@ from zo_fl.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "fast_grad", "patches")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_CHUNK_BYTES = 5 * 2**20  # of patches; between 2 and 10 MiB there is no measurable difference
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -74,9 +75,28 @@ def _explicit_pads(
     return tuple(lax.padtype_to_pads(x_shape[1:3], kernel_shape[:2], (stride, stride), padding))
 
 
-def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    """Returns XLA's convolution ``f32[n, H', W', o]``."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+def _forward(x: Array, kernel: Array, stride: int, pads: Pads, dilation: int = 1) -> Array:
+    """Returns XLA's convolution ``f32[n, H', W', o]`` of ``x`` with ``dilation - 1`` zeros between
+    its entries."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def _padded_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    """Returns ``_forward``, quick on a CPU also without padding.
+
+    XLA:CPU gives a convolution to YNNPACK, which is 4 to 6 times slower without padding than with
+    any (jaxlib 0.10.2). So one row of zeros goes in and one row of results is thrown away.
+    """
+    if pads != ((0, 0), (0, 0)):
+        return _forward(x, kernel, stride, pads)
+    return _forward(x, kernel, stride, ((0, stride), (0, 0)))[:, :-1]
 
 
 def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
@@ -96,11 +116,11 @@ def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _fast_grad(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     """Returns ``_forward``; its gradients are written out below."""
-    return _forward(x, kernel, stride, pads)
+    return _padded_forward(x, kernel, stride, pads)
 
 
 def _fast_grad_fwd(x, kernel, stride, pads):
-    return _forward(x, kernel, stride, pads), (x, kernel)
+    return _padded_forward(x, kernel, stride, pads), (x, kernel)
 
 
 def _fast_grad_bwd(stride, pads, residuals, cotangent):
@@ -117,10 +137,33 @@ _fast_grad.defvjp(_fast_grad_fwd, _fast_grad_bwd)
 def _kernel_gradient(
     x: Array, cotangent: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads
 ) -> Array:
-    """Returns the gradient ``f32[kh, kw, c, o]`` as one matrix product over examples and places."""
-    patches = _patches(x, kernel_shape, stride, pads)
-    gradient = lax.dot_general(patches, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
-    return gradient.reshape(kernel_shape)
+    """Returns the gradient ``f32[kh, kw, c, o]``: cotangent times patches, summed over chunks.
+
+    A chunk is as many examples as keep their patches in the cache. The product is ``o`` by
+    ``kh * kw * c``, not its transpose, which Eigen computes more slowly.
+    """
+    height, width, channels, features = kernel_shape
+    size = height * width * channels
+
+    def product(images, cotangents):
+        patches = _patches(images, kernel_shape, stride, pads).reshape(-1, size)
+        return lax.dot_general(cotangents.reshape(-1, features), patches, (((0,), (0,)), ((), ())))
+
+    n, rows, columns = cotangent.shape[:3]
+    chunk = _chunk_size(n, rows * columns * size * x.dtype.itemsize)
+    if chunk == n:
+        gradient = product(x, cotangent)
+    else:
+        chunks = [a.reshape(n // chunk, chunk, *a.shape[1:]) for a in (x, cotangent)]
+        zeros = jnp.zeros((features, size), x.dtype)
+        gradient = lax.scan(lambda total, c: (total + product(*c), None), zeros, chunks)[0]
+    return gradient.T.reshape(kernel_shape)
+
+
+def _chunk_size(n: int, bytes_each: int) -> int:
+    """Returns the largest divisor of ``n`` whose examples' patches fit ``_CHUNK_BYTES``, or 1."""
+    limit = max(1, min(n, _CHUNK_BYTES // bytes_each))
+    return next(size for size in range(limit, 0, -1) if n % size == 0)
 
 
 def _input_gradient(
@@ -134,11 +177,4 @@ def _input_gradient(
         dilated = (cotangent.shape[axis + 1] - 1) * stride + 1
         before = size - 1 - low
         back_pads.append((before, x_shape[axis + 1] - dilated - before + size - 1))
-    return lax.conv_general_dilated(
-        cotangent,
-        flipped,
-        (1, 1),
-        back_pads,
-        lhs_dilation=(stride, stride),
-        dimension_numbers=_LAYOUT,
-    )
+    return _forward(cotangent, flipped, 1, tuple(back_pads), dilation=stride)
