@@ -97,57 +97,54 @@ def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]
     }
 
 
-def _weight_set_programs(case: Case) -> dict[str, Callable[[], PyTree]]:
-    """Returns forward passes of one batch for ``WEIGHT_SETS`` sets of weights."""
+def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:
+    """Returns forward passes for ``WEIGHT_SETS`` sets of weights, by how and of which images."""
 
-    def program(implementation, mapped):
+    def program(implementation, mapped, own_images):
         forward, _, variables, images, _ = _setup(case, implementation)
         stacked = jax.tree.map(
             lambda v: jnp.stack([v * (1 + i / 10) for i in range(WEIGHT_SETS)]), variables
         )
-        run = jax.jit(lambda stacked, x: mapped(lambda v: forward(v, x), stacked))
-        return lambda: run(stacked, images[0])
+        own, shared = images[:WEIGHT_SETS], images[0]
+        if own_images:
+            run = jax.jit(lambda v, x: mapped(lambda pair: forward(*pair), (v, x)))
+            return lambda: run(stacked, own)
+        run = jax.jit(lambda v, x: mapped(lambda v: forward(v, x), v))
+        return lambda: run(stacked, shared)
 
     def vmap(function, stacked):
         return jax.vmap(function)(stacked)
 
+    ways = {"vmap": vmap, "lax.map": jax.lax.map}
+    columns = {"same images": False, "own images": True}
     return {
-        "vmap, xla": program("xla", vmap),
-        "vmap, fast_grad": program("fast_grad", vmap),
-        "vmap, patches": program("patches", vmap),
-        "lax.map, fast_grad": program("fast_grad", jax.lax.map),
-        "lax.map, patches": program("patches", jax.lax.map),
+        (f"{way}, {implementation}", column): program(implementation, mapped, own_images)
+        for way, mapped in ways.items()
+        for implementation in ("xla", "fast_grad", "patches")
+        for column, own_images in columns.items()
     }
 
 
-def _medians(programs: dict[str, Callable[[], PyTree]], repeats: int) -> dict[str, float]:
-    """Returns each program's median seconds a call, measured in interleaved rounds."""
-    seconds = {name: [] for name in programs}
+def _medians(programs: dict[tuple, Callable[[], PyTree]], repeats: int) -> dict[tuple, float]:
+    """Returns each program's median milliseconds a call, measured in interleaved rounds."""
+    milliseconds = {key: [] for key in programs}
     for program in programs.values():
         jax.block_until_ready(program())
     for _ in range(repeats):
-        for name, program in programs.items():
+        for key, program in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(program())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            milliseconds[key].append(1e3 * (time.perf_counter() - start))
+    return {key: statistics.median(values) for key, values in milliseconds.items()}
 
 
-def _print_case(name: str, implementations: list[str], repeats: int) -> None:
-    """Prints one table of milliseconds a step."""
-    case = CASES[name]
-    programs = {
-        (implementation, what): program
-        for implementation in implementations
-        for what, program in _programs(case, implementation).items()
-    }
-    medians = _medians(programs, repeats)
-    columns = list(dict.fromkeys(what for _, what in medians))
-    print(f"\n{name}, norm {case.norm}, batch {case.batch_size}, ms a step\n")
-    print("| implementation | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for implementation in implementations:
-        cells = [f"{1e3 * medians[implementation, c] / case.steps:.1f}" for c in columns]
-        print(f"| {implementation} | " + " | ".join(cells) + " |", flush=True)
+def _print_table(title: str, values: dict[tuple[str, str], float]) -> None:
+    """Prints values by (row, column) as a Markdown table."""
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    print(f"\n{title}\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for row in rows:
+        cells = [f"{values[row, column]:.1f}" for column in columns]
+        print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -158,14 +155,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     for name in arguments.cases.split(","):
-        if name != "weights":
-            _print_case(name, arguments.implementations.split(","), arguments.repeats)
+        if name == "weights":
+            programs = _weight_set_programs(CASES["cnn"])
+            title = f"cnn, {WEIGHT_SETS} sets of weights, ms a forward pass of all"
+            _print_table(title, _medians(programs, arguments.repeats))
             continue
-        print(f"\ncnn, {WEIGHT_SETS} sets of weights, batch 16, ms a forward pass of all\n")
-        print("| mapped by, implementation | ms |\n|---|---|")
-        medians = _medians(_weight_set_programs(CASES["cnn"]), arguments.repeats)
-        for program, seconds in medians.items():
-            print(f"| {program} | {1e3 * seconds:.2f} |", flush=True)
+        case = CASES[name]
+        programs = {
+            (implementation, column): program
+            for implementation in arguments.implementations.split(",")
+            for column, program in _programs(case, implementation).items()
+        }
+        medians = _medians(programs, arguments.repeats)
+        title = f"{name}, norm {case.norm}, batch {case.batch_size}, ms a step"
+        _print_table(title, {key: value / case.steps for key, value in medians.items()})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ cache."""
 import difflib
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from zo_fl.errors import ConfigError
@@ -22,10 +24,14 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl flags; on bad ones prints one line and exits with status 2."""
     # absl shows JAX's notes on back ends that are not installed.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+            _ = flags.FLAGS["config"].value.seed  # a config that failed to load fails when touched
+        return rest
     except flags.Error as error:
-        _fail(str(error).splitlines()[0])
+        _fail(str(error))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _fail(_explain_config_failure(argv, error))
 
@@ -62,9 +68,14 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
 
 
+def _config_path(argv: list[str]) -> str | None:
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    return given[-1] if given else None
+
+
 def _explain_config_failure(argv: list[str], error: Exception) -> str:
     """Returns one line for a config file that fails to load or an override of an unknown field."""
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    path = _config_path(argv)
     if path is not None and not Path(path.split(":")[0]).is_file():
         found = sorted(
             str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base")
@@ -88,15 +99,9 @@ def _explain_config_failure(argv: list[str], error: Exception) -> str:
 
 def _fields(path: str | None) -> list[str]:
     """Returns every field of a config file, dotted; empty if it cannot be loaded."""
-    from ml_collections import config_flags
-
     try:
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", flag_values=values)
-        values(["", f"--config={path}"])
-        config: Any = values["config"].value
-        return _dotted(config.to_dict())
-    except Exception:  # noqa: BLE001 - only a better message depends on it
+        return _dotted(runpy.run_path(str(path))["get_config"]().to_dict())
+    except Exception:  # only a better message depends on it
         return []
 
 
@@ -108,5 +113,8 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # Of a traceback only what it is about, and how it ended.
+    shown = lines if len(lines) < 4 else [lines[0], lines[-1]]
+    print(f"error: {' '.join(shown)}", file=sys.stderr)
     sys.exit(BAD_INPUT)

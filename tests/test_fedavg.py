@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tests import tiny
 
+from tests import tiny
 from zo_fl import keys, trees
 from zo_fl.data import batches
 
@@ -42,9 +42,7 @@ def test_local_sgd_is_the_plain_loop_over_shuffled_batches():
                 lambda v, g, p: 0.9 * v + g + 1e-2 * p, velocity, gradient, after
             )
             after = jax.tree.map(lambda p, v: p - 0.1 * v, after, velocity)
-    chex.assert_trees_all_close(
-        result.message, optax.tree.sub(params, after), rtol=1e-3, atol=1e-5
-    )
+    chex.assert_trees_all_close(result.message, optax.tree.sub(params, after), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(result.metrics["loss"], np.mean(losses), rtol=1e-4)
     assert float(result.weight) == 225
 

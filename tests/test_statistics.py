@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests import tiny
 
+from tests import tiny
 from zo_fl import cost, statistics, trees
 from zo_fl.algorithms.zo import BN_POLICIES
 
