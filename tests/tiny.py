@@ -47,3 +47,12 @@ def start(built, phase):
 def gather(built, client_ids):
     """Returns the batches of some clients, leading axis the clients."""
     return federated.gather(built.data, jnp.array(client_ids, jnp.int32))
+
+
+def dotted(tree, prefix=""):
+    """Yields the dotted names of all fields of a config."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
