@@ -11,6 +11,7 @@ gradient without a word.
 import zlib
 
 import jax
+import numpy as np
 
 from zo_fl.types import Array, PyTree
 
@@ -41,8 +42,9 @@ def stream(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def leaf_keys(key: Array, tree: PyTree) -> PyTree:
-    """Returns a tree like ``tree`` with one key ``key[]`` a leaf, derived from the leaf's *path*.
+def leaf_keys(key: Array, tree: PyTree) -> Array:
+    """Returns one key a leaf, ``key[L]`` in the order of ``jax.tree.leaves``, from the leaves'
+    paths.
 
     Independent of the order of the leaves and of what other leaves there are, so that a sub-model,
     or a model with its modules in another order, sees the same directions.
@@ -50,8 +52,10 @@ def leaf_keys(key: Array, tree: PyTree) -> PyTree:
     Raises:
       ValueError: two paths have the same CRC-32.
     """
-    paths, treedef = jax.tree.flatten_with_path(tree)
+    paths, _ = jax.tree.flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    if len({zlib.crc32(name.encode()) for name in names}) != len(names):
+    hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    if len(set(hashes.tolist())) != len(names):
         raise ValueError(f"two parameter paths share a CRC-32, rename one: {names}")
-    return treedef.unflatten([stream(key, name) for name in names])
+    # Mapped, not looped over: XLA would compile one copy of the generator a leaf.
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl import cost, curves, evaluate, experiment, keys, workdir
 from zo_fl.checkpoint import Checkpoints
+from zo_fl.data import summary as label_summary
 from zo_fl.errors import ConfigError
 from zo_fl.experiment import Experiment
 from zo_fl.metrics import MetricsWriter, read_metrics
@@ -77,6 +78,8 @@ def run(config: Mapping[str, Any], path: str | Path, *, quiet: bool = False) -> 
             )
     built = experiment.build(config)
     workdir.create(path, config, provenance(), built.federation.summary)
+    if not quiet:
+        print(label_summary.format_summary(built.federation.summary), flush=True)
     with _deferred_signals() as interrupted:
         trainer = _Trainer(built, config["run"], path, began, quiet, interrupted)
         return trainer.finish(trainer.train())

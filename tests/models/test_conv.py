@@ -1,9 +1,12 @@
 """The implementations of a convolution are one function, with one gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from zo_fl.models import conv
 from zo_fl.models.conv import conv2d
 
 QUICK = ("fast_grad", "patches")
@@ -38,6 +41,11 @@ def _value_and_gradients(implementation, stride, padding):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
 
+@functools.cache
+def _xlas(size, kernel_size, stride, padding):
+    return jax.jit(_value_and_gradients("xla", stride, padding))(*_operands(size, kernel_size))
+
+
 def _assert_close(expected, actual):
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         assert a.shape == b.shape
@@ -50,7 +58,7 @@ def test_every_implementation_has_xlas_value_and_gradients(
     size, kernel_size, stride, padding, implementation
 ):
     operands = _operands(size, kernel_size)
-    expected = jax.jit(_value_and_gradients("xla", stride, padding))(*operands)
+    expected = _xlas(size, kernel_size, stride, padding)
     actual = jax.jit(_value_and_gradients(implementation, stride, padding))(*operands)
     _assert_close(expected, actual)
 
@@ -69,6 +77,16 @@ def test_kernels_can_be_mapped_over_with_shared_and_with_own_images(
     actual = jax.jit(jax.vmap(_value_and_gradients(implementation, stride, padding), axes))(
         x, kernels
     )
+    _assert_close(expected, actual)
+
+
+@pytest.mark.parametrize("n", [1, 6, 7])
+def test_a_kernel_gradient_summed_over_chunks_is_the_whole_one(n, monkeypatch):
+    keys = jax.random.split(jax.random.key(0))
+    x, kernel = jax.random.normal(keys[0], (n, 5, 5, 3)), jax.random.normal(keys[1], (3, 3, 3, 4))
+    expected = jax.jit(_value_and_gradients("xla", 1, "SAME"))(x, kernel)
+    monkeypatch.setattr(conv, "_CHUNK_BYTES", 3 * 25 * 27 * 4)  # three examples' patches
+    actual = jax.jit(_value_and_gradients("fast_grad", 1, "SAME"))(x, kernel)
     _assert_close(expected, actual)
 
 

@@ -69,13 +69,18 @@ def two_point(add_direction: AddDirection, *, eps: float, num_directions: int) -
     _check(eps, num_directions)
 
     def estimate(losses, weights, params, key):
-        def probe(direction):
+        # One pass at a time, in one loop over directions and signs: one perturbed copy of the
+        # weights exists at once, and the model is compiled once.
+        def one_pass(direction, sign):
             direction_key = jax.random.fold_in(key, direction)
-            plus = losses(add_direction(params, direction_key, eps))
-            minus = losses(add_direction(params, direction_key, -eps))
-            return _mean(plus - minus, weights), _mean((plus + minus) / 2, weights)
+            return losses(add_direction(params, direction_key, sign * eps))
 
-        scalars, means = jax.lax.map(probe, jnp.arange(num_directions))
+        directions = jnp.repeat(jnp.arange(num_directions), 2)
+        signs = jnp.tile(jnp.array([1.0, -1.0]), num_directions)
+        passes = jax.lax.map(lambda item: one_pass(*item), (directions, signs))
+        plus, minus = passes[0::2], passes[1::2]
+        scalars = jax.vmap(_mean, in_axes=(0, None))(plus - minus, weights)
+        means = jax.vmap(_mean, in_axes=(0, None))((plus + minus) / 2, weights)
         return Estimate(scalars, jnp.mean(means, where=jnp.isfinite(means)))
 
     def reconstruct(scalars, key, like):
