@@ -17,6 +17,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # f32[3] + f32[2, 3] is an error: where clients are mapped over, it usually is a forgotten axis.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+# Tests compile the same programs again and again, in several processes: the first one, which the
+# others inherit their environment from, makes a cache for all.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="zo_fl_tests_xla_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 # A folder a process (pytest-xdist runs several), apart from the user's own cache.
 os.environ["ZO_FL_CACHE"] = tempfile.mkdtemp(prefix="zo_fl_tests_")
 atexit.register(shutil.rmtree, os.environ["ZO_FL_CACHE"], ignore_errors=True)

@@ -131,10 +131,9 @@ def test_first_order_warm_up_averages_the_clients_statistics():
     before = tiny.start(built, phase)
     after, _, record = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
     key = jax.random.fold_in(built.run_key, 0)
+    update = jax.jit(phase.strategy.client_update)
     results = [
-        phase.strategy.client_update(
-            before.params, before.model_state, trees.squeeze(tiny.gather(built, [i])), key
-        )
+        update(before.params, before.model_state, trees.squeeze(tiny.gather(built, [i])), key)
         for i in record.cohort.client_ids
     ]
     expected = mean_of([result.model_state for result in results])

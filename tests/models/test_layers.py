@@ -19,7 +19,7 @@ def _loss(module, **kwargs):
     return lambda params, x: jnp.sum(jnp.sin(module.apply(params, x, **kwargs)))
 
 
-@pytest.mark.parametrize("num_groups", [1, 2, 8])
+@pytest.mark.parametrize("num_groups", [2, 8])
 def test_group_norm_equals_flaxs_in_value_and_gradient(num_groups):
     ours, flaxs = GroupNorm(num_groups), nn.GroupNorm(num_groups, epsilon=1e-5)
     params = _perturbed(ours.init(jax.random.key(0), X))

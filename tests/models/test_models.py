@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from zo_fl.errors import ConfigError
@@ -68,10 +69,16 @@ def test_a_convolution_before_a_norm_has_no_bias(name):
 
 
 def _with_statistics(name, width):
-    module = create(name=name, norm="batch", num_classes=3)
-    module = module.clone(**width)
-    x = jax.random.normal(KEY, (6, 8, 8, 3))
-    return module, module.init(KEY, x, train=False), x
+    """Returns a model, variables drawn by NumPy (compiling initializers takes seconds), images."""
+    module = create(name=name, norm="batch", num_classes=3).clone(**width)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32)
+    shapes = jax.eval_shape(lambda: module.init(KEY, x, train=False))
+    # Between 0.5 and 1.5, so that variances are positive, with random signs for parameters.
+    values = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape), shapes)
+    signed = jax.tree.map(lambda leaf: leaf * rng.choice([-1, 1], leaf.shape), values["params"])
+    variables = {"params": signed, "batch_stats": values["batch_stats"]}
+    return module, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables), x
 
 
 @pytest.mark.parametrize(
