@@ -149,7 +149,7 @@ def _print_table(title: str, values: dict[tuple[str, str], float]) -> None:
 
 def main() -> None:
     """Parses the command line, measures, prints Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--cases", default="cnn_large,cnn,weights")
     parser.add_argument("--implementations", default="xla,fast_grad,patches")
     parser.add_argument("--repeats", type=int, default=7)

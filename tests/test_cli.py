@@ -35,7 +35,7 @@ def call(module, *arguments):
         (("--config.zo.epz=1",), "unknown field config.zo.epz; did you mean config.zo.eps"),
         (("--config.zo.eps=abc",), "config.zo.eps=abc"),
         (("--config.zoo=1",), "unknown field config.zoo"),
-        (("--cnfig.zo.eps=1",), "cnfig.zo.eps"),
+        (("--zo.eps=1",), "zo.eps"),
         (("config.zo.eps=1",), "unexpected argument 'config.zo.eps=1'"),
         (("--config=configs/cifar100.py",), "no config file 'configs/cifar100.py'; there are: "),
         (("--config.data.high_fraction=0.0",), "config.data.high_fraction"),

@@ -26,7 +26,11 @@ def test_augmented_images_are_shifts_by_up_to_4_pixels_perhaps_mirrored(shape):
 
 def test_every_shift_and_flip_occurs_about_equally_often():
     image = fakes.pictures(1, (8, 8, 1))[0]
-    found = np.asarray(augment.crop_and_flip(keys.run_key(1), jnp.asarray(np.broadcast_to(image, (8100, *image.shape)))))
+    found = np.asarray(
+        augment.crop_and_flip(
+            keys.run_key(1), jnp.asarray(np.broadcast_to(image, (8100, *image.shape)))
+        )
+    )
     _, counts = np.unique(found.reshape(8100, -1), axis=0, return_counts=True)
     assert len(counts) == 162
     assert counts.min() > 15 and counts.max() < 95  # 50 expected, deviation 7

@@ -5,6 +5,7 @@ Every module is called as ``module.apply(variables, x, train=..., mask=...)``; i
 """
 
 import functools
+from collections.abc import Iterable
 
 import flax.linen as nn
 
@@ -59,6 +60,6 @@ def create(*, name: str, norm: str, conv: str = "auto", num_classes: int) -> nn.
     return module(num_classes=num_classes, norm=norm, conv=conv)
 
 
-def _unknown(field: str, given: object, allowed: object) -> str:
+def _unknown(field: str, given: object, allowed: Iterable[str]) -> str:
     """Returns the message for a value that is not in a list."""
     return f"unknown {field} {given!r}, allowed: {', '.join(allowed)}; change config.model.{field}"

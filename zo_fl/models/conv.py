@@ -72,7 +72,8 @@ def _explicit_pads(
     """Returns the zeros before and after, for height and width."""
     if isinstance(padding, int):
         return ((padding, padding), (padding, padding))
-    return tuple(lax.padtype_to_pads(x_shape[1:3], kernel_shape[:2], (stride, stride), padding))
+    rows, columns = lax.padtype_to_pads(x_shape[1:3], kernel_shape[:2], (stride, stride), padding)
+    return rows, columns
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads, dilation: int = 1) -> Array:
