@@ -53,6 +53,10 @@ def main(argv: list[str]) -> int:
         table.add_section()
     console.print(table)
     console.print(_totals(built, params, model_state))
+    console.print(
+        "Table 1 scrambles its communication columns as printed; the formulas are A.3's, read "
+        "consistently (zo_fl/cost.py). Measured bytes include BatchNorm statistics that travel."
+    )
     if num_params != PAPER_PARAMS:
         console.print(f"The paper's figures are for ResNet18 with {PAPER_PARAMS:,} parameters.")
     return 0

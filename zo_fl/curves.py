@@ -39,7 +39,9 @@ def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | Non
     accuracy, loss = figure.subplots(2, 1, sharex=True)
     _line(accuracy, rows, "val_accuracy", _VAL_NAME, color=_VAL, linewidth=1.4, linestyle="--")
     _line(accuracy, rows, "test_accuracy", _TEST_NAME, color=_TEST, linewidth=2)
-    _line(loss, rows, "train_loss", _TRAIN_NAME, color=_TRAIN, linewidth=1)
+    for _, start, end in _phases(rows):  # a line each: phases average over different clients
+        of_phase = [row for row in rows if start < row["round"] <= end]
+        _line(loss, of_phase, "train_loss", _TRAIN_NAME, color=_TRAIN, linewidth=1)
     _line(loss, rows, "test_loss", _TEST_NAME, color=_TEST, linewidth=2)
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")

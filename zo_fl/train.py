@@ -81,7 +81,7 @@ def run(config: Mapping[str, Any], path: str | Path, *, quiet: bool = False) -> 
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with _deferred_signals() as interrupted:
-        trainer = _Trainer(built, config["run"], path, began, quiet, interrupted)
+        trainer = _Trainer(built, config, path, began, quiet, interrupted)
         return trainer.finish(trainer.train())
 
 
@@ -113,8 +113,13 @@ def make_chunk(algorithm: FederatedAlgorithm, capacity: int) -> Callable[..., An
 class _Trainer:
     """The host's side of one run: what is open (files, progress) and what accumulates."""
 
-    def __init__(self, built: Experiment, options: Mapping, path: Path, began: float, quiet, stop):
-        self.built, self.options, self.path, self.began = built, options, path, began
+    def __init__(self, built: Experiment, config: Mapping, path: Path, began: float, quiet, stop):
+        self.built, self.path, self.began = built, path, began
+        self.options = options = config["run"]
+        self.title = (
+            f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}, "
+            f"seed {config['seed']}"
+        )
         self.quiet, self.interrupted = quiet, stop
         self.replicated = NamedSharding(built.mesh, P())
         self.checkpoints = Checkpoints(path)
@@ -180,7 +185,7 @@ class _Trainer:
         }
         pivot_round = self.stretches[0].end if len(self.stretches) > 1 else None
         rows = read_metrics(self.path / "metrics.jsonl")
-        curves.draw_curves(rows, self.path / "curves.png", self.path.name, pivot_round)
+        curves.draw_curves(rows, self.path / "curves.png", self.title, pivot_round)
         workdir.write_json(self.path / "summary.json", summary)
         return summary
 

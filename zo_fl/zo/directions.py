@@ -77,7 +77,7 @@ def _words(leaf_keys: Array, counts: list[int]) -> list[Array]:
     """Returns ``u32[counts[i]]`` random words for each leaf i, a function of its own key alone.
 
     One call of the generator for the whole model, with a key a counter: called leaf by leaf it is
-    compiled as often as there are leaves (ResNet18 on a CPU: 12 s against 1 s). The words of all
+    compiled as often as there are leaves (ResNet18 on a CPU: 12 s against 2 s). The words of all
     leaves together take 1/32 of the model's memory.
     """
     pairs = [-(-count // 2) for count in counts]  # a call of threefry gives two words
@@ -95,8 +95,7 @@ def _words(leaf_keys: Array, counts: list[int]) -> list[Array]:
 
 
 def _signed(words: Array, magnitude: Array, shape: tuple[int, ...]) -> Array:
-    """Returns ``f32[shape]`` whose entries are +-magnitude, signs from ``words``: ``u32[n /
-    32]``."""
+    """Returns ``f32[shape]`` of +-magnitude, a sign for each bit of ``words``."""
     # Row j holds bit 31 - j of every word: one shift a row, contiguous stores. With the bits of one
     # word side by side instead, the same draw took three times as long on a CPU (26 against 8 ms
     # for 8.8 M coordinates; adding one to as many takes 4 ms).
