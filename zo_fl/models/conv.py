@@ -90,10 +90,11 @@ def _forward(x: Array, kernel: Array, stride: int, pads: Pads, dilation: int = 1
 
 
 def _padded_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    """Returns ``_forward``, quick on a CPU also without padding.
+    """Returns ``_forward``, quick on a CPU also without padding, for passes with a gradient.
 
-    XLA:CPU gives a convolution to YNNPACK, which is 4 to 6 times slower without padding than with
-    any (jaxlib 0.10.2). So one row of zeros goes in and one row of results is thrown away.
+    XLA:CPU gives a convolution to YNNPACK, which runs one that it cannot fuse with what follows 4 to
+    6 times slower without padding than with any (jaxlib 0.10.2). So one row of zeros goes in, and
+    one row of results is thrown away.
     """
     if pads != ((0, 0), (0, 0)):
         return _forward(x, kernel, stride, pads)
@@ -116,8 +117,12 @@ def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _fast_grad(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    """Returns ``_forward``; its gradients are written out below."""
-    return _padded_forward(x, kernel, stride, pads)
+    """Returns ``_forward``; its gradients are written out below.
+
+    This body runs where nothing is differentiated. It does not pad: there YNNPACK fuses the
+    convolution with all that follows, and a padded one would be in the way.
+    """
+    return _forward(x, kernel, stride, pads)
 
 
 def _fast_grad_fwd(x, kernel, stride, pads):
