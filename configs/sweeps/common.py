@@ -1,0 +1,58 @@
+"""What a sweep file returns, and the names that several of them share.
+
+A sweep file exports ``get_sweep(config) -> Sweep``. It reads the resolved config and never writes
+to it: the numbers of a sweep scale with those of the config, so that each also runs on the
+quickstart.
+"""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+HIGH_RES_ONLY = "High Res Only"
+ZOWARMUP = "ZOWarmUp"
+SPLITS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class Point(NamedTuple):
+    """One cell of a table: its row, its column, and the fields that make it (dotted names)."""
+
+    row: str
+    column: str
+    overrides: dict[str, Any]
+
+
+class Sweep(NamedTuple):
+    """A table of experiments.
+
+    Attributes:
+      title: what is compared, one line.
+      table: the table or figure of the paper (a name in experiments/paper.json), or "".
+      points: in the order of the table's rows and columns.
+      reference: the row that others are compared to, paired by seed; "" for none.
+      quantity: what a cell shows: ``accuracy`` or ``seconds`` (a round).
+    """
+
+    title: str
+    table: str
+    points: list[Point]
+    reference: str = ""
+    quantity: str = "accuracy"
+
+
+def split_name(high_fraction: float) -> str:
+    """Returns the paper's name of a split: ``10/90``."""
+    high = round(100 * high_fraction)
+    return f"{high}/{100 - high}"
+
+
+def total_rounds(config: ConfigDict) -> int:
+    """Returns the rounds of both phases together."""
+    return config.warmup.num_rounds + config.zo.num_rounds
+
+
+def pivot_at(config: ConfigDict, share: float) -> dict[str, int]:
+    """Returns the overrides that put the pivot at a share of all rounds; the total stays."""
+    total = total_rounds(config)
+    warmup = min(max(round(share * total), 1), total - 1)
+    return {"warmup.num_rounds": warmup, "zo.num_rounds": total - warmup}

@@ -1,0 +1,111 @@
+"""Runs a table of experiments: every point of a sweep with every seed, a process each.
+
+    python -m experiments.sweep --config=configs/quickstart.py --sweep=configs/sweeps/splits.py \
+        --seeds=5 --workdir=R [--jobs=1] [--config.zo.lr=0.02]
+
+Seed s sets ``config.seed`` and ``config.data.partition_seed``, so methods are paired: at one seed
+all have the same partition, tiers and warm-up. Equal warm-ups are computed once, in R/warmups. Runs
+are in R/NAME/ROW--COLUMN/SEED, what they print beside them, what the sweep is in R/NAME/sweep.json.
+The same command skips what is finished and resumes what is not; with more seeds it extends the
+sweep. ``python -m experiments.tables --runs=R`` shows the results.
+
+Exit status: 0 all fine (also where a loss stopped being finite: that is a result), 1 some runs
+failed, 2 bad input, 130 interrupted (and saved).
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import cli, jobs, pool, sweep_record
+from experiments.jobs import Job
+from experiments.sweep_display import SweepDisplay
+from zo_fl.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Runs the sweep of the flags and returns the exit status."""
+    cli.reject_positional(argv)
+    given = flags.FLAGS
+    cli.resolved_config(given.config)  # fails if there is none
+    config_file = config_flags.get_config_filename(given["config"])
+    overrides = dict(config_flags.get_override_values(given["config"]))
+    for flag, example in (("sweep", "configs/sweeps/splits.py"), ("workdir", "runs/splits")):
+        if not given[flag].value:
+            raise ConfigError(f"no --{flag} given; pass for example --{flag}={example}")
+    jobs.check_given(overrides)
+    sweep = jobs.load_sweep(given.sweep, given.config)
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    root, name = Path(given.workdir), Path(given.sweep).stem
+    planned = jobs.plan(sweep, given.config, overrides, seeds, root, name)
+    if given.list:
+        print("\n".join(describe(job, root) for job in planned))
+        return 0
+    command = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    content = sweep_record.make(sweep, config_file, overrides, command, seeds)
+    sweep_record.write(root / name / "sweep.json", content)
+    return run(planned, given.jobs, config_file)
+
+
+def run(planned: Sequence[Job], parallel: int, config_file: str) -> int:
+    """Runs jobs, reports failures at the end, and returns the exit status."""
+    try:
+        with SweepDisplay(planned, parallel) as display:
+            statuses = pool.run(
+                planned, parallel, lambda job, after: command_line(job, after, config_file), display
+            )
+    except KeyboardInterrupt:
+        print("stopped, and saved; to resume, run the same command", file=sys.stderr)
+        return 130
+    bad = [job for job in planned if statuses[job.folder].state in (pool.FAILED, pool.BLOCKED)]
+    for job in bad:
+        status = statuses[job.folder]
+        log = f"\n  log: {pool.log_path(job)}" if status.state == pool.FAILED else ""
+        print(f"{status.state}: {job.name}: {status.message}{log}", file=sys.stderr)
+    print(f"{len(planned) - len(bad)} of {len(planned)} runs are finished")
+    return 1 if bad else 0
+
+
+def command_line(job: Job, after: Path | None, config_file: str) -> list[str]:
+    """Returns the command of a run.
+
+    Args:
+      job: what to run.
+      after: the finished warm-up to start from, or None.
+      config_file: of all runs of the sweep.
+    """
+    command = [sys.executable, "-m", "experiments.main", f"--config={config_file}"]
+    command += [f"--config.{field}={_text(value)}" for field, value in job.overrides.items()]
+    command += [f"--workdir={job.folder}"]
+    return command + ([f"--warm_start={after}"] if after is not None else [])
+
+
+def describe(job: Job, root: Path) -> str:
+    """Returns a line for ``--list``."""
+    changes = " ".join(f"{field}={_text(value)}" for field, value in job.overrides.items())
+    after = f"  after {job.after.relative_to(root)}" if job.after else ""
+    return f"{job.folder.relative_to(root)}: {changes}{after}"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
+    flags.DEFINE_string("sweep", None, "Sweep file, e.g. configs/sweeps/splits.py.")
+    flags.DEFINE_string("workdir", None, "Folder of all sweeps and their warm-ups.")
+    flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
+    flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
+    flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+    flags.DEFINE_bool("list", False, "Print the runs instead of running them.")
+
+
+if __name__ == "__main__":
+    _define_flags()  # here, so that other commands and tests can import this module
+    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
