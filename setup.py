@@ -34,7 +34,7 @@ setuptools.setup(
         include=["zo_fl", "zo_fl.*", "experiments", "experiments.*", "configs", "configs.*"],
         exclude=["*.__pycache__", "*.__pycache__.*"],
     ),
-    package_data={"zo_fl.data": ["cifar10_sample*"]},
+    package_data={"zo_fl.data": ["cifar10_sample*"], "experiments": ["paper.json"]},
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
@@ -46,6 +46,7 @@ setuptools.setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
         "rich>=13.7",
+        "scipy>=1.14",
         "tensorboardX>=2.6.2",
         # Data sets, without TensorFlow. The last three are what TFDS then needs to read
         # array_record files and to decode images, undeclared.

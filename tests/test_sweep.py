@@ -316,7 +316,7 @@ def call(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     (
-        (("--sweep=configs/sweeps/spilts.py",), "in configs/sweeps there are: alpha"),
+        (("--sweep=configs/sweeps/split.py",), "in configs/sweeps there are: alpha"),
         (("--sweep=configs/sweeps/splits.py", "--config.seed=1"), "use --first_seed"),
         (("--sweep=configs/sweeps/splits.py", "--config.zo.epz=1"), "config.zo.eps"),
     ),

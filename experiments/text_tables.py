@@ -1,0 +1,90 @@
+"""Tables of text and how they are written: Markdown, LaTeX, CSV and the terminal."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#"} | {"\n": " "})
+_LATEX = str.maketrans(
+    {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "–": "--",
+        "−": "$-$",
+        "±": r"$\pm$",
+        "\n": " ",
+    }
+)
+
+
+class TextTable(NamedTuple):
+    """A table whose first ``num_names`` columns are names and the rest numbers."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+    num_names: int = 1
+
+
+def markdown(table: TextTable) -> str:
+    """Returns a table in GitHub's Markdown; everything in it is escaped."""
+    marks = ["---" if _is_name(table, i) else "---:" for i in range(len(table.headers))]
+    lines = [[_markdown_cell(text) for text in row] for row in (table.headers, *table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], marks, *lines[1:])) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Returns text in which Markdown sees no marks."""
+    return text.translate(_MARKDOWN)
+
+
+def latex(table: TextTable) -> str:
+    """Returns a table as a LaTeX ``tabular``, no packages needed; everything in it is escaped."""
+    columns = "".join("l" if _is_name(table, i) else "r" for i in range(len(table.headers)))
+    head, *body = (
+        " & ".join(escape_latex(text) for text in row) + r" \\"
+        for row in (table.headers, *table.rows)
+    )
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline"]
+    return "\n".join([f"% {table.title}".replace("\n", " "), *lines, r"\end{tabular}"]) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Returns text as LaTeX prints it."""
+    return text.translate(_LATEX)
+
+
+def to_csv(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns rows as CSV; None is an empty field."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def terminal(table: TextTable) -> Table:
+    """Returns a table for a rich console, without its title: that may be wider."""
+    made = Table()
+    for i, header in enumerate(table.headers):
+        made.add_column(Text(header), justify="left" if _is_name(table, i) else "right")
+    for row in table.rows:
+        made.add_row(*(Text(text) for text in row))
+    return made
+
+
+def _is_name(table: TextTable, column: int) -> bool:
+    return column < table.num_names
+
+
+def _markdown_cell(text: str) -> str:
+    return escape_markdown(text) or " "
