@@ -1,0 +1,191 @@
+"""Draws the results of a sweep: as the paper's Figures 3 to 7, or as dots with bars.
+
+A figure is a matplotlib ``Figure``; ``plots`` writes them, ``report`` embeds them. Filled marks are
+ours: large the mean, bars and bands one standard deviation over seeds, small dots single seeds.
+Hollow diamonds are the paper's, where the runs may be compared with it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from experiments import comparison, curve_figure, figure_style
+from experiments.comparison import Cell
+from experiments.figure_style import FAINT, INK, number_in, plain
+from experiments.runs import SweepRuns
+
+_SEEDS = "large: mean and standard deviation over seeds; small: single seeds"
+
+
+def of(sweep: SweepRuns) -> dict[str, Figure]:
+    """Returns the figures of a sweep by name; none if nothing is finished."""
+    cells = comparison.cells(sweep)
+    if not any(cell.values or cell.num_nc for cell in cells):
+        return {}
+    table = sweep.record["table"]
+    drawn = {}
+    if table == "Figure 4":
+        drawn[sweep.name] = draw_lines(sweep, cells, "round of the pivot")
+    elif table == "Figure 6":
+        drawn[sweep.name] = draw_lines(sweep, cells, "scale of the directions, tau")
+    elif table == "Figure 7":
+        drawn[sweep.name] = draw_variance(sweep, cells)
+    else:
+        drawn[sweep.name] = draw_dots(sweep, cells)
+    if table == "Table 2" and set(curve_figure.ROWS) & set(sweep.rows):
+        drawn[f"{sweep.name}-curves"] = curve_figure.draw(sweep)
+    return drawn
+
+
+def draw_dots(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
+    """Returns a line a point: mean, one standard deviation, single seeds.
+
+    Of one column the rows are sorted by their mean; of several, rows have colours and stand
+    together by column.
+    """
+    if len(sweep.columns) == 1:
+        ordered = sorted(cells, key=_mean_or_low, reverse=True)
+        groups = [(cell.row, [cell]) for cell in ordered]
+        colours = dict.fromkeys(sweep.rows, figure_style.MAIN)
+    else:
+        groups = [(name, [c for c in cells if c.column == name]) for name in sweep.columns]
+        colours = figure_style.colours(sweep.rows)
+    lines = sum(len(group) for _, group in groups)
+    figure = figure_style.new_figure(sweep.record["title"], 1.6 + 0.27 * lines)
+    axes = figure.subplots()
+    figure_style.decorate(axes)
+    middles, y = [], 0.0
+    for _, group in groups:
+        middles.append(y + (len(group) - 1) / 2)
+        for cell in group:
+            _draw_dot_line(axes, cell, y, colours[cell.row])
+            y += 1
+        y += 0.6 * (len(group) > 1)
+    axes.set_yticks(middles, [plain(name) for name, _ in groups])
+    axes.set_ylim(y - 0.4 - 0.6 * (len(sweep.columns) > 1), -0.6)  # the first on top
+    axes.set_xlabel(_measure(sweep))
+    if len(sweep.columns) > 1:
+        for row, colour in colours.items():
+            axes.plot([], [], "o", color=colour, label=plain(row))
+    if any(cell.paper and cell.paper.mean is not None for cell in cells):
+        axes.plot([], [], color=INK, linestyle="none", label="the paper", **figure_style.PAPER)
+    figure_style.add_legend(figure, axes, _SEEDS)
+    return figure
+
+
+def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], x_label: str) -> Figure:
+    """Returns accuracy against the number in each column's name, a line a row (Figures 4, 6)."""
+    figure = figure_style.new_figure(sweep.record["title"], 4.4)
+    axes = figure.subplots()
+    figure_style.decorate(axes)
+    xs = sorted({number_in(column) for column in sweep.columns})
+    for i, row in enumerate(sweep.rows):
+        # Apart by a hair, or bars would hide each other.
+        shift = (i - (len(sweep.rows) - 1) / 2) * 0.012 * (xs[-1] - xs[0])
+        of_row = [cell for cell in cells if cell.row == row]
+        _draw_line(axes, of_row, shift, figure_style.colours(sweep.rows)[row])
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(_measure(sweep))
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    figure_style.add_legend(figure, axes, _SEEDS)
+    return figure
+
+
+def draw_variance(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
+    """Returns the variance over seeds against S, with its 95 % interval (Figure 7)."""
+    figure = figure_style.new_figure(f"{sweep.record['title']}: spread of the results", 4.4)
+    axes = figure.subplots()
+    figure_style.decorate(axes)
+    # Equal results have no place on a logarithmic axis.
+    known = [cell for cell in cells if len(set(cell.values.values())) > 1]
+    x = [number_in(cell.column) for cell in known]
+    ends = np.array([variance_interval(cell) for cell in known]).reshape(-1, 3)
+    bars = [ends[:, 1] - ends[:, 0], ends[:, 2] - ends[:, 1]]
+    style: dict[str, Any] = dict(fmt="o-", capsize=4, linewidth=1.5, color=figure_style.MAIN)
+    if known:
+        axes.errorbar(x, ends[:, 1], bars, label="variance, 95 % interval", **style)
+    told = [
+        (number_in(cell.column), cell.paper.std**2)
+        for cell in cells
+        if cell.paper and cell.paper.std is not None
+    ]
+    if told:
+        style = figure_style.PAPER | {"color": INK, "linestyle": ":"}
+        x, y = zip(*told, strict=True)
+        axes.plot(x, y, label="the paper, 3 seeds", **style)
+    if not known and not told:
+        axes.text(0.02, 0.9, "needs two seeds", transform=axes.transAxes, color=INK)
+        return figure
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({number_in(column) for column in sweep.columns})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.set_xlabel("directions a client and round, S")
+    axes.set_ylabel("variance over seeds, points²")
+    figure_style.add_legend(figure, axes)
+    return figure
+
+
+def variance_interval(cell: Cell) -> tuple[float, float, float]:
+    """Returns (low, variance, high): the 95 % interval of the variance over seeds.
+
+    (n - 1) s^2 / chi^2, exact if accuracies are normal. That of three seeds spans a factor of 146.
+    """
+    freedom = len(cell.values) - 1
+    variance = (comparison.std(list(cell.values.values())) or 0.0) ** 2
+    low, high = scipy.stats.chi2.ppf((0.025, 0.975), freedom)
+    return freedom * variance / float(high), variance, freedom * variance / float(low)
+
+
+def _draw_dot_line(axes: Axes, cell: Cell, y: float, colour: str) -> None:
+    values = list(cell.values.values())
+    if not values:
+        text = "nc" if cell.num_nc else "missing"
+        place = axes.get_yaxis_transform()
+        axes.text(0.01, y, text, transform=place, va="center", fontsize=9, color=FAINT)
+    else:
+        axes.plot(values, [y] * len(values), "o", markersize=3, color=colour, alpha=0.45)
+        spread = comparison.std(values) or 0.0
+        mean = comparison.mean(values) or 0.0
+        axes.errorbar([mean], [y], xerr=[spread], fmt="o", color=colour, linewidth=1.6)
+    if cell.paper and cell.paper.mean is not None:
+        axes.plot([cell.paper.mean], [y], color=colour, **figure_style.PAPER)
+
+
+def _draw_line(axes: Axes, cells: Sequence[Cell], shift: float, colour: str) -> None:
+    known = [cell for cell in cells if cell.values]
+    if known:
+        x = [number_in(cell.column) + shift for cell in known]
+        y = [comparison.mean(list(cell.values.values())) or 0.0 for cell in known]
+        bars = [comparison.std(list(cell.values.values())) or 0.0 for cell in known]
+        axes.errorbar(x, y, bars, fmt="o-", color=colour, linewidth=1.6, label=plain(known[0].row))
+        for place, cell in zip(x, known, strict=True):
+            values = list(cell.values.values())
+            axes.plot([place] * len(values), values, "o", markersize=3, color=colour, alpha=0.45)
+    told = [
+        (number_in(cell.column), cell.paper.mean)
+        for cell in cells
+        if cell.paper and cell.paper.mean is not None
+    ]
+    if told:
+        style = figure_style.PAPER | {"color": colour, "linestyle": ":", "linewidth": 1.2}
+        label = plain(f"{cells[0].row}, the paper")
+        x, y = zip(*told, strict=True)
+        axes.plot(x, y, label=label, **style)
+
+
+def _mean_or_low(cell: Cell) -> float:
+    mean = comparison.mean(list(cell.values.values()))
+    return -1.0 if mean is None else mean
+
+
+def _measure(sweep: SweepRuns) -> str:
+    return "seconds a round" if sweep.record["quantity"] == "seconds" else "final test accuracy, %"

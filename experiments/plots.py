@@ -1,0 +1,62 @@
+"""Pictures of all sweeps in a folder, the paper's values marked, as PNG and SVG.
+
+    python -m experiments.plots --runs=R [--out=R/plots]
+
+Curves of splits and methods (Figure 3), the pivot (4), scale and distribution of directions (6),
+variance against S (7); any other sweep as dots with intervals. Exit status 0, also where runs are
+missing, or 2 for bad input.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from absl import app
+
+from experiments import cli, figures, runs
+from zo_fl.errors import ConfigError
+
+# The same picture is the same file.
+_SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}
+
+
+def main(argv: list[str]) -> int:
+    """Writes the pictures of the flags' folder and returns the exit status."""
+    cli.reject_positional(argv)
+    root, out = runs.given_folders("plots")
+    found = runs.read(root)
+    for sweep in found.sweeps:
+        written = write(sweep, out)
+        lacking = len(runs.unfinished(sweep))
+        of_all = f" ({lacking} of {len(sweep.runs)} runs missing)" if lacking else ""
+        print(f"{sweep.name}: {', '.join(map(str, written)) or 'nothing to draw yet'}{of_all}")
+    for problem in found.problems:
+        print(problem)
+    return 0
+
+
+def write(sweep: runs.SweepRuns, out: Path) -> list[Path]:
+    """Writes NAME.png and NAME.svg of every figure of a sweep, and returns the PNGs.
+
+    Raises:
+      ConfigError: they cannot be written.
+    """
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.of(sweep).items():
+            path = out / f"{name}.png"
+            with matplotlib.rc_context(_SAME_FILE):
+                figure.savefig(path)
+                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+            written.append(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the folder {out} ({error.strerror}); change --out"
+        ) from None
+    return written
+
+
+if __name__ == "__main__":
+    runs.define_flags("plots")
+    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
