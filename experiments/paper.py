@@ -59,9 +59,16 @@ def source(table: str) -> str:
     return _read().get(table, {}).get("source", "")
 
 
-def note(table: str) -> str:
-    """Returns what a reader of a table should know, or ""."""
-    return _read().get(table, {}).get("note", "")
+def note(table: str, compared: bool) -> str:
+    """Returns what a reader of a table should know, or "".
+
+    Args:
+      table: a name in ``paper.json``.
+      compared: whether the paper's figures are shown; without them only a note that stands for
+        figures which no run can be compared with is returned.
+    """
+    entry = _read().get(table, {"sets": None})
+    return entry.get("note", "") if compared or entry["sets"] == {} else ""
 
 
 @functools.cache

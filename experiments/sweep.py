@@ -9,6 +9,8 @@ are in R/NAME/ROW--COLUMN/SEED, what they print beside them, what the sweep is i
 The same command skips what is finished and resumes what is not; with more seeds it extends the
 sweep. ``python -m experiments.tables --runs=R`` shows the results.
 
+Several runs at a time on one GPU need XLA_PYTHON_CLIENT_PREALLOCATE=false.
+
 Exit status: 0 all fine (also where a loss stopped being finite: that is a result), 1 some runs
 failed, 2 bad input, 130 interrupted (and saved).
 """

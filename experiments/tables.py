@@ -103,9 +103,11 @@ def notes(sweep: SweepRuns, cells: Sequence[Cell]) -> list[str]:
         found.append(
             "The setting is not the paper's (experiments/paper.json); its figures are left out."
         )
-    if any(cell.paper for cell in cells):
+    compared = any(cell.paper for cell in cells)
+    if compared:
         found.append(f"Paper: {paper.source(record['table'])}.")
-    return found + [text for text in (paper.note(record["table"]),) if text]
+    note = paper.note(record["table"], compared)
+    return [*found, note] if note else found
 
 
 def cell_text(cell: Cell) -> str:

@@ -13,6 +13,7 @@ from configs.sweeps import common
 from configs.sweeps.common import Point, Sweep
 from experiments import jobs, pool, sweep, sweep_display, sweep_record
 from zo_fl.errors import ConfigError
+from zo_fl.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(
@@ -258,6 +259,15 @@ def test_failures_are_reported_at_the_end_with_their_log(tmp_path, capfd, monkey
     assert sweep.run(planned, 2, "c.py") == 0
 
 
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "run", interrupted)
+    assert sweep.run(plan([point("a")], tmp_path), 1, "c.py") == 130
+    assert "to resume, run the same command" in capfd.readouterr().err
+
+
 def test_the_command_of_a_run_names_all_that_it_needs(tmp_path):
     job = plan([point("a", zo__augment=True, zo__lr=1e-5)], tmp_path, seeds=(7,))[1]
     command = sweep.command_line(job, job.after, "configs/quickstart.py")
@@ -313,18 +323,42 @@ def call(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    (
-        (("--sweep=configs/sweeps/split.py",), "in configs/sweeps there are: alpha"),
-        (("--sweep=configs/sweeps/splits.py", "--config.seed=1"), "use --first_seed"),
-        (("--sweep=configs/sweeps/splits.py", "--config.zo.epz=1"), "config.zo.eps"),
-    ),
-)
-def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path, arguments, expected):
-    got = call("--config=configs/quickstart.py", f"--workdir={tmp_path / 'R'}", *arguments)
-    assert got.returncode == 2 and expected in got.stderr and got.stderr.count("\n") == 1
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path):
+    bad = "--config.seed=1"  # the unknown fields are found by what all commands share
+    got = call(
+        "--config=configs/quickstart.py",
+        "--sweep=configs/sweeps/splits.py",
+        f"--workdir={tmp_path / 'R'}",
+        bad,
+    )
+    assert got.returncode == 2 and got.stderr.count("\n") == 1
+    assert "use --first_seed and --seeds" in got.stderr
     assert not (tmp_path / "R").exists()
+
+
+def test_a_sweep_file_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match="in configs/sweeps there are: alpha, bn_policy"):
+        jobs.load_sweep("configs/sweeps/split.py", config())
+    path = tmp_path / "broken.py"
+    path.write_text("def get_sweep(config):\n    return config.zo.epz\n")
+    with pytest.raises(ConfigError, match="broken.py: AttributeError"):
+        jobs.load_sweep(path, config())
+
+
+def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(ROOT)
+    tiny = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
+    tiny |= {"warmup.num_rounds": 1, "zo.num_rounds": 1, "run.num_devices": 1}
+    planned = plan([point("a")], tmp_path, given=tiny)
+    assert sweep.run(planned, 2, "configs/quickstart.py") == 0, capfd.readouterr()
+    warmup, run = [read_metrics(job.folder / "metrics.jsonl") for job in planned]
+    assert len(warmup) == 1 and len(run) == 2
+    assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
+    assert sweep.run(planned, 2, "configs/quickstart.py") == 0
+    assert "2 runs, 2 of them finished before" in capfd.readouterr().out
 
 
 def test_list_prints_the_runs_and_runs_none(tmp_path):
