@@ -52,8 +52,8 @@ def _draw_panel(axes: Axes, sweep: SweepRuns, column: str) -> None:
         axes.fill_between(rounds, center - spread, center + spread, color=colour, alpha=0.18, lw=0)
         style = "--" if row == "High Res Only" else "-"
         axes.plot(rounds, center, linestyle=style, color=colour, linewidth=1.6, label=plain(row))
-    if config:
-        pivot = config["warmup"]["num_rounds"]
+    pivot = runs.dotted(config, "warmup.num_rounds")
+    if pivot is not None:
         axes.axvline(pivot, color=INK, linewidth=1, linestyle=":", label="pivot")
     for round_idx in (200, 500):
         figure = paper.lookup("Figure 3", config, column, str(round_idx))

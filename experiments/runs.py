@@ -95,7 +95,8 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 def seconds_a_round(run: Run) -> float | None:
     """Returns the median seconds of a round of the last phase; None if it was not timed."""
     rows = rows_of(run)
-    seconds = [row["seconds"] for row in rows if row.get("phase") == rows[-1].get("phase")]
+    timed = [row.get("seconds") for row in rows if row.get("phase") == rows[-1].get("phase")]
+    seconds = [value for value in timed if isinstance(value, int | float)]
     return statistics.median(seconds) if seconds else None
 
 
@@ -148,7 +149,7 @@ def _read_sweep(folder: Path, content: dict[str, Any]) -> SweepRuns:
     runs = [_read_run(folder, point, seed) for point in points for seed in seeds]
     rows = list(dict.fromkeys(point["row"] for point in points))
     columns = list(dict.fromkeys(point["column"] for point in points))
-    return SweepRuns(folder.name, folder, content, rows, columns, runs)
+    return SweepRuns(folder.resolve().name, folder, content, rows, columns, runs)
 
 
 def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
@@ -168,7 +169,7 @@ def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
         state = DAMAGED
     elif config is None:
         state, problem = DAMAGED, "config.json is missing"
-    config = config or {}
+    num_classes = (partition or {}).get("num_classes")
     return Run(
         point["row"],
         point["column"],
@@ -177,10 +178,15 @@ def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
         state,
         problem,
         summary or {},
-        config.get("config") or {},
-        config.get("provenance") or {},
-        (partition or {}).get("num_classes"),
+        _block(config, "config"),
+        _block(config, "provenance"),
+        num_classes if isinstance(num_classes, int) and num_classes > 0 else None,
     )
+
+
+def _block(content: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    block = (content or {}).get(name)
+    return block if isinstance(block, dict) else {}
 
 
 def _summary_problem(summary: Mapping[str, Any]) -> str:

@@ -42,9 +42,10 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
       ConfigError: the folder holds a sweep of another config, or cannot be written.
     """
-    earlier, _ = read_json(path)  # of a torn one nothing is lost: the command says it all
+    earlier, _ = read_json(path)
     try:
-        if earlier:
+        # Of a damaged one nothing is lost: the command says it all.
+        if earlier and not problem(earlier):
             content = _extend(path, earlier, json.loads(json.dumps(content)))
         path.parent.mkdir(parents=True, exist_ok=True)
         workdir.write_json(path, content)
@@ -63,9 +64,9 @@ def problem(content: Any) -> str:
     missing += [name for name in ("seeds", "points") if not isinstance(content.get(name), list)]
     if missing:
         return f"{missing[0]} is missing"
-    keys = {"row", "column", "folder", "overrides"}
-    whole = all(isinstance(point, dict) and keys <= point.keys() for point in content["points"])
-    return "" if whole else "a point is damaged"
+    if not all(isinstance(seed, int) for seed in content["seeds"]):
+        return "a seed is no integer"
+    return "" if all(map(_is_point, content["points"])) else "a point is damaged"
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -77,6 +78,12 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
     except (ValueError, OSError):
         return None, "damaged"
     return (content, "") if isinstance(content, dict) else (None, "damaged")
+
+
+def _is_point(point: Any) -> bool:
+    if not isinstance(point, dict) or not isinstance(point.get("overrides"), dict):
+        return False
+    return all(isinstance(point.get(name), str) for name in ("row", "column", "folder"))
 
 
 def _extend(path: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

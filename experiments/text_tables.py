@@ -60,7 +60,9 @@ def latex(table: TextTable) -> str:
 
 def escape_latex(text: str) -> str:
     """Returns text as LaTeX prints it."""
-    return text.translate(_LATEX)
+    escaped = text.translate(_LATEX)
+    # After the end of a row, LaTeX takes a bracket for a distance.
+    return f"{{[}}{escaped[1:]}" if escaped.startswith("[") else escaped
 
 
 def to_csv(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

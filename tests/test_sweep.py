@@ -12,6 +12,7 @@ import pytest
 from configs.sweeps import common
 from configs.sweeps.common import Point, Sweep
 from experiments import jobs, pool, sweep, sweep_display, sweep_record
+from zo_fl import experiment
 from zo_fl.errors import ConfigError
 from zo_fl.metrics import read_metrics
 
@@ -108,6 +109,16 @@ def test_every_sweep_file_expands_to_known_fields(name, base, tmp_path):
     assert made.reference == "" or made.reference in rows
     module = importlib.import_module(f"configs.sweeps.{name}")
     assert f"--sweep=configs/sweeps/{name}.py" in module.__doc__.replace("\\\n", " ")
+
+
+def test_every_method_of_the_methods_sweep_can_be_built():
+    base = config()
+    base.data.name, base.run.num_devices = "synthetic", 1
+    for point in importlib.import_module("configs.sweeps.methods").get_sweep(base).points:
+        built = experiment.build(jobs.resolve(base, point.overrides).to_dict())
+        rounds = sum(phase.num_rounds for phase in built.phases)
+        alone = point.row == common.HIGH_RES_ONLY
+        assert rounds == (base.warmup.num_rounds if alone else common.total_rounds(base)), point
 
 
 def test_at_one_seed_all_points_have_its_partition_and_tiers(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import comparison, paper, runs, tables, text_tables
+from experiments import comparison, figures, paper, report, runs, tables, text_tables
 from experiments.text_tables import TextTable
 from tests import fake_sweeps
 
@@ -103,7 +103,16 @@ def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path, name, content, s
     assert line in printed(sweep) and len(by_row(sweep)["ZOWarmUp"].values) == 2
 
 
-@pytest.mark.parametrize("content", ("{", "[]", "{}", '{"title": 3}', ""))
+NO_POINT = (
+    '{"title": "", "table": "", "reference": "", "quantity": "", "config": "", "command": "", '
+    '"seeds": [0], "points": [{"row": 1}]}'
+)
+NO_SEED = NO_POINT.replace("[0]", '["a"]')
+
+
+@pytest.mark.parametrize(
+    "content", ("{", "[]", "{}", '{"title": 3}', "", "\x00", NO_POINT, NO_SEED)
+)
 def test_a_damaged_record_is_named_and_other_sweeps_are_shown(tmp_path, content):
     fake_sweeps.make(tmp_path, name="good")
     fake_sweeps.make(tmp_path, name="bad")
@@ -111,6 +120,20 @@ def test_a_damaged_record_is_named_and_other_sweeps_are_shown(tmp_path, content)
     found = runs.read(tmp_path)
     assert [sweep.name for sweep in found.sweeps] == ["good"]
     assert len(found.problems) == 1 and str(tmp_path / "bad") in found.problems[0]
+
+
+def test_odd_values_in_other_files_hurt_nothing(tmp_path):
+    folders = fake_sweeps.make(tmp_path, quantity="seconds")
+    odd = {
+        "config.json": '{"config": [1], "provenance": 2}',
+        "partition.json": '{"num_classes": 0}',
+        "metrics.jsonl": '{"phase": "zo"}\n7\n{"round": 1, "phase": "zo", "seconds": null}\n',
+    }
+    for folder in folders.values():
+        for name, content in odd.items():
+            (folder / name).write_text(content)
+    assert printed(only(tmp_path))
+    assert figures.of(only(tmp_path)) == {} and report.page(runs.read(tmp_path))
 
 
 def test_runs_without_a_record_and_records_without_runs_are_named(tmp_path):
@@ -159,9 +182,9 @@ def test_every_table_a_sweep_names_is_in_the_paper_s_file():
     known = json.loads((ROOT / "experiments" / "paper.json").read_text())
     for entry in known.values():
         assert entry["source"]
-        for figures in entry["sets"].values():
-            widths = {len(row) for row in figures["rows"].values()}
-            assert widths == {len(figures["columns"])}
+        for of_set in entry["sets"].values():
+            widths = {len(row) for row in of_set["rows"].values()}
+            assert widths == {len(of_set["columns"])}
 
 
 def test_seconds_are_the_median_of_the_last_phase(tmp_path):
@@ -185,6 +208,7 @@ def test_markdown_and_latex_are_escaped():
     for mark in "&%$#_{}":
         assert f"\\{mark}" in escaped
     assert r"\textbackslash{}n" in escaped and r"\textasciitilde{}" in escaped
+    assert text_tables.escape_latex("[a]") == "{[}a]"
     latex = text_tables.latex(table)
     assert latex.count("&") - latex.count(r"\&") == 2 and r"1 $-$ 2 \\" in latex
 
