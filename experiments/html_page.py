@@ -25,7 +25,7 @@ th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); t
   white-space: nowrap; font-variant-numeric: tabular-nums; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
 .name { text-align: left; white-space: normal; }
-.name + .name { white-space: nowrap; }
+.name + .name { min-width: 5.5rem; }
 .note { color: var(--soft); font-size: .9rem; margin: .3rem 0; }
 ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; background: #fff; border-radius: 4px; overflow-x: auto; max-width: 45rem; }

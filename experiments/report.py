@@ -28,10 +28,10 @@ _PROVENANCE = {
     "commit": "git.revision",
     "device": "devices.kind",
     "devices": "devices.count",
-    "python": "versions.python",
-    "jax": "versions.jax",
+    "versions": "versions",
     "started": "started",
 }
+_BETWEEN = {"started": " to ", "versions": "; "}
 
 
 def main(argv: list[str]) -> int:
@@ -88,15 +88,21 @@ def _provenance(all_runs: Iterable[Run]) -> str:
         return element("p", "No run has begun yet.")
     rows = []
     for name, field in _PROVENANCE.items():
-        values = sorted({str(runs.dotted(one, field)) for one in known})
+        values = sorted({_flat(runs.dotted(one, field)) for one in known})
         values = [value[:12] for value in values] if name == "commit" else values
         if name == "started":
             values = [values[0], values[-1]] if len(values) > 1 else values
-        rows.append([name, (" to " if name == "started" else ", ").join(values)])
+        rows.append([name, _BETWEEN.get(name, ", ").join(values)])
     changed = sum(bool(runs.dotted(one, "git.dirty")) for one in known)
     if changed:
         rows.append(["changed files", f"not committed in {changed} of {len(known)} runs"])
     return html_page.table(TextTable("Provenance", ["", ""], rows, num_names=2))
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return str(value)
 
 
 def _costs(sweep: SweepRuns) -> TextTable:
