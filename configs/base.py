@@ -5,7 +5,11 @@ leave ``zo_fl/train.py``; a field that is not here is an error.
 
 Learning rates are not in the paper. ``warmup.lr`` is its author's public default order (0.1 to
 0.03); ``zo.lr`` follows from matching the norm of the zeroth-order update, lr * tau^2 * |grad| *
-sqrt(d / (S * cohort)), to that of a first-order step of rate 0.01 to 0.1.
+sqrt(d / (S * cohort)), to that of a first-order step of rate 0.01 to 0.1. The other zeroth-order
+methods' rates follow by matching the norm of *their* update of a round to it: with k local steps of
+S directions each it is lr * tau^2 * |grad| * sqrt(k d / (S * cohort)), without the cohort if
+directions are shared. FedKSeed's is another five times smaller for its single-example gradients;
+HeteroFL's and BAFFLE's are their sources'. None was tuned.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +18,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns ZOWarmUp on CIFAR-10, ResNet18, 10/90 split."""
     config = ConfigDict()
-    config.algorithm = "zowarmup"  # a name in zo_fl/algorithms
+    config.algorithm = "zowarmup"  # a name in zo_fl/algorithms; "fedavg+decomfl" runs both
     config.seed = 0  # initial weights, cohorts, batches, augmentation, directions
 
     config.data = ConfigDict(  # zo_fl.data.federated.load
@@ -54,27 +58,62 @@ def get_config() -> ConfigDict:
             precision="highest",  # matrix products; highest = float32, default = the fastest
         )
     )
-    config.zo = ConfigDict(  # zo_fl.algorithms.zo.phase
+    config.zo = _zo()  # zo_fl.algorithms.zo.phase
+    config.zo.update(num_rounds=300, lr=2e-4)
+
+    # Other methods. Alone they start from scratch and take all 500 rounds; after a warm-up
+    # (algorithm="fedavg+decomfl") set num_rounds to 300.
+    config.heterofl = ConfigDict(  # zo_fl.algorithms.heterofl.phase
         dict(
-            num_rounds=300,
+            num_rounds=500,
             cohort_size=0,
-            tiers="all",
-            participation="uniform",
-            estimator="two_point",
-            distribution="rademacher",  # rademacher, gaussian or sphere
-            eps=1e-4,  # perturbation scale
-            tau=0.75,  # standard deviation of a direction's coordinates
-            num_directions=3,  # S
-            seed_policy="per_client",  # per_client or shared directions
-            aggregation="mean",  # mean, or the printed algorithm's sum over clients and directions
-            bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: algorithms/zo.py
-            microbatch=0,  # examples a forward pass; 0 = the client's whole set at once
-            lr=2e-4,  # server and client rates multiplied; scaled for aggregation="mean"
-            server=_server(),
-            augment=False,
+            levels="ab",  # widths 1, 1/2, 1/4, 1/8, 1/16 = a to e; the first is the high tier's
+            assignment="tier",  # tier, or dynamic: re-drawn every round
+            local_epochs=3,
+            batch_size=64,
+            lr=0.1,
+            milestones=(200, 400),  # rounds after which lr is divided by 10
+            momentum=0.9,
+            weight_decay=5e-4,
+            clip_norm=1.0,
+            mask_logits=True,  # logits of classes that a client does not hold are set to 0
+            augment=True,
             precision="highest",
         )
     )
+    config.fedkseed = _zo(without=("seed_policy", "aggregation", "local_lr", "server"))
+    config.fedkseed.update(  # zo_fl.algorithms.fedkseed.phase; fedkseed_pro reads it too
+        num_rounds=500, distribution="gaussian", eps=5e-4, tau=1.0, num_directions=1
+    )
+    config.fedkseed.update(local_steps=200, batch_size=1, bn_policy="frozen", lr=1e-6)
+    config.fedkseed.candidate_seeds = 4096  # K
+    config.decomfl = _zo(without=("seed_policy", "aggregation", "weights"))
+    config.decomfl.update(  # zo_fl.algorithms.decomfl
+        num_rounds=500, distribution="gaussian", eps=1e-3, tau=1.0, num_directions=5
+    )
+    config.decomfl.update(local_steps=4, batch_size=64, bn_policy="frozen", lr=1e-5)
+    config.fedzo = _zo(without=("seed_policy", "aggregation", "weights"))
+    config.fedzo.update(  # zo_fl.algorithms.fedzo.phase
+        num_rounds=500, estimator="forward", distribution="sphere", tau=1.0, num_directions=5
+    )
+    config.fedzo.update(local_steps=10, batch_size=50, bn_policy="frozen", lr=1.0, local_lr=4e-5)
+    config.fedzo.eps = 1e-4
+    config.baffle = _zo(without=("seed_policy", "aggregation", "weights"))
+    config.baffle.update(  # zo_fl.algorithms.baffle.phase
+        num_rounds=500, estimator="forward", distribution="gaussian", eps=1e-4, tau=1.0
+    )
+    config.baffle.update(num_directions=100, batch_size=0, lr=1e-2, clip=0.3, ema=0.995)
+    config.baffle.server.update(name="adam", b2=0.99, weight_decay=5e-4)
+    config.mezo = _zo(
+        without=(
+            *("cohort_size", "tiers", "participation", "weights"),
+            *("seed_policy", "aggregation", "local_steps", "local_lr"),
+        )
+    )
+    config.mezo.update(  # zo_fl.algorithms.mezo
+        num_rounds=500, distribution="gaussian", eps=1e-3, tau=1.0, num_directions=1
+    )
+    config.mezo.update(batch_size=64, bn_policy="frozen", lr=1e-5)
     config.run = ConfigDict(  # zo_fl.train
         dict(
             device="auto",  # auto, cpu, gpu or tpu
@@ -90,6 +129,34 @@ def get_config() -> ConfigDict:
     return config
 
 
+def _zo(without: tuple[str, ...] = ()) -> ConfigDict:
+    """Returns the block of a zeroth-order method, without the fields that the method fixes."""
+    fields = dict(
+        num_rounds=0,
+        cohort_size=0,
+        tiers="all",
+        participation="uniform",
+        weights="examples",  # of clients in the mean: examples or uniform
+        estimator="two_point",  # two_point: 2 S passes; forward: S + 1
+        distribution="rademacher",  # rademacher, gaussian or sphere
+        eps=1e-4,  # perturbation scale
+        tau=0.75,  # standard deviation of a direction's coordinates
+        num_directions=3,  # S
+        seed_policy="per_client",  # per_client or shared directions
+        aggregation="mean",  # mean, or the printed algorithm's sum over clients and directions
+        local_steps=1,  # a client's own steps a round
+        batch_size=0,  # examples a local step; 0 = the client's examples split evenly over them
+        bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: zo_fl/zo_client.py
+        microbatch=0,  # examples a forward pass; 0 = all of a step at once
+        lr=0.0,  # server and client rates multiplied; scaled for aggregation="mean"
+        local_lr=0.0,  # between a client's own steps; 0 = lr
+        server=_server(),
+        augment=False,
+        precision="highest",  # matrix products; highest = float32
+    )
+    return ConfigDict({name: value for name, value in fields.items() if name not in without})
+
+
 def _server() -> ConfigDict:
     return ConfigDict(  # zo_fl.server_optimizers.create
         dict(
@@ -99,5 +166,6 @@ def _server() -> ConfigDict:
             eps=1e-8,  # adaptivity
             initial_accumulator=0.0,
             bias_correction=True,
+            weight_decay=0.0,  # decoupled
         )
     )

@@ -19,4 +19,12 @@ def get_config() -> ConfigDict:
     config.model.update(name="cnn", norm="group")
     config.warmup.update(num_rounds=40, batch_size=16, lr=0.05, augment=False)
     config.zo.update(num_rounds=40, eps=1e-3, lr=0.01)
+    # The other methods at this scale: rates by base.py's rule, about as many forward passes a round
+    # as above, so that a sweep of all methods takes an hour or two. BAFFLE's own S is 100 to 500.
+    config.heterofl.update(batch_size=16, milestones=(32, 64), augment=False)
+    config.fedkseed.update(eps=1e-3, local_steps=20, batch_size=16, lr=5e-4)
+    config.decomfl.update(num_directions=3, local_steps=2, batch_size=56, lr=9e-4)
+    config.fedzo.update(eps=1e-3, num_directions=2, local_steps=4, batch_size=56, local_lr=2e-3)
+    config.baffle.update(eps=1e-3, num_directions=10)
+    config.mezo.lr = 7e-4
     return config

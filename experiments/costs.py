@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     table = _table()
     for phase in built.phases:
         traffic = cost.phase_traffic(phase, params, model_state, built.data)
-        memory = cost.step_memory(phase, params, model_state, built.data)
+        memory = cost.step_memory(phase, phase.groups[0], params, model_state, built.data)
         for row in _rows(config, built, phase, traffic, memory, num_params, sizes):
             table.add_row(*row)
         table.add_section()
@@ -75,7 +75,7 @@ def _rows(config, built, phase, traffic, memory, num_params: int, sizes) -> list
     """Returns uplink, downlink and memory of one client in one round of a phase."""
     population = built.federation.clients.client_sizes.shape[0]
     model = 4 * num_params
-    if phase.strategy.replays:
+    if phase.groups[0].strategy.replays:
         scalars = 4 * config["zo"]["num_directions"]
         up, down, receivers = scalars, scalars * phase.cohort_size, population
         batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]

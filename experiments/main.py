@@ -23,6 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; made if missing, resumed if not. Default: runs/NAME/TIME."
 )
+_WARM_START = flags.DEFINE_string(
+    "warm_start", None, "Folder of a finished warm-up (algorithm=fedavg) to start after."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +35,7 @@ def main(argv: list[str]) -> int:
     path = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir()
     cli.enable_compilation_cache()
     try:
-        summary = train.run(config, path)
+        summary = train.run(config, path, warm_start=_WARM_START.value)
     except train.Interrupted as stop:
         print(f"{stop}; to resume, run the same command with --workdir={path}", file=sys.stderr)
         return 130

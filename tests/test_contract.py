@@ -20,10 +20,17 @@ from zo_fl.types import Cohort
 TOLERANCE = dict(rtol=2e-4, atol=2e-5)
 
 
+class Item:
+    """A phase of an experiment; hashed by identity."""
+
+    def __init__(self, built, phase):
+        self.value = built, phase
+
+
 @functools.cache
 def phases_of(name, devices=1):
     built = tiny.build(name, run__num_devices=devices)
-    return [(built, phase) for phase in built.phases]
+    return [Item(built, phase) for phase in built.phases]
 
 
 @pytest.fixture(params=sorted(ALGORITHMS))
@@ -34,7 +41,7 @@ def phases(request):
 @functools.cache
 def run_all(name, devices=1):
     """Two rounds of each phase from the start: its state, its metrics, and the jitted round."""
-    return [run(built, phase) for built, phase in phases_of(name, devices)]
+    return [run(*item.value) for item in phases_of(name, devices)]
 
 
 def run(built, phase):
@@ -47,14 +54,28 @@ def run(built, phase):
     return state, history, step
 
 
-def with_cohort(built, phase, client_ids, valid, clients_per_vmap=1):
-    """One round of the phase's strategy on a given cohort, by plain SGD at the server."""
-    cohort = Cohort(jnp.array(client_ids, jnp.int32), jnp.array(valid))
-    engine = Engine(built.mesh, clients_per_vmap)
-    algorithm = make_algorithm(phase.strategy, optax.sgd(1.0), lambda key: cohort, engine)
-    start = tiny.start(built, phase)
-    state = algorithm.init(start.params, start.model_state)
-    return jax.jit(algorithm.round)(state, built.data, built.run_key)
+@functools.cache
+def round_of(built_and_phase, clients_per_vmap=1):
+    """The phase's round as a jitted function of the cohort, the same one for each of its groups."""
+    built, phase = built_and_phase.value
+
+    def one(state, data, run_key, cohort):
+        groups = [group._replace(sample_cohort=lambda key: cohort) for group in phase.groups]
+        engine = Engine(built.mesh, clients_per_vmap)
+        algorithm = make_algorithm(groups, phase.aggregation, optax.sgd(1.0), engine)
+        state = algorithm.init(state.params, state.model_state)
+        return algorithm.round(state, data, run_key)
+
+    return jax.jit(one)
+
+
+def with_cohort(item, client_ids, clients_per_vmap=1, padding=0):
+    """One round with a given cohort, by plain SGD at the server."""
+    built, phase = item.value
+    ids = jnp.array([*client_ids, *[0] * padding], jnp.int32)
+    cohort = Cohort(ids, jnp.arange(len(ids)) < len(client_ids))
+    step = round_of(item, clients_per_vmap)
+    return step(tiny.start(built, phase), built.data, built.run_key, cohort)
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
@@ -68,32 +89,30 @@ def test_two_rounds_change_the_parameters_and_report_finite_metrics(name):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_the_state_keeps_its_shapes_and_dtypes_and_the_round_its_one_trace(name):
-    for (built, phase), (after, _, step) in zip(phases_of(name), run_all(name), strict=True):
-        chex.assert_trees_all_equal_shapes_and_dtypes(tiny.start(built, phase), after)
+    for item, (after, _, step) in zip(phases_of(name), run_all(name), strict=True):
+        chex.assert_trees_all_equal_shapes_and_dtypes(tiny.start(*item.value), after)
         assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize("clients_per_vmap", (2, 3, 8))
 def test_the_result_does_not_depend_on_clients_per_vmap(phases, clients_per_vmap):
-    for built, phase in phases:
-        reference = with_cohort(built, phase, range(8), [True] * 8)[0]
-        padding = -8 % clients_per_vmap
-        ids, valid = [*range(8), *[0] * padding], [True] * 8 + [False] * padding
-        got = with_cohort(built, phase, ids, valid, clients_per_vmap)[0]
+    for item in phases:
+        reference = with_cohort(item, range(8))[0]
+        got = with_cohort(item, range(8), clients_per_vmap, padding=-8 % clients_per_vmap)[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_cohort(phases):
-    for built, phase in phases:
-        reference = with_cohort(built, phase, [1, 4, 6], [True] * 3)[0]
-        got = with_cohort(built, phase, [6, 1, 4], [True] * 3)[0]
+    for item in phases:
+        reference = with_cohort(item, range(8))[0]
+        got = with_cohort(item, [6, 1, 4, 7, 0, 3, 5, 2])[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
 def test_a_padding_client_changes_nothing(phases):
-    for built, phase in phases:
-        reference, metrics, _ = with_cohort(built, phase, [1, 4], [True, True])
-        got, padded, _ = with_cohort(built, phase, [1, 4, 7], [True, True, False])
+    for item in phases:
+        reference, metrics, _ = with_cohort(item, [1, 4])
+        got, padded, _ = with_cohort(item, [1, 4], padding=6)
         chex.assert_trees_all_equal(got.params, reference.params)
         assert metrics["loss"] == padded["loss"]
 
@@ -107,7 +126,8 @@ def test_the_result_does_not_depend_on_the_number_of_devices(name, devices):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_a_chunk_of_rounds_equals_as_many_single_rounds(name):
-    for (built, phase), (reference, history, _) in zip(phases_of(name), run_all(name), strict=True):
+    for item, (reference, history, _) in zip(phases_of(name), run_all(name), strict=True):
+        built, phase = item.value
         chunk = train.make_chunk(phase.algorithm, capacity=5)
         state, metrics = chunk(tiny.start(built, phase), built.data, built.run_key, jnp.int32(2))
         chex.assert_trees_all_close(state.params, reference.params, **TOLERANCE)
@@ -116,10 +136,13 @@ def test_a_chunk_of_rounds_equals_as_many_single_rounds(name):
 
 
 def test_reported_bytes_are_the_bytes_of_the_messages(phases):
-    for built, phase in phases:
+    for built, phase in (item.value for item in phases):
         state = tiny.start(built, phase)
         traffic = cost.phase_traffic(phase, state.params, state.model_state, built.data)
         batch = trees.squeeze(tiny.gather(built, [3]))
-        result = phase.strategy.client_update(state.params, state.model_state, batch, built.run_key)
-        sent = trees.num_bytes(result.message) + trees.num_bytes(result.model_state)
-        assert traffic.uplink == phase.cohort_size * sent
+        uplink = 0
+        for group in phase.groups:
+            result = group.strategy.client_update(state, batch, built.run_key)
+            sent = trees.num_bytes(result.message) + trees.num_bytes(result.model_state)
+            uplink += group.cohort_size * sent
+        assert traffic.uplink == uplink

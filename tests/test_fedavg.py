@@ -20,11 +20,12 @@ def test_local_sgd_is_the_plain_loop_over_shuffled_batches():
         warmup__weight_decay=1e-2,
     )
     (phase,) = built.phases
-    params, _ = built.task.init(built.run_key)
+    state = tiny.start(built, phase)
+    params = state.params
     batch = trees.squeeze(tiny.gather(built, [3]))
-    result = phase.strategy.client_update(params, {}, batch, built.run_key)
+    result = tiny.only_strategy(phase).client_update(state, batch, built.run_key)
 
-    key = keys.stream(keys.client_key(built.run_key, 3), "batches")
+    key = keys.stream(keys.client_key(keys.round_key(built.run_key, 0), 3), "batches")
     after, velocity, losses = params, jax.tree.map(jnp.zeros_like, params), []
     for epoch_key in jax.random.split(key, 2):
         indices, masks = batches.epoch_order(epoch_key, batch.mask, 100)
@@ -51,14 +52,13 @@ def test_the_round_is_the_weighted_mean_of_the_clients_models():
     built = tiny.build("fedavg")
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, _, record = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
-    key = keys.round_key(built.run_key, 0)
+    after, _, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
     high = np.flatnonzero(built.federation.clients.client_tiers == 1)
     np.testing.assert_array_equal(record.cohort.client_ids, high)
     models = []
     for client_id in high:
         batch = trees.squeeze(tiny.gather(built, [client_id]))
-        delta = phase.strategy.client_update(before.params, {}, batch, key).message
+        delta = tiny.only_strategy(phase).client_update(before, batch, built.run_key).message
         models.append(optax.tree.sub(before.params, delta))
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *models)
     chex.assert_trees_all_close(after.params, mean, rtol=1e-4, atol=1e-5)

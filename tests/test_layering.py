@@ -12,11 +12,12 @@ LAYERS = (
     {"__init__"},
     {"errors", "types", "keys", "trees", "units"},
     {"models", "data", "zo", "server_optimizers"},
-    {"task", "statistics", "round"},
+    {"task", "statistics", "round", "zo_client"},
     {"phase"},
     {"algorithms"},
     {"cost", "evaluate", "experiment"}
     | {"metrics", "checkpoint", "progress", "curves", "provenance", "workdir"},
+    {"warm_starts"},
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

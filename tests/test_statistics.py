@@ -8,7 +8,7 @@ import pytest
 
 from tests import tiny
 from zo_fl import cost, statistics, trees
-from zo_fl.algorithms.zo import BN_POLICIES
+from zo_fl.zo_client import BN_POLICIES
 
 BATCH_NORM = dict(
     model__name="cnn", model__norm="batch", data__num_clients=20, zo__cohort_size=3, zo__lr=1e-3
@@ -22,7 +22,7 @@ def one_round(policy, **overrides):
     # Statistics as after some training, unlike any batch's.
     state = jax.tree.map(lambda leaf: leaf + 0.25, before.model_state)
     before = before._replace(model_state=state)
-    after, metrics, record = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, metrics, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
     return built, phase, before, after, metrics, record
 
 
@@ -59,7 +59,7 @@ def test_statistics_that_travel_are_billed(policy):
     traffic = cost.phase_traffic(phase, before.params, before.model_state, built.data)
     assert traffic.uplink == 3 * (12 + statistics_bytes)
     assert traffic.downlink == 20 * (3 * 12 + statistics_bytes)
-    assert phase.passes == 2 * 3 + 1
+    assert phase.forward_passes == 3 * 90 * (2 * 3 + 1)
 
 
 def test_batch_sync_moves_statistics_by_one_unperturbed_pass_averaged_over_clients():
@@ -94,7 +94,7 @@ def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so()
         state = tiny.start(built, phase)
         moved = jax.tree.map(lambda leaf: leaf + shift, state.model_state)
         state = state._replace(model_state=moved)
-        return jax.jit(phase.algorithm.round)(state, built.data, built.run_key)[2].messages
+        return jax.jit(phase.algorithm.round)(state, built.data, built.run_key)[2][0].messages
 
     for policy in BN_POLICIES:
         same = bool(jnp.all(scalars(policy, 0.0) == scalars(policy, 0.5)))
@@ -129,11 +129,10 @@ def test_first_order_warm_up_averages_the_clients_statistics():
     built = tiny.build("fedavg", **overrides)
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, _, record = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
-    key = jax.random.fold_in(built.run_key, 0)
-    update = jax.jit(phase.strategy.client_update)
+    after, _, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    update = jax.jit(tiny.only_strategy(phase).client_update)
     results = [
-        update(before.params, before.model_state, trees.squeeze(tiny.gather(built, [i])), key)
+        update(before, trees.squeeze(tiny.gather(built, [i])), built.run_key)
         for i in record.cohort.client_ids
     ]
     expected = mean_of([result.model_state for result in results])

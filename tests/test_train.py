@@ -169,3 +169,46 @@ def test_bad_input_leaves_no_folder(tmp_path):
             train.run(tiny.config(**overrides), tmp_path / "run", quiet=True)
         assert "\n" not in str(caught.value) and "config." in str(caught.value), overrides
         assert not (tmp_path / "run").exists(), overrides
+
+
+def test_a_warm_start_ends_bit_identical_to_a_run_that_warmed_up_itself(tmp_path):
+    whole, donor, warm = (tmp_path / name for name in ("whole", "donor", "warm"))
+    train.run(tiny.config(), whole, quiet=True)
+    train.run(tiny.config("fedavg"), donor, quiet=True)
+    train.run(tiny.config(), warm, warm_start=donor, quiet=True)
+    assert rows_of(whole) == rows_of(warm)
+    first, second = (json.loads((path / "summary.json").read_text()) for path in (whole, warm))
+    assert {**first, "wall_seconds": 0} == {**second, "wall_seconds": 0}
+
+
+def test_a_longer_warm_up_goes_on_from_a_shorter_one(tmp_path):
+    whole, short, long = (tmp_path / name for name in ("whole", "short", "long"))
+    train.run(tiny.config("fedavg", warmup__num_rounds=4), whole, quiet=True)
+    train.run(tiny.config("fedavg"), short, quiet=True)
+    train.run(tiny.config("fedavg", warmup__num_rounds=4), long, warm_start=short, quiet=True)
+    assert [row["train_loss"] for row in rows_of(whole)] == [
+        row["train_loss"] for row in rows_of(long)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"seed": 1}, "config.seed=0, given 1"),
+        ({"warmup__lr": 0.5}, "config.warmup.lr"),
+        ({"warmup__num_rounds": 1}, "has 2 rounds, config.warmup.num_rounds=1"),
+        ({"algorithm": "zo"}, "no warm-up to start after"),
+    ),
+)
+def test_another_warm_up_is_refused_in_one_line_and_nothing_is_written(tmp_path, changes, message):
+    donor = tmp_path / "donor"
+    train.run(tiny.config("fedavg"), donor, quiet=True)
+    config = tiny.config(**{"algorithm": "zowarmup"} | changes)
+    with pytest.raises(ConfigError, match=message):
+        train.run(config, tmp_path / "run", warm_start=donor, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_finished_warm_up_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no finished run; change --warm_start"):
+        train.run(tiny.config(), tmp_path / "run", warm_start=tmp_path / "empty", quiet=True)

@@ -15,7 +15,7 @@ def one_round(params_of=None, **overrides):
     built = tiny.build("zo", **overrides)
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, metrics, record = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, metrics, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
     return built, phase, before, after, metrics, record
 
 
@@ -42,23 +42,23 @@ def test_a_round_lowers_the_loss_of_the_population():
 
 def test_clients_have_directions_of_their_own_unless_they_share_them():
     built, phase, _, _, _, record = one_round()
-    key, params = jax.random.fold_in(built.run_key, 0), tiny.start(built, phase).params
-    message = jnp.ones(3)
+    state, decode = tiny.start(built, phase), tiny.only_strategy(phase).decode
     first, second = (
-        jax.flatten_util.ravel_pytree(phase.strategy.decode(message, i, key, params))[0]
+        jax.flatten_util.ravel_pytree(decode(jnp.ones((1, 3)), i, state, built.run_key))[0]
         for i in (0, 1)
     )
     assert abs(float(jnp.corrcoef(first, second)[0, 1])) < 0.02
-    assert record.messages.shape == (8, 3)
+    assert record.messages.shape == (8, 1, 3)
 
 
 def test_shared_directions_are_rebuilt_once_and_broadcast_as_their_mean():
     built, phase, before, after, _, record = one_round(zo__seed_policy="shared")
     mean = jnp.average(record.messages, axis=0, weights=record.weights)
-    key = jax.random.fold_in(built.run_key, 0)
-    rebuilt = phase.strategy.finalize(mean, key, before.params)
-    expected = jax.tree.map(lambda p, g: p - 1e-3 * g, before.params, rebuilt)
-    chex.assert_trees_all_close(after.params, expected, rtol=1e-6, atol=1e-8)
+    # The mean of the messages as if one client had sent it: the same directions, its weight one.
+    alone = record._replace(messages=mean[None], weights=jnp.ones(1))
+    alone = alone._replace(cohort=jax.tree.map(lambda leaf: leaf[:1], record.cohort))
+    followed = phase.algorithm.apply(before, (alone,), built.run_key)
+    chex.assert_trees_all_close(after.params, followed.params, rtol=1e-6, atol=1e-7)
     traffic = cost.phase_traffic(phase, before.params, {}, built.data)
     assert traffic.uplink == 8 * 12 and traffic.downlink == 8 * 12
 
@@ -89,7 +89,7 @@ def test_a_sampled_cohort_changes_with_the_round():
     (phase,) = built.phases
     state, step, seen = tiny.start(built, phase), jax.jit(phase.algorithm.round), set()
     for _ in range(5):
-        state, _, record = step(state, built.data, built.run_key)
+        state, _, (record,) = step(state, built.data, built.run_key)
         assert len(set(map(int, record.cohort.client_ids))) == 3
         seen.add(tuple(map(int, record.cohort.client_ids)))
     assert len(seen) > 1
@@ -101,7 +101,9 @@ def test_a_client_whose_probes_are_all_broken_drops_out():
     state = tiny.start(built, phase)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
     batch = trees.squeeze(tiny.gather(built, [0]))
-    result = phase.strategy.client_update(broken, {}, batch, built.run_key)
+    result = tiny.only_strategy(phase).client_update(
+        state._replace(params=broken), batch, built.run_key
+    )
     assert float(result.weight) == 0.0
     after, metrics, _ = jax.jit(phase.algorithm.round)(
         state._replace(params=broken), built.data, built.run_key
@@ -116,9 +118,12 @@ def test_a_client_whose_probes_are_all_broken_drops_out():
         ("seed_policy", "none"),
         ("aggregation", "median"),
         ("estimator", "three_point"),
+        ("weights", "square"),
+        ("local_steps", 0),
+        ("batch_size", -1),
         ("microbatch", -1),
         ("cohort_size", 9),
-        ("tiers", "low"),
+        ("tiers", "middle"),
         ("participation", "random"),
     ),
 )

@@ -21,6 +21,13 @@ def config(algorithm="zowarmup", **overrides):
     config.model.update(name="mlp", norm="none")
     config.warmup.update(num_rounds=ROUNDS, local_epochs=1, batch_size=100, augment=False)
     config.zo.update(num_rounds=ROUNDS, eps=1e-3, lr=1e-3)
+    for method in ("heterofl", "fedkseed", "decomfl", "fedzo", "baffle", "mezo"):
+        config[method].num_rounds = ROUNDS
+    config.heterofl.update(local_epochs=1, batch_size=100, lr=0.05, augment=False)
+    config.fedkseed.update(local_steps=3, batch_size=20, eps=1e-3, lr=1e-4, candidate_seeds=16)
+    config.decomfl.update(local_steps=2, lr=1e-4)
+    config.fedzo.update(local_steps=2, num_directions=2, eps=1e-3)
+    config.baffle.update(num_directions=4, eps=1e-3, lr=1e-3)
     config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=1)
     for name, value in overrides.items():
         block, _, field = name.partition("__")
@@ -42,6 +49,12 @@ def start(built, phase):
     state = phase.algorithm.init(params, model_state)
     # As the trainer does: on the mesh from the start, or the second round would be traced anew.
     return jax.device_put(state, NamedSharding(built.mesh, PartitionSpec()))
+
+
+def only_strategy(phase):
+    """Returns the strategy of a phase of one group."""
+    (group,) = phase.groups
+    return group.strategy
 
 
 def gather(built, client_ids):

@@ -6,7 +6,8 @@ Communication of one round, over all clients together:
     uplink     cohort x (message + uploaded statistics)
     downlink   receivers x (what the update is rebuilt from + the new statistics)
 
-A first-order round is received by its cohort, as the new model. A zeroth-order round is received by
+A first-order round is received by its cohort, as the new model (HeteroFL's narrow clients: their
+slice of it). A zeroth-order round is received by
 the whole population, as scalars: every client must follow every update, and one that was absent
 catches up later with the same bytes. When such a phase begins, everyone receives the model once.
 Directions come from keys and cost nothing.
@@ -32,7 +33,7 @@ import numpy as np
 from zo_fl import keys, trees
 from zo_fl.data import federated
 from zo_fl.phase import Phase
-from zo_fl.types import FederatedData, ModelState, Params
+from zo_fl.types import FederatedData, Group, ModelState, Params
 
 
 class Traffic(NamedTuple):
@@ -78,7 +79,7 @@ class StepMemory(NamedTuple):
 def phase_traffic(
     phase: Phase, params: Params, model_state: ModelState, data: FederatedData
 ) -> Traffic:
-    """Returns a phase's traffic, from the shapes of what its strategy sends.
+    """Returns a phase's traffic, from the shapes of what its groups of clients send and receive.
 
     Args:
       phase: any phase.
@@ -86,23 +87,47 @@ def phase_traffic(
       model_state: likewise.
       data: the federation, arrays or shapes.
     """
-
-    def one(params, model_state, data):
-        key = keys.run_key(0)
-        batch = trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32)))
-        result = phase.strategy.client_update(params, model_state, batch, key)
-        return result, phase.strategy.decode(result.message, batch.client_id, key, params)
-
-    result, update = jax.eval_shape(one, params, model_state, data)
+    groups = [_group_traffic(group, phase, params, model_state, data) for group in phase.groups]
+    uplink = sum(group.uplink for group in groups)
+    if not all(group.strategy.replays for group in phase.groups):
+        return Traffic(0, uplink, sum(group.downlink for group in groups))
     population = data.client_sizes.shape[0]
-    message, statistics = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
     model = trees.num_bytes(params) + trees.num_bytes(model_state)
-    uplink = phase.cohort_size * (message + statistics)
-    if not phase.strategy.replays:
-        return Traffic(0, uplink, phase.cohort_size * model)
-    # All messages, or their mean where that is smaller (shared directions).
-    broadcast = min(phase.cohort_size * message, trees.num_bytes(update))
-    return Traffic(population * model, uplink, population * (broadcast + statistics))
+    return Traffic(population * model, uplink, population * sum(g.broadcast for g in groups))
+
+
+class _GroupTraffic(NamedTuple):
+    """Bytes of one group in a round.
+
+    Attributes:
+      uplink: of the cohort.
+      downlink: to the cohort, of what its strategy receives.
+      broadcast: to each client that follows the rounds by replaying them.
+    """
+
+    uplink: int
+    downlink: int
+    broadcast: int
+
+
+def _group_traffic(group: Group, phase: Phase, params, model_state, data) -> _GroupTraffic:
+    def one(params, model_state, data):
+        state = phase.algorithm.init(params, model_state)._replace(opt_state=())
+        batch = trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32)))
+        key = keys.run_key(0)
+        result = group.strategy.client_update(state, batch, key)
+        update = group.strategy.decode(result.message, batch.client_id, state, key)
+        return result, update, group.strategy.receives(state)
+
+    result, update, received = jax.eval_shape(one, params, model_state, data)
+    message, statistics = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
+    # All messages, or what they add up to where that is smaller (shared directions, pools).
+    broadcast = min(group.cohort_size * message, trees.num_bytes(update)) + statistics
+    return _GroupTraffic(
+        group.cohort_size * (message + statistics),
+        group.cohort_size * trees.num_bytes(received),
+        broadcast,
+    )
 
 
 def cumulative(traffic: Traffic, rounds: int) -> tuple[int, int]:
@@ -149,11 +174,15 @@ def memory_formula(num_params: int, batch_size: int, floats: int) -> int:
     return 4 * (2 * num_params + batch_size * floats)
 
 
-def step_memory(phase: Phase, params, model_state, data: FederatedData) -> StepMemory:
+def step_memory(phase: Phase, group: Group, params, model_state, data: FederatedData) -> StepMemory:
     """Compiles one client's step and returns what the compiler reserves for it.
+
+    What the client receives is counted as an argument, as large as its strategy says: a narrow
+    model's is narrow.
 
     Args:
       phase: any phase.
+      group: one of its groups.
       params: shapes, ``jax.ShapeDtypeStruct``.
       model_state: likewise.
       data: the federation; one client's batch is shaped like its clients'.
@@ -162,10 +191,14 @@ def step_memory(phase: Phase, params, model_state, data: FederatedData) -> StepM
         lambda data: trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32))), data
     )
     key = jax.eval_shape(lambda: keys.run_key(0))
-    step = jax.jit(phase.strategy.client_update).lower(params, model_state, batch, key).compile()
+    state = jax.eval_shape(phase.algorithm.init, params, model_state)._replace(opt_state=())
+    step = jax.jit(group.strategy.client_update).lower(state, batch, key).compile()
     analysis: Any = step.memory_analysis()
+    unused = trees.num_bytes((params, model_state)) - trees.num_bytes(
+        jax.eval_shape(group.strategy.receives, state)
+    )
     return StepMemory(
-        analysis.argument_size_in_bytes,
+        analysis.argument_size_in_bytes - unused,
         analysis.output_size_in_bytes,
         analysis.temp_size_in_bytes,
     )

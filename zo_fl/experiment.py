@@ -51,15 +51,15 @@ def build(config: Mapping[str, Any]) -> Experiment:
         )
     federation = federated.load(**config["data"])
     dataset = federation.dataset
-    module = models.create(**config["model"], num_classes=dataset.num_classes)
-    image_shape = dataset.train_images.shape[1:]
-    learning = task.classification(module, image_shape, dataset.mean, dataset.std)
-    problem = Problem(
-        learning,
-        np.asarray(federation.clients.client_tiers),
-        np.asarray(federation.clients.client_sizes),
-        Engine(mesh, run["clients_per_vmap"]),
-    )
+
+    def make_task(width: float) -> task.Task:
+        module = models.create(**config["model"], num_classes=dataset.num_classes, width=width)
+        image_shape = dataset.train_images.shape[1:]
+        return task.classification(module, image_shape, dataset.mean, dataset.std)
+
+    learning = make_task(1.0)
+    engine = Engine(mesh, run["clients_per_vmap"])
+    problem = Problem(learning, make_task, federation.clients, engine)
     phases = algorithms.create(config["algorithm"], problem, config)
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(

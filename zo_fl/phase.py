@@ -5,15 +5,32 @@ handed over on the host: they differ in cohort, batch shape and optimizer state 
 afresh).
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import optax
 
 from zo_fl.data import sampling
 from zo_fl.errors import ConfigError
-from zo_fl.round import Engine
+from zo_fl.round import Engine, make_algorithm
 from zo_fl.task import Task
-from zo_fl.types import HIGH, ClientStrategy, FederatedAlgorithm
+from zo_fl.types import (
+    HIGH,
+    LOW,
+    Aggregation,
+    Array,
+    ClientStrategy,
+    Cohort,
+    FederatedAlgorithm,
+    FederatedData,
+    Group,
+    ModelState,
+    Params,
+    ServerState,
+)
+
+TIERS = ("high", "low", "all")
 
 
 class Problem(NamedTuple):
@@ -21,15 +38,21 @@ class Problem(NamedTuple):
 
     Attributes:
       task: model, preprocessing and loss.
-      client_tiers: ``i32[K]``, HIGH or LOW.
-      client_sizes: ``i32[K]``.
+      narrow_task: ``width -> Task`` of the same model with that share of its channels.
+      clients: the federation, NumPy arrays.
       engine: how clients are laid out on the hardware.
     """
 
     task: Task
-    client_tiers: np.ndarray
-    client_sizes: np.ndarray
+    narrow_task: Callable[[float], Task]
+    clients: FederatedData
     engine: Engine
+
+
+def as_trained(state: ServerState, data: FederatedData) -> tuple[Params, ModelState]:
+    """Returns the model that is evaluated: the state's own."""
+    del data
+    return state.params, state.model_state
 
 
 class Phase(NamedTuple):
@@ -38,48 +61,118 @@ class Phase(NamedTuple):
     Attributes:
       name: shown in metrics and plots.
       num_rounds: how many; 0 skips the phase.
-      algorithm: what a round does.
-      strategy: the algorithm's strategy; ``cost`` reads its messages' shapes.
-      cohort_size: clients a round.
-      examples_per_round: mean number of training examples that a round's cohort holds.
-      passes: forward passes over each of these examples in a round.
+      groups: who does what; ``cost`` reads the shapes of their messages.
+      aggregation: what becomes of the mean.
+      server_optimizer: descends along it.
+      algorithm: the three as a federated algorithm: what a round does.
+      evaluated: ``(state, data) -> (params, model_state)``: the model that is evaluated.
     """
 
     name: str
     num_rounds: int
+    groups: tuple[Group, ...]
+    aggregation: Aggregation
+    server_optimizer: optax.GradientTransformation
     algorithm: FederatedAlgorithm
-    strategy: ClientStrategy
-    cohort_size: int
-    examples_per_round: float
-    passes: int
+    evaluated: Callable[[ServerState, FederatedData], tuple[Params, ModelState]] = as_trained
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients a round, over all groups."""
+        return sum(group.cohort_size for group in self.groups)
+
+    @property
+    def forward_passes(self) -> float:
+        """Single-example forward passes a round, over all groups."""
+        return sum(group.forward_passes for group in self.groups)
 
 
-def make_cohorts(problem: Problem, block: str, tiers: str, cohort_size: int, participation: str):
-    """Returns ``(sample_cohort, cohort size, mean examples a round)`` for a phase.
+def make_phase(
+    problem: Problem,
+    name: str,
+    num_rounds: int,
+    groups: Sequence[Group],
+    server_optimizer: optax.GradientTransformation,
+    aggregation: Aggregation = Aggregation(),  # noqa: B008  # immutable
+    evaluated: Callable[[ServerState, FederatedData], tuple[Params, ModelState]] = as_trained,
+) -> Phase:
+    """Returns a phase; the arguments are its attributes.
+
+    Raises:
+      ConfigError: a negative number of rounds.
+    """
+    if num_rounds < 0:
+        raise ConfigError(
+            f"num_rounds of phase {name} is {num_rounds}; it must be >= 0; "
+            "change num_rounds in its config block"
+        )
+    algorithm = make_algorithm(groups, aggregation, server_optimizer, problem.engine)
+    return Phase(
+        name, num_rounds, tuple(groups), aggregation, server_optimizer, algorithm, evaluated
+    )
+
+
+def eligible_clients(problem: Problem, block: str, tiers: str) -> np.ndarray:
+    """Returns ``i32[E]``, the ids of the clients of some tiers: ``high``, ``low`` or ``all``.
+
+    Raises:
+      ConfigError: unknown tiers; ``block`` is the config block that the message names.
+    """
+    if tiers not in TIERS:
+        raise ConfigError(
+            f"unknown tiers {tiers!r}; allowed: {', '.join(TIERS)}; change config.{block}.tiers"
+        )
+    client_tiers = np.asarray(problem.clients.client_tiers)
+    wanted = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}[tiers]
+    return np.flatnonzero(np.isin(client_tiers, wanted)).astype(np.int32)
+
+
+def make_group(
+    problem: Problem,
+    strategy: ClientStrategy,
+    forward_passes: Callable[[float, float], float],
+    *,
+    block: str,
+    tiers: str,
+    cohort_size: int,
+    participation: str,
+) -> Group:
+    """Returns a group of clients of some tiers.
 
     Args:
       problem: who there is.
-      block: config block, for error messages: ``"warmup"``.
-      tiers: ``"high"`` or ``"all"``: who may take part.
+      strategy: what they do.
+      forward_passes: ``(clients, mean examples of one) -> passes a round``.
+      block: config block of the fields, for error messages: ``"warmup"``.
+      tiers: ``"high"``, ``"low"`` or ``"all"``: who may take part.
       cohort_size: 0 = all who may.
       participation: ``"uniform"`` or ``"stratified"`` by tier.
 
     Raises:
       ConfigError: unknown tiers or participation, or a cohort larger than those who may take part.
     """
-    if tiers not in ("high", "all"):
-        raise ConfigError(
-            f"unknown tiers {tiers!r}; allowed: high, all; change config.{block}.tiers"
-        )
-    allowed = (problem.client_tiers == HIGH) if tiers == "high" else problem.client_tiers >= 0
-    eligible = np.flatnonzero(allowed).astype(np.int32)
+    eligible = eligible_clients(problem, block, tiers)
     sample_cohort = sampling.make_sampler(
         eligible,
         cohort_size,
-        problem.client_tiers,
+        np.asarray(problem.clients.client_tiers),
         participation,
         pad_to_multiple=problem.engine.multiple,
         field=f"config.{block}.cohort_size",
     )
-    size = cohort_size or len(eligible)
-    return sample_cohort, size, size * float(problem.client_sizes[eligible].mean())
+    return group_of(
+        problem, strategy, forward_passes, eligible, cohort_size or len(eligible), sample_cohort
+    )
+
+
+def group_of(
+    problem: Problem,
+    strategy: ClientStrategy,
+    forward_passes: Callable[[float, float], float],
+    eligible: np.ndarray,
+    cohort_size: int,
+    sample_cohort: Callable[[Array], Cohort],
+) -> Group:
+    """Returns the group that ``sample_cohort`` draws from the clients ``eligible`` ``i32[E]``."""
+    examples = float(np.asarray(problem.clients.client_sizes)[eligible].mean())
+    return Group(strategy, sample_cohort, cohort_size, forward_passes(cohort_size, examples))

@@ -3,15 +3,16 @@
     sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
                          (each device of the mesh its share)           (optax, on every device)
 
-A strategy says what a client sends and what a message means (``types.ClientStrategy``). There are
-two ways home for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise,
+A strategy says what a client sends and what a message means (``types.ClientStrategy``), a group who
+does so; an aggregation says what becomes of the mean over all groups. There are two ways home for
+messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise,
 and one ``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a
 few floats a client, and every device rebuilds the same update from them and the keys: no model ever
 crosses between devices, just as none crosses between clients and server. That second half alone is
 ``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,11 +24,13 @@ from jax.sharding import PartitionSpec as P
 from zo_fl import keys, trees
 from zo_fl.data import federated
 from zo_fl.types import (
+    Aggregation,
     Array,
     ClientStrategy,
     Cohort,
     FederatedAlgorithm,
     FederatedData,
+    Group,
     PyTree,
     RoundRecord,
     ServerState,
@@ -54,6 +57,8 @@ class Engine(NamedTuple):
 
 
 class _Sums(NamedTuple):
+    """Sums over clients, each client times its weight."""
+
     update: PyTree
     model_state: PyTree
     metrics: dict[str, Array]
@@ -61,80 +66,131 @@ class _Sums(NamedTuple):
 
 
 def make_algorithm(
-    strategy: ClientStrategy,
+    groups: Sequence[Group],
+    aggregation: Aggregation,
     server_optimizer: optax.GradientTransformation,
-    sample_cohort: Callable[[Array], Cohort],
     engine: Engine,
 ) -> FederatedAlgorithm:
-    """Returns the federated algorithm of a strategy, a server optimizer and a way to sample
-    cohorts.
+    """Returns the federated algorithm of some groups of clients and a server.
 
     Args:
-      strategy: what clients compute and send.
+      groups: who does what. Their updates have one structure; the mean is over all clients. Each
+        cohort has a multiple of ``engine.multiple`` entries.
+      aggregation: what becomes of the mean.
       server_optimizer: descends along the pseudo-gradient (delta = before - after).
-      sample_cohort: ``round_key -> Cohort`` with a multiple of ``engine.multiple`` entries.
       engine: how clients are laid out on the hardware.
     """
 
     def init(params, model_state, round_idx=0):
-        opt_state = server_optimizer.init(params)
-        return ServerState(params, model_state, opt_state, jnp.int32(round_idx))
+        return ServerState(
+            params,
+            model_state,
+            server_optimizer.init(params),
+            aggregation.init(params),
+            jnp.int32(round_idx),
+        )
 
-    def step(state: ServerState, mean_update, round_key):
-        gradient = strategy.finalize(mean_update, round_key, state.params)
+    def step(state: ServerState, mean_update, run_key) -> ServerState:
+        gradient, strategy_state = aggregation.finalize(mean_update, state, run_key)
         updates, opt_state = server_optimizer.update(gradient, state.opt_state, state.params)
-        return optax.apply_updates(state.params, updates), opt_state
+        params = optax.apply_updates(state.params, updates)
+        return ServerState(
+            params, state.model_state, opt_state, strategy_state, state.round_idx + 1
+        )
 
-    def apply(state: ServerState, record: RoundRecord, run_key):
-        round_key = keys.round_key(run_key, state.round_idx)
-        return step(state, _decode_record(strategy, record, round_key, state.params), round_key)
+    def apply(state: ServerState, records: Sequence[RoundRecord], run_key) -> ServerState:
+        nothing = [None] * len(records)
+        return step(state, _mean_update(groups, records, nothing, state, run_key), run_key)
 
     def round_(state: ServerState, data: FederatedData, run_key):
         round_key = keys.round_key(run_key, state.round_idx)
-        cohort = sample_cohort(round_key)
-        sums, messages, weights = _run_cohort(strategy, engine, state, data, cohort, round_key)
+        cohorts = [group.sample_cohort(round_key) for group in groups]
+        outcomes = [
+            _run_cohort(group.strategy, engine, state, data, cohort, run_key)
+            for group, cohort in zip(groups, cohorts, strict=True)
+        ]
+        sums = [outcome for outcome, _, _ in outcomes]
+        records = tuple(
+            RoundRecord(cohort, messages, weights)
+            for cohort, (_, messages, weights) in zip(cohorts, outcomes, strict=True)
+        )
+        new = step(state, _mean_update(groups, records, sums, state, run_key), run_key)
         # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the
         # run.
-        mean = jax.tree.map(lambda leaf: leaf / sums.weight, sums)
-        record = RoundRecord(cohort, messages, weights)
-        if strategy.replays:
-            params, opt_state = apply(state, record, run_key)
-        else:
-            params, opt_state = step(state, mean.update, round_key)
-        metrics = mean.metrics | {
-            "update_norm": optax.tree.norm(optax.tree.sub(params, state.params))
-        }
-        model_state = strategy.finalize_state(state.model_state, mean.model_state)
-        return ServerState(params, model_state, opt_state, state.round_idx + 1), metrics, record
+        metrics = _mean([s.metrics for s in sums], [s.weight for s in sums])
+        metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
+        uploads = [s for s in sums if jax.tree.leaves(s.model_state)]
+        uploaded = _mean([s.model_state for s in uploads], [s.weight for s in uploads])
+        model_state = aggregation.finalize_state(state.model_state, uploaded)
+        return new._replace(model_state=model_state), metrics, records
 
     return FederatedAlgorithm(init, round_, apply)
 
 
-def _decode_record(strategy, record: RoundRecord, round_key, params) -> PyTree:
-    """Returns the weighted mean of the decoded messages of a round, in the cohort's order."""
-    total_weight = jnp.maximum(jnp.sum(record.weights), 1e-12)
+def _add(*summands: PyTree) -> PyTree:
+    return jax.tree.map(lambda first, *others: sum(others, first), *summands)
 
-    def add(total, item):
+
+def _mean(sums: Sequence[PyTree], weights: Sequence[Array]) -> PyTree:
+    """Returns the sum of some trees over the sum of their weights; ``{}`` of no trees."""
+    if not sums:
+        return {}
+    return trees.scale_down(_add(*sums), _add(*weights))
+
+
+def _mean_update(groups, records, sums, state: ServerState, run_key) -> PyTree:
+    """Returns the weighted mean of all clients' updates.
+
+    Where a group replays, from its messages alone: the server and a late joiner do the same sums,
+    bit for bit.
+    """
+    weights = [
+        jnp.sum(record.weights) if group.strategy.replays else part.weight
+        for group, record, part in zip(groups, records, sums, strict=True)
+    ]
+    total = jnp.maximum(_add(*weights), 1e-12)
+    means = [
+        _decode_record(group.strategy, record, state, run_key, total)
+        if group.strategy.replays
+        else trees.scale_down(part.update, total)
+        for group, record, part in zip(groups, records, sums, strict=True)
+    ]
+    return _add(*means)
+
+
+def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array) -> PyTree:
+    """Returns the sum of a group's decoded messages, in the cohort's order, each times its share.
+
+    Args:
+      strategy: of the group.
+      record: what was sent.
+      state: the server's, before the round.
+      run_key: ``key[]``.
+      total: ``f32[]`` weight of all clients of all groups.
+    """
+    state = state._replace(opt_state=())
+
+    def add(sum_, item):
         message, client_id, weight = item
-        update = strategy.decode(message, client_id, round_key, params)
-        share = weight / total_weight
+        update = strategy.decode(message, client_id, state, run_key)
+        share = weight / total
         # A padding client's message may be NaN, and 0 * NaN would spread.
         return jax.tree.map(
-            lambda t, u: t + share * jnp.where(weight > 0, u, 0), total, update
+            lambda t, u: t + share * jnp.where(weight > 0, u, 0), sum_, update
         ), None
 
     items = (record.messages, record.cohort.client_ids, record.weights)
     first = jax.tree.map(lambda leaf: leaf[0], items)
-    shapes = jax.eval_shape(strategy.decode, first[0], first[1], round_key, params)
+    shapes = jax.eval_shape(strategy.decode, first[0], first[1], state, run_key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, items)[0]
 
 
-def _run_cohort(strategy, engine: Engine, state: ServerState, data, cohort, round_key):
+def _run_cohort(strategy, engine: Engine, state: ServerState, data, cohort, run_key):
     """Runs every client once; returns summed results, and the messages if the strategy replays."""
 
-    def on_device(params, model_state, data, cohort, round_key):
-        run = _scan_chunks(strategy, engine.clients_per_vmap, params, model_state, data, round_key)
+    def on_device(state, data, cohort, run_key):
+        run = _scan_chunks(strategy, engine.clients_per_vmap, state, data, run_key)
         sums, messages, weights = run(cohort)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
@@ -143,26 +199,26 @@ def _run_cohort(strategy, engine: Engine, state: ServerState, data, cohort, roun
     mapped = jax.shard_map(
         on_device,
         mesh=engine.mesh,
-        in_specs=(P(), P(), P(), P(AXIS), P()),
+        in_specs=(P(), P(), P(AXIS), P()),
         out_specs=P(),
         # The outputs are equal on all devices by the collectives above; the checker does not know
         # all_gather to be replicating.
         check_vma=False,
     )
-    return mapped(state.params, state.model_state, data, cohort, round_key)
+    return mapped(state._replace(opt_state=()), data, cohort, run_key)
 
 
-def _scan_chunks(strategy: ClientStrategy, chunk_size, params, model_state, data, round_key):
+def _scan_chunks(strategy: ClientStrategy, chunk_size, state, data, run_key):
     """Returns ``cohort -> (sums, messages, weights)`` that accumulates over chunks of clients.
 
     Accumulating keeps memory flat in the number of clients; stacking updates would not.
     """
 
     def one_client(batch):
-        result = strategy.client_update(params, model_state, batch, round_key)
+        result = strategy.client_update(state, batch, run_key)
         if strategy.replays:
             return result, ()
-        return result, strategy.decode(result.message, batch.client_id, round_key, params)
+        return result, strategy.decode(result.message, batch.client_id, state, run_key)
 
     def run_chunk(chunk: Cohort):
         batch = federated.gather(data, chunk.client_ids)

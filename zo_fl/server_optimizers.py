@@ -10,6 +10,8 @@ With the pseudo-gradient g_t = sum_i p_i (w_t - w_i):
 
 and for the last three  m <- b1 m + (1 - b1) g,  w <- w - lr m / (sqrt(v) + eps).
 
+``weight_decay`` wd is decoupled: each of them also subtracts lr * wd * w.
+
 ``bias_correction`` divides m by 1 - b1^t and (not for adagrad, whose v is a sum) v by 1 - b2^t:
 off in the FedOpt paper, on in PyTorch's and Keras's Adam and so in the ZOWarmUp author's code.
 optax has adam and yogi of its own, always corrected, and an adagrad without b1; one formula for the
@@ -52,6 +54,7 @@ def create(
     eps: float,
     initial_accumulator: float,
     bias_correction: bool,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Returns the server optimizer ``name`` (module docstring) as an optax transformation.
 
@@ -63,9 +66,10 @@ def create(
       eps: adaptivity, the paper's tau; added outside the root.
       initial_accumulator: v at the start; the paper asks for at least eps^2.
       bias_correction: see the module docstring.
+      weight_decay: decoupled, >= 0. Rounds still replay from scalars; FedKSeed's sum would not.
 
     Raises:
-      ConfigError: unknown name or a negative learning rate.
+      ConfigError: unknown name, a negative learning rate or a negative decay.
     """
     if name not in NAMES:
         raise ConfigError(
@@ -77,12 +81,19 @@ def create(
             f"server learning rate is {lr}; it must be >= 0; "
             "change config.warmup.server_lr or config.zo.lr"
         )
+    if weight_decay < 0:
+        raise ConfigError(
+            f"weight_decay is {weight_decay}; it must be >= 0; "
+            "change config.warmup.server.weight_decay or config.zo.server.weight_decay"
+        )
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
     if name == "sgd":
-        return optax.sgd(lr)
-    if name == "momentum":
-        return optax.sgd(lr, momentum=b1)
-    moments = _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction)
-    return optax.chain(moments, optax.scale(-lr))
+        direction = optax.identity()
+    elif name == "momentum":
+        direction = optax.trace(b1)
+    else:
+        direction = _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction)
+    return optax.chain(direction, decay, optax.scale(-lr))
 
 
 def _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction):

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import cost, curves, evaluate, experiment, keys, workdir
+from zo_fl import cost, curves, evaluate, experiment, keys, warm_starts, workdir
 from zo_fl.checkpoint import Checkpoints
 from zo_fl.data import summary as label_summary
 from zo_fl.errors import ConfigError
@@ -49,13 +49,22 @@ class Stretch(NamedTuple):
     traffic: cost.Traffic
 
 
-def run(config: Mapping[str, Any], path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+def run(
+    config: Mapping[str, Any],
+    path: str | Path,
+    *,
+    warm_start: str | Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Runs or resumes the experiment of a config in a folder, and returns its summary.
 
     Args:
       config: resolved, as nested dicts (``ConfigDict.to_dict()`` of ``configs/base.py`` and
         changes).
       path: the run's folder. An unfinished run in it is resumed, a finished one only reported.
+      warm_start: folder of a finished warm-up (``algorithm="fedavg"``) of the same data, model,
+        seed and settings: a new run starts after it instead of repeating it, and ends as if it had.
+        A run that has begun goes on from its own checkpoints.
       quiet: no progress output.
 
     Returns:
@@ -76,12 +85,16 @@ def run(config: Mapping[str, Any], path: str | Path, *, quiet: bool = False) -> 
             raise ConfigError(
                 f"{field} is {config['run'][field]}; it must be >= 1; change config.run.{field}"
             )
+    if warm_start is not None:
+        warm_starts.check(config, Path(warm_start))
     built = experiment.build(config)
     workdir.create(path, config, provenance(), built.federation.summary)
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with _deferred_signals() as interrupted:
         trainer = _Trainer(built, config, path, began, quiet, interrupted)
+        if warm_start is not None:
+            trainer.adopt(Path(warm_start))
         return trainer.finish(trainer.train())
 
 
@@ -144,6 +157,23 @@ class _Trainer:
             "best_val_accuracy": None,
             "accuracy_at_best_val": None,
         }
+
+    def adopt(self, donor: Path) -> None:
+        """Takes over a finished warm-up's last checkpoint and metrics, unless the run has begun."""
+        if self.checkpoints.latest_round() is not None:
+            return
+        params, model_state = self.initial
+        stretch = self.stretches[0]
+        like = self._first_state(stretch, params, model_state, 0)
+        done, state, progress = warm_starts.restore(donor, like)
+        if done == stretch.end and len(self.stretches) > 1:
+            progress |= {"pivot_accuracy": progress["final_accuracy"]}
+        self.progress = progress
+        rows = read_metrics(donor / "metrics.jsonl")
+        with MetricsWriter(self.path) as writer:
+            writer.write(row for row in rows if row["round"] <= done)
+        # The checkpoint last: without it nothing is adopted, and the next try starts afresh.
+        self.checkpoints.save(done, state, self.progress, keep=self._is_pivot(done))
 
     def train(self) -> int:
         """Runs all rounds not yet done, or until one diverges; returns the rounds done."""
@@ -236,12 +266,13 @@ class _Trainer:
     def _log(self, stretch: Stretch, state: ServerState, rows: list[Row], seconds: float) -> None:
         last, phase = rows[-1], stretch.phase
         if last["round"] % self.options["eval_every"] == 0 or last["round"] == stretch.end:
+            model = jax.jit(phase.evaluated)(state, self.built.data)
             for name, examples in self.sets.items():
-                measured = jax.device_get(self.evaluate(state.params, state.model_state, examples))
+                measured = jax.device_get(self.evaluate(*model, examples))
                 last |= {f"{name}_{key}": float(value) for key, value in measured.items()}
             self._remember(last)
         self.writer.write(rows)
-        self.bar.update(rows, round(phase.examples_per_round * phase.passes * len(rows)), seconds)
+        self.bar.update(rows, round(phase.forward_passes * len(rows)), seconds)
 
     def _remember(self, row: Row) -> None:
         progress = self.progress
@@ -263,12 +294,7 @@ class _Trainer:
 
     def _forward_passes(self, done: int) -> int:
         """Returns single-example forward passes after ``done`` rounds of the run."""
-        return round(
-            sum(
-                s.phase.examples_per_round * s.phase.passes * _rounds_in(s, done)
-                for s in self.stretches
-            )
-        )
+        return round(sum(s.phase.forward_passes * _rounds_in(s, done) for s in self.stretches))
 
     def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""

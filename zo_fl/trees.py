@@ -28,6 +28,11 @@ def scale(tree: PyTree, factor: Array | float) -> PyTree:
     return jax.tree.map(lambda leaf: leaf * factor, tree)
 
 
+def scale_down(tree: PyTree, divisor: Array) -> PyTree:
+    """Returns every leaf divided by ``divisor``."""
+    return jax.tree.map(lambda leaf: leaf / divisor, tree)
+
+
 def expand(tree: PyTree) -> PyTree:
     """Returns every leaf with a new leading axis of length one."""
     return jax.tree.map(lambda leaf: leaf[None], tree)

@@ -101,12 +101,14 @@ class ServerState(NamedTuple):
       params: ``f32`` trainable parameters; what is perturbed and optimized.
       model_state: running statistics of BatchNorm, or ``{}``.
       opt_state: state of the server's optax optimizer.
+      strategy_state: what the method itself remembers between rounds, or ``()``.
       round_idx: ``i32[]`` rounds done since the start of the run, over all phases.
     """
 
     params: Params
     model_state: ModelState
     opt_state: PyTree
+    strategy_state: PyTree
     round_idx: Array
 
 
@@ -126,31 +128,85 @@ class ClientResult(NamedTuple):
     metrics: dict[str, Array]
 
 
+def _model(state: ServerState) -> PyTree:
+    return state.params, state.model_state
+
+
+def _as_sent(message: Message, client_id: Array, state: ServerState, run_key: Array) -> PyTree:
+    del client_id, state, run_key
+    return message
+
+
 class ClientStrategy(NamedTuple):
-    """What one idea in federated learning has to say; everything else is shared.
+    """What one kind of client does in a round; the caller maps over clients.
 
     Attributes:
-      client_update: ``(params, model_state, batch, round_key) -> ClientResult``. One client, one
-        round; the caller maps. Randomness comes from ``keys`` of ``round_key`` alone.
-      decode: ``(message, client_id, round_key, params) -> update``. A message's contribution to the
-        mean. Runs at the server for one client.
-      finalize: ``(mean_update, round_key, params) -> pseudo_gradient``, shaped like ``params``:
-        what the server optimizer descends along (delta = before - after).
-      finalize_state: ``(model_state, mean_uploaded_state) -> model_state``. The server's new
-        statistics.
+      client_update: ``(state, batch, run_key) -> ClientResult``. One client, one round. All
+        randomness comes from ``keys`` of the run's key, the state's round and the client's id.
+        ``opt_state`` is the server's own: it is empty here.
+      decode: ``(message, client_id, state, run_key) -> update``. A message's contribution to the
+        mean, computed at the server. The default takes the message as it is.
+      receives: ``state -> tree``. What the server sends this client when rounds cannot be replayed;
+        its shape is what the downlink is billed for. The default is the whole model.
       replays: True if messages are scalars from which any party rebuilds the update: they are
         gathered whole and decoded by everyone, instead of being decoded where they arise.
     """
 
     client_update: Callable[..., ClientResult]
-    decode: Callable[..., PyTree]
-    finalize: Callable[..., Params]
-    finalize_state: Callable[[ModelState, ModelState], ModelState]
+    decode: Callable[..., PyTree] = _as_sent
+    receives: Callable[[ServerState], PyTree] = _model
     replays: bool = False
 
 
+class Group(NamedTuple):
+    """Clients that do the same in a round; most algorithms have one group.
+
+    Attributes:
+      strategy: what they do.
+      sample_cohort: ``round_key -> Cohort``: who takes part.
+      cohort_size: real clients in each cohort.
+      forward_passes: single-example forward passes of the group in a round.
+    """
+
+    strategy: ClientStrategy
+    sample_cohort: Callable[[Array], "Cohort"]
+    cohort_size: int
+    forward_passes: float
+
+
+def _no_state(params: Params) -> PyTree:
+    del params
+    return ()
+
+
+def _as_averaged(mean_update: PyTree, state: ServerState, run_key: Array) -> tuple[Params, PyTree]:
+    del run_key
+    return mean_update, state.strategy_state
+
+
+def _keep(model_state: ModelState, uploaded: ModelState) -> ModelState:
+    del uploaded
+    return model_state
+
+
+class Aggregation(NamedTuple):
+    """What becomes of the mean over the cohort; the defaults take it as it is.
+
+    Attributes:
+      init: ``params -> strategy_state`` at the start of the phase.
+      finalize: ``(mean_update, state, run_key) -> (pseudo_gradient, strategy_state)``. The first is
+        shaped like ``params``: what the server optimizer descends along (delta = before - after).
+      finalize_state: ``(model_state, mean_uploaded_state) -> model_state``. The server's new
+        statistics; called with ``{}`` if none were uploaded.
+    """
+
+    init: Callable[[Params], PyTree] = _no_state
+    finalize: Callable[..., tuple[Params, PyTree]] = _as_averaged
+    finalize_state: Callable[[ModelState, ModelState], ModelState] = _keep
+
+
 class RoundRecord(NamedTuple):
-    """What a round's clients sent: with the keys, all that is needed to replay the round.
+    """What a group's clients sent: with the keys, all that is needed to replay the round.
 
     Attributes:
       cohort: who took part.
@@ -164,16 +220,16 @@ class RoundRecord(NamedTuple):
 
 
 class FederatedAlgorithm(NamedTuple):
-    """A pair of pure functions.
+    """Pure functions.
 
     Attributes:
       init: ``(params, model_state, round_idx=0) -> ServerState``, the optimizer's state fresh.
-      round: ``(state, data, run_key) -> (state, metrics, record)``. ``metrics`` is a dict of
-        ``f32[]``; ``record`` a ``RoundRecord``.
-      apply: ``(state, record, run_key) -> (params, opt_state)``. The server's half of ``round`` for
-        strategies that replay: the new parameters from what was sent alone.
+      round: ``(state, data, run_key) -> (state, metrics, records)``. ``metrics`` is a dict of
+        ``f32[]``; ``records`` a tuple of one ``RoundRecord`` a group.
+      apply: ``(state, records, run_key) -> state``. The server's half of ``round`` for strategies
+        that replay: the next state from what was sent alone. Running statistics stay as they are.
     """
 
     init: Callable[..., ServerState]
-    round: Callable[..., tuple[ServerState, dict[str, Array], RoundRecord]]
-    apply: Callable[..., tuple[Params, PyTree]]
+    round: Callable[..., tuple[ServerState, dict[str, Array], tuple[RoundRecord, ...]]]
+    apply: Callable[..., ServerState]

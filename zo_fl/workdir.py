@@ -30,7 +30,7 @@ def check(path: Path, config: Mapping[str, Any]) -> None:
     earlier = read_json(path / "config.json")
     if earlier is None:
         return
-    old, new = _flatten(earlier["config"]), _flatten(json.loads(json.dumps(config)))
+    old, new = flatten(earlier["config"]), flatten(json.loads(json.dumps(config)))
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             raise ConfigError(
@@ -62,11 +62,12 @@ def create(
         ) from None
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested dicts as one dict of dotted names."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

@@ -38,17 +38,31 @@ def _first_order(config: ConfigDict) -> dict[str, dict[str, Any]]:
 def _with_warmup(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Returns the methods that go on from the pivot, each for the zeroth-order rounds."""
     rounds = config.zo.num_rounds
-    # The paper gives FedKSeed one local step after a warm-up (section 4.1).
-    fedkseed = {"fedkseed.num_rounds": rounds, "fedkseed.local_steps": 1}
+    fedkseed = {"fedkseed.num_rounds": rounds} | one_step_of_fedkseed(config)
+    # BAFFLE's rate is made for random weights; Adam would walk away from trained ones.
+    baffle = {"baffle.num_rounds": rounds, "baffle.lr": config.baffle.lr / 10}
     return {
         common.ZOWARMUP: {"algorithm": "zowarmup"},
         "ZOWarmUp+FedKSeed": {"algorithm": "fedavg+fedkseed", **fedkseed},
         "ZOWarmUp+FedKSeed-Pro": {"algorithm": "fedavg+fedkseed_pro", **fedkseed},
         "ZOWarmUp+DeComFL": {"algorithm": "fedavg+decomfl", "decomfl.num_rounds": rounds},
         "ZOWarmUp+FedZO": {"algorithm": "fedavg+fedzo", "fedzo.num_rounds": rounds},
-        "ZOWarmUp+BAFFLE": {"algorithm": "fedavg+baffle", "baffle.num_rounds": rounds},
+        "ZOWarmUp+BAFFLE": {"algorithm": "fedavg+baffle", **baffle},
         "High tier first-order": {"algorithm": "fedavg+mixed_tiers"},
         "First-order for all": {"algorithm": "fedavg+fedavg_all"},
+    }
+
+
+def one_step_of_fedkseed(config: ConfigDict) -> dict[str, Any]:
+    """Returns FedKSeed as the paper's second phase (section 4.1): one step on a client's whole set.
+
+    As many directions as ZOWarmUp, and the rate that makes an update of the same norm.
+    """
+    return {
+        "fedkseed.local_steps": 1,
+        "fedkseed.batch_size": 0,
+        "fedkseed.num_directions": config.zo.num_directions,
+        "fedkseed.lr": config.zo.lr * config.zo.tau**2 / config.fedkseed.tau**2,
     }
 
 

@@ -1,34 +1,63 @@
 """Federated algorithms by name. Each is one file that exports ``phases(problem, **blocks)``.
 
 The keyword arguments of ``phases`` are named after the config blocks that the algorithm reads:
-adding one takes a file here, a line in ``ALGORITHMS`` and a block in ``configs/base.py``.
+adding one takes a file here, a line in ``ALGORITHMS`` and a block in ``configs/base.py``. Names
+joined by ``+`` are run one after the other: ``fedavg+fedkseed`` warms up by first-order rounds and
+goes on by FedKSeed. ``zowarmup`` is ``fedavg+zo``.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 
-from zo_fl.algorithms import fedavg, zo, zowarmup
+from zo_fl.algorithms import (
+    baffle,
+    decomfl,
+    fedavg,
+    fedkseed,
+    fedzo,
+    heterofl,
+    mezo,
+    mixed_tiers,
+    zo,
+    zowarmup,
+)
 from zo_fl.errors import ConfigError
 from zo_fl.phase import Phase, Problem
 
 ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
+    "baffle": baffle.phases,
+    "decomfl": decomfl.phases,
     "fedavg": fedavg.phases,
+    "fedavg_all": fedavg.phases_for_all,
+    "fedkseed": fedkseed.phases,
+    "fedkseed_pro": fedkseed.phases_pro,
+    "fedzo": fedzo.phases,
+    "heterofl": heterofl.phases,
+    "mezo": mezo.phases,
+    "mixed_tiers": mixed_tiers.phases,
     "zo": zo.phases,
     "zowarmup": zowarmup.phases,
 }
 
 
 def create(name: str, problem: Problem, blocks: Mapping[str, dict]) -> tuple[Phase, ...]:
-    """Returns the phases of algorithm ``name``, given the config's blocks by name.
+    """Returns the phases of an algorithm, given the config's blocks by name.
+
+    Args:
+      name: of ``ALGORITHMS``, or several joined by ``+``.
+      problem: task and clients.
+      blocks: the config.
 
     Raises:
       ConfigError: unknown name, or a bad value in a block.
     """
-    if name not in ALGORITHMS:
-        raise ConfigError(
-            f"unknown algorithm {name!r}; allowed: {', '.join(sorted(ALGORITHMS))}; "
-            "change config.algorithm"
-        )
-    phases = ALGORITHMS[name]
-    wanted = list(inspect.signature(phases).parameters)[1:]
-    return phases(problem, **{block: blocks[block] for block in wanted})
+    phases = []
+    for part in name.split("+"):
+        if part not in ALGORITHMS:
+            raise ConfigError(
+                f"unknown algorithm {part!r}; allowed: {', '.join(sorted(ALGORITHMS))}, or several "
+                "joined by +; change config.algorithm"
+            )
+        wanted = list(inspect.signature(ALGORITHMS[part]).parameters)[1:]
+        phases += ALGORITHMS[part](problem, **{block: blocks[block] for block in wanted})
+    return tuple(phases)

@@ -18,6 +18,8 @@ from zo_fl.models.vit import ViT
 
 _CONVOLUTIONAL = ("batch", "group", "none")
 
+_NARROWABLE = ("resnet18", "preact_resnet18", "cnn", "mlp")
+
 # name -> (module, norms that it can have)
 MODELS = {
     "resnet18": (ResNet18, _CONVOLUTIONAL),
@@ -29,7 +31,9 @@ MODELS = {
 }
 
 
-def create(*, name: str, norm: str, conv: str = "auto", num_classes: int) -> nn.Module:
+def create(
+    *, name: str, norm: str, conv: str = "auto", num_classes: int, width: float = 1.0
+) -> nn.Module:
     """Returns a model that is not yet initialized. Its arguments are the block ``config.model``.
 
     Args:
@@ -37,13 +41,16 @@ def create(*, name: str, norm: str, conv: str = "auto", num_classes: int) -> nn.
       norm: ``batch``, ``group`` (2 groups), ``layer`` or ``none``; not every model has every norm.
       conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
       num_classes: width of the output; the data set's.
+      width: share of the hidden channels, rounded up; not 1 for HeteroFL's sub-models, whose
+        parameters are leading slices of the whole model's.
 
     Returns:
       A module with ``(x: f32[n, H, W, c], *, train: bool, mask: bool[n] | None = None) ->
       f32[n, num_classes]``.
 
     Raises:
-      ConfigError: an unknown name, norm or convolution, or a norm that the model cannot have.
+      ConfigError: an unknown name, norm or convolution, or a norm or width that the model cannot
+        have.
     """
     if name not in MODELS:
         raise ConfigError(_unknown("name", name, MODELS))
@@ -57,7 +64,14 @@ def create(*, name: str, norm: str, conv: str = "auto", num_classes: int) -> nn.
             f"model {name!r} cannot have norm {norm!r}, allowed for it: {', '.join(norms)};"
             " change config.model.norm or config.model.name"
         )
-    return module(num_classes=num_classes, norm=norm, conv=conv)
+    if width == 1.0:
+        return module(num_classes=num_classes, norm=norm, conv=conv)
+    if name not in _NARROWABLE:
+        raise ConfigError(
+            f"model {name!r} has no narrow form, allowed: {', '.join(_NARROWABLE)};"
+            " change config.model.name"
+        )
+    return module(num_classes=num_classes, norm=norm, conv=conv, width=width)
 
 
 def _unknown(field: str, given: object, allowed: Iterable[str]) -> str:

@@ -92,9 +92,9 @@ def _forward(x: Array, kernel: Array, stride: int, pads: Pads, dilation: int = 1
 def _padded_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     """Returns ``_forward``, quick on a CPU also without padding, for passes with a gradient.
 
-    XLA:CPU gives a convolution to YNNPACK, which runs one that it cannot fuse with what follows 4 to
-    6 times slower without padding than with any (jaxlib 0.10.2). So one row of zeros goes in, and
-    one row of results is thrown away.
+    XLA:CPU gives a convolution to YNNPACK, which runs one that it cannot fuse with what follows 4
+    to 6 times slower without padding than with any (jaxlib 0.10.2). So one row of zeros goes in,
+    and one row of results is thrown away.
     """
     if pads != ((0, 0), (0, 0)):
         return _forward(x, kernel, stride, pads)

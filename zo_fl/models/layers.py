@@ -159,8 +159,16 @@ class GroupNorm(nn.Module):
         return jnp.repeat(means, channels // self.num_groups, axis=1)
 
 
-def normalize(kind: str, name: str, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-    """Returns ``x`` after the norm that a config names; ``x`` itself for ``none``.
+def normalize(
+    kind: str,
+    name: str,
+    x: Array,
+    *,
+    train: bool,
+    mask: Array | None = None,
+    width: float = 1.0,
+) -> Array:
+    """Returns ``x`` after the norm that a config names; for ``none``, ``x`` rescaled by ``width``.
 
     To be called inside a compact method: the norm becomes a submodule of the caller.
 
@@ -170,12 +178,19 @@ def normalize(kind: str, name: str, x: Array, *, train: bool, mask: Array | None
       x: ``f32[n, H, W, c]``.
       train: True for batch statistics, False for running ones.
       mask: ``bool[n]``, False for examples to leave out of batch statistics.
+      width: of the model. HeteroFL divides a narrow model's activations by it in training; every
+        norm cancels that, so it is done only where there is none.
     """
     if kind == "batch":
         return BatchNorm(name=name)(x, train=train, mask=mask)
     if kind == "group":
         return GroupNorm(name=name)(x)
-    return x
+    return rescale(x, train=train, width=width)
+
+
+def rescale(x: Array, *, train: bool, width: float) -> Array:
+    """Returns ``x / width`` in training, ``x`` else: HeteroFL's "scaler"."""
+    return x / width if train and width != 1.0 else x
 
 
 def max_pool(x: Array) -> Array:

@@ -4,8 +4,7 @@ Both have a 3x3 stem of stride 1, no max-pooling, four stages of two basic block
 and 512 channels, a global mean and a linear layer. ``width`` scales the channels.
 
 Source: He et al. 2016 (arXiv:1512.03385, arXiv:1603.05027); ZOWarmUp, appendix A.5 and Fig. 8;
-HeteroFL (Diao et al. 2021), from whose model this one differs in that a GroupNorm has 2 groups
-instead of 4 and that there is no ``Scaler``, which the norm right behind it cancels.
+HeteroFL (Diao et al. 2021), whose GroupNorm has 4 groups; 2 here.
 """
 
 import functools
@@ -33,17 +32,19 @@ class BasicBlock(nn.Module):
       stride: step of the first convolution and of the shortcut.
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
+      width: of the model.
     """
 
     features: int
     stride: int
     norm: str
     conv: str
+    width: float
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
         conv = functools.partial(_conv, self.features, self.norm, self.conv)
         y = nn.relu(norm("norm1", conv("conv1", x, 3, self.stride)))
         y = norm("norm2", conv("conv2", y, 3, 1))
@@ -62,11 +63,12 @@ class PreactBlock(nn.Module):
     stride: int
     norm: str
     conv: str
+    width: float
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
         conv = functools.partial(_conv, self.features, self.norm, self.conv)
         y = nn.relu(norm("norm1", x))
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -103,7 +105,7 @@ class ResNet18(nn.Module):
           train: True for batch statistics, False for running ones.
           mask: ``bool[n]``, False for examples that must not enter batch statistics.
         """
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
         sizes = hidden_sizes(self.width)
         block = PreactBlock if self.preact else BasicBlock
         x = _conv(sizes[0], self.norm, self.conv, "stem", x, 3, 1)
@@ -113,7 +115,7 @@ class ResNet18(nn.Module):
             for index in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                x = block(features, stride, self.norm, self.conv, name=name)(
+                x = block(features, stride, self.norm, self.conv, self.width, name=name)(
                     x, train=train, mask=mask
                 )
         if self.preact:

@@ -4,9 +4,12 @@ Source: ``CNNLarge`` is the CNN of the EMNIST benchmarks in "Adaptive Federated 
 et al. 2021, arXiv:2003.00295), without dropout; the others are this project's own.
 """
 
+import functools
+import math
+
 import flax.linen as nn
 
-from zo_fl.models.layers import Conv, Dense, max_pool, mean_pool, normalize
+from zo_fl.models.layers import Conv, Dense, max_pool, mean_pool, normalize, rescale
 from zo_fl.types import Array
 
 
@@ -18,12 +21,14 @@ class CNN(nn.Module):
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
       features: channels of the convolutions; a 2x2 max-pooling follows each but the last.
+      width: share of these channels, rounded up.
     """
 
     num_classes: int
     norm: str
     conv: str = "auto"
     features: tuple[int, ...] = (16, 32, 64)
+    width: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -34,10 +39,15 @@ class CNN(nn.Module):
           train: True for batch statistics, False for running ones.
           mask: ``bool[n]``, False for examples that must not enter batch statistics.
         """
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
         for index, features in enumerate(self.features):
-            use_bias = self.norm == "none"
-            conv = Conv(features, use_bias=use_bias, implementation=self.conv, name=f"conv{index}")
-            x = normalize(self.norm, f"norm{index}", conv(x), train=train, mask=mask)
+            conv = Conv(
+                math.ceil(self.width * features),
+                use_bias=self.norm == "none",
+                implementation=self.conv,
+                name=f"conv{index}",
+            )
+            x = norm(f"norm{index}", conv(x))
             if index < len(self.features) - 1:
                 x = max_pool(x)  # before the relu: the same maxima, a quarter of the work
             x = nn.relu(x)
@@ -52,18 +62,22 @@ class MLP(nn.Module):
       norm: ``none``; there is no other.
       conv: unused; every model has it.
       hidden_size: units of the hidden layer.
+      width: share of these units, rounded up.
     """
 
     num_classes: int
     norm: str = "none"
     conv: str = "auto"
     hidden_size: int = 64
+    width: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
-        del train, mask
-        x = nn.relu(Dense(self.hidden_size, name="hidden")(x.reshape(x.shape[0], -1)))
+        del mask
+        units = math.ceil(self.width * self.hidden_size)
+        x = Dense(units, name="hidden")(x.reshape(x.shape[0], -1))
+        x = nn.relu(rescale(x, train=train, width=self.width))
         return Dense(self.num_classes, name="head")(x)
 
 

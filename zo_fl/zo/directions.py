@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.random import threefry2x32_p
 
 from zo_fl import keys
@@ -30,12 +31,13 @@ from zo_fl.types import Array, Params
 AddDirection = Callable[[Params, Array, Array | float], Params]
 
 
-def create(*, distribution: str, tau: float) -> AddDirection:
+def create(*, distribution: str, tau: float, block: str = "zo") -> AddDirection:
     """Returns ``add_direction(tree, key, scale) -> tree + scale * z(key)``.
 
     Args:
       distribution: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
       tau: standard deviation of a coordinate of z, > 0.
+      block: config block of these fields, for error messages.
 
     Returns:
       A pure function of a tree of ``f32`` leaves, a key ``key[]`` and a scale ``f32[]``. Each
@@ -48,10 +50,10 @@ def create(*, distribution: str, tau: float) -> AddDirection:
     if distribution not in _DISTRIBUTIONS:
         raise ConfigError(
             f"unknown distribution {distribution!r}; allowed: {', '.join(sorted(_DISTRIBUTIONS))}; "
-            "change config.zo.distribution"
+            f"change config.{block}.distribution"
         )
     if not tau > 0:
-        raise ConfigError(f"tau is {tau}; it must be > 0; change config.zo.tau")
+        raise ConfigError(f"tau is {tau}; it must be > 0; change config.{block}.tau")
     add = _DISTRIBUTIONS[distribution]
 
     def add_direction(tree: Params, key: Array, scale: Array | float) -> Params:
@@ -105,21 +107,32 @@ def _signed(words: Array, magnitude: Array, shape: tuple[int, ...]) -> Array:
     return jax.lax.bitcast_convert_type(signs ^ bits, jnp.float32)
 
 
-def _normal_leaves(tree: Params, leaf_keys: Array) -> tuple[list[Array], Any]:
+def _normals(tree: Params, leaf_keys: Array) -> tuple[list[Array], Any]:
+    """Returns standard normal draws shaped like the leaves, and the tree's definition."""
     leaves, treedef = jax.tree.flatten(tree)
-    draws = [
-        jax.random.normal(key, leaf.shape) for key, leaf in zip(leaf_keys, leaves, strict=True)
-    ]
+    words = _words(leaf_keys, [leaf.size for leaf in leaves])
+    draws = [_normal(word).reshape(leaf.shape) for word, leaf in zip(words, leaves, strict=True)]
     return draws, treedef
 
 
+def _normal(words: Array) -> Array:
+    """Returns ``f32[n]`` standard normal numbers of ``words: u32[n]``, by the inverse error
+    function."""
+    # 23 random bits as the mantissa of a number in [1, 2), moved to [-1, 1); -1 itself would give
+    # minus infinity.
+    mantissa = (words >> 9) | jnp.uint32(0x3F800000)
+    uniform = 2 * jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 3
+    uniform = jnp.maximum(uniform, np.nextafter(np.float32(-1), np.float32(0)))
+    return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+
 def _add_gaussian(tree: Params, leaf_keys: Array, scale: Array) -> Params:
-    draws, treedef = _normal_leaves(tree, leaf_keys)
+    draws, treedef = _normals(tree, leaf_keys)
     return jax.tree.map(lambda leaf, draw: leaf + scale * draw, tree, treedef.unflatten(draws))
 
 
 def _add_sphere(tree: Params, leaf_keys: Array, scale: Array) -> Params:
-    draws, treedef = _normal_leaves(tree, leaf_keys)
+    draws, treedef = _normals(tree, leaf_keys)
     squares = sum(jnp.sum(jnp.square(draw)) for draw in draws)
     factor = scale * jnp.sqrt(sum(draw.size for draw in draws) / squares)
     return jax.tree.map(lambda leaf, draw: leaf + factor * draw, tree, treedef.unflatten(draws))

@@ -1,0 +1,117 @@
+"""BAFFLE: zeroth-order training from scratch by many forward differences of shared directions.
+
+    z_m ~ N(0, I), m = 1..S (S = 100 to 500), the same for all clients
+    client: F_j(w + sigma z_m) - F_j(w)          server: g = mean_m mean_j (...) / sigma z_m
+    g <- g * min(1, clip / max|g|),   w <- Adam(w, g),   evaluated: moving average of w
+
+It predates ZOWarmUp as a method that starts from random weights. The clients' scalars enter only
+through their mean, so secure aggregation of S floats is enough.
+
+Differs from the source's code: only parameters are perturbed, never running statistics; directions
+are shared, as in its paper; clients count by their examples; the mean over clients is clipped, not
+each client's estimate; weight decay is decoupled; the average moves every round, not every epoch.
+
+Source: Feng et al., "Does Federated Learning Really Need Backpropagation?" (arXiv 2301.12195).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zo_fl import server_optimizers
+from zo_fl.algorithms import zo as zo_rounds
+from zo_fl.errors import ConfigError
+from zo_fl.phase import Phase, Problem, make_phase
+from zo_fl.types import Aggregation, ServerState
+
+
+def phases(problem: Problem, *, baffle: dict) -> tuple[Phase, ...]:
+    """Returns the one phase of BAFFLE; ``baffle`` is the config block of ``phase``."""
+    return (phase(problem, **baffle),)
+
+
+def phase(
+    problem: Problem,
+    *,
+    num_rounds: int,
+    clip: float,
+    ema: float,
+    lr: float,
+    server: dict,
+    **clients: Any,
+) -> Phase:
+    """Returns the phase.
+
+    Args:
+      problem: task and clients.
+      num_rounds: rounds.
+      clip: largest entry of the gradient estimate; 0 = any.
+      ema: decay of the moving average of the parameters that is evaluated, in [0, 1); 0 = none.
+      lr: server step size.
+      server: server optimizer, see ``server_optimizers.create``.
+      **clients: see ``zo.zeroth_order_clients``.
+
+    Raises:
+      ConfigError: a number out of range.
+    """
+    if clip < 0:
+        raise ConfigError(f"clip is {clip}; it must be >= 0; change config.baffle.clip")
+    if not 0 <= ema < 1:
+        raise ConfigError(f"ema is {ema}; allowed: 0 to below 1; change config.baffle.ema")
+    group, aggregation, _ = zo_rounds.zeroth_order_clients(
+        problem,
+        block="baffle",
+        seed_policy="shared",
+        aggregation="mean",
+        weights="examples",
+        lr=lr,
+        **clients,
+    )
+    optimizer = server_optimizers.create(lr=lr, **server)
+    if clip:
+        optimizer = optax.chain(clip_by_largest(clip), optimizer)
+
+    def evaluated(state: ServerState, data):
+        del data
+        return moved(state.strategy_state, state.params, ema), state.model_state
+
+    return make_phase(
+        problem, "baffle", num_rounds, (group,), optimizer, averaging(aggregation, ema), evaluated
+    )
+
+
+def clip_by_largest(limit: float) -> optax.GradientTransformation:
+    """Returns the scaling of an update such that no entry is larger than ``limit``."""
+
+    def update(updates, state, params=None):
+        del params
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(u)) for u in jax.tree.leaves(updates)]))
+        factor = jnp.minimum(1.0, limit / jnp.maximum(largest, 1e-30))
+        return jax.tree.map(lambda u: factor * u, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def averaging(aggregation: Aggregation, ema: float) -> Aggregation:
+    """Returns the aggregation, which also keeps the moving average of the parameters so far.
+
+    It is moved by the parameters *before* each round: the last ones are in the state beside it.
+    """
+
+    def finalize(mean_update, state: ServerState, run_key):
+        gradient, _ = aggregation.finalize(mean_update, state, run_key)
+        return gradient, moved(state.strategy_state, state.params, ema)
+
+    return Aggregation(_copy, finalize, aggregation.finalize_state)
+
+
+def _copy(params):
+    # Not the same buffers: a state is donated to the next round, each of its arrays once.
+    return jax.tree.map(jnp.copy, params)
+
+
+def moved(average, params, ema: float):
+    """Returns ``ema * average + (1 - ema) * params``."""
+    return jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, params)

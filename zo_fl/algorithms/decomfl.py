@@ -1,0 +1,25 @@
+"""DeComFL: shared directions, several local steps, a handful of scalars both ways.
+
+    for each local step t: g_{i,t,p} = difference of losses along z_{t,p} at w_{i,t};  every client
+    probes the *same* z_{t,p}, takes the step with its own g and forgets it at the end of the round
+    server: g_{t,p} = mean_i g_{i,t,p},   w <- w - lr sum_t 1/P sum_p g_{t,p} z_{t,p}
+
+A client that was away follows by replaying the averaged scalars of the rounds it missed
+(``FederatedAlgorithm.apply``). This is the zeroth-order round with shared directions, uniform
+weights and local steps on mini-batches.
+
+Differs from the source: directions come from keys, so their seeds do not travel; there is no local
+momentum and no schedule of the number of directions.
+
+Source: Li et al., "Achieving Dimension-Free Communication in Federated Learning via Zeroth-Order
+Optimization", ICLR 2025 (arXiv 2405.15861).
+"""
+
+from zo_fl.algorithms import zo as zo_rounds
+from zo_fl.phase import Phase, Problem
+
+
+def phases(problem: Problem, *, decomfl: dict) -> tuple[Phase, ...]:
+    """Returns the one phase of DeComFL; ``decomfl`` is its config block."""
+    fixed = dict(block="decomfl", seed_policy="shared", aggregation="mean", weights="uniform")
+    return (zo_rounds.phase(problem, **fixed, **decomfl),)

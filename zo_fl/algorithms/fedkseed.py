@@ -1,0 +1,230 @@
+"""FedKSeed: all directions come from a pool of K candidates, so the model *is* K scalars.
+
+    pool: K keys, fixed for the run;  client, each local step: draw S candidates, probe, step
+    uplink: the scalars (which candidates they belong to follows from the keys)
+    G[k] = sum over rounds, clients, steps of p_i g / S,    w = w_0 - lr sum_k G[k] z_k
+
+A local trajectory is linear in the z_k as long as the step size is constant and nothing decays, so
+the server's rebuilt model is the weighted mean of the clients' local models. A client that comes
+late needs w_0 and the K accumulators, whatever the number of rounds: ``from_start``. The server
+itself applies each round's change, over the candidates that were touched.
+
+FedKSeed-Pro draws candidates with probabilities p = softmax(minmax(a)), a[k] the mean size of the
+scalars seen for candidate k (clipped at 1000; each history starts with a zero).
+
+Differs from the source: S candidates a step, where it has one (S = 1); candidates are drawn from a
+key that the server knows, so their indices do not travel. Pro's history counts clients with their
+weights in the mean, which are equal if clients are.
+
+Source: Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models with
+Communication Cost under 18 Kilobytes", ICML 2024 (arXiv 2312.06353).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zo_fl import keys, zo_client
+from zo_fl.errors import ConfigError
+from zo_fl.phase import Phase, Problem, eligible_clients, make_group, make_phase
+from zo_fl.types import (
+    Aggregation,
+    Array,
+    ClientBatch,
+    ClientResult,
+    ClientStrategy,
+    Params,
+    ServerState,
+)
+from zo_fl.zo import estimators
+from zo_fl.zo_client import Prober, check_name
+
+CLIP = 1000.0
+WEIGHTS = ("examples", "uniform")
+
+
+class Pool(NamedTuple):
+    """What is known of the K candidates.
+
+    Attributes:
+      accumulators: ``f32[K]``, G: the model is ``w_0 - lr sum_k G[k] z_k``.
+      magnitudes: ``f32[K]`` sum of |scalar / step| seen, clipped; ``()`` unless it is used (Pro).
+      counts: ``f32[K]`` how many were seen, and one; ``()`` unless it is used.
+    """
+
+    accumulators: Array
+    magnitudes: Any
+    counts: Any
+
+
+def phases(problem: Problem, *, fedkseed: dict) -> tuple[Phase, ...]:
+    """Returns the one phase of FedKSeed; ``fedkseed`` is the config block of ``phase``."""
+    return (phase(problem, name="fedkseed", adaptive=False, **fedkseed),)
+
+
+def phases_pro(problem: Problem, *, fedkseed: dict) -> tuple[Phase, ...]:
+    """Returns the one phase of FedKSeed-Pro."""
+    return (phase(problem, name="fedkseed_pro", adaptive=True, **fedkseed),)
+
+
+def phase(
+    problem: Problem,
+    *,
+    name: str,
+    adaptive: bool,
+    num_rounds: int,
+    cohort_size: int,
+    tiers: str,
+    participation: str,
+    weights: str,
+    candidate_seeds: int,
+    lr: float,
+    **probing: Any,
+) -> Phase:
+    """Returns the phase.
+
+    Args:
+      problem: task and clients.
+      name: the phase's.
+      adaptive: draw candidates by their history (Pro) instead of uniformly.
+      num_rounds: rounds.
+      cohort_size: see ``make_group``; likewise ``tiers`` and ``participation``.
+      tiers: see above.
+      participation: see above.
+      weights: of clients in the mean: ``examples`` or ``uniform``.
+      candidate_seeds: K.
+      lr: step size of the clients' steps, and so of the rebuilt model.
+      **probing: see ``zo_client.make_prober``.
+
+    Raises:
+      ConfigError: an unknown name or a number out of range.
+    """
+    check_name("fedkseed", "weights", weights, WEIGHTS)
+    if candidate_seeds < 1:
+        raise ConfigError(
+            f"candidate_seeds is {candidate_seeds}; it must be >= 1; "
+            "change config.fedkseed.candidate_seeds"
+        )
+    if not lr >= 0:
+        raise ConfigError(f"lr is {lr}; it must be >= 0; change config.fedkseed.lr")
+    prober = zo_client.make_prober(problem.task, block="fedkseed", local_lr=lr, **probing)
+    size = cohort_size or len(eligible_clients(problem, "fedkseed", tiers))
+    drawn = size * prober.local_steps * prober.num_directions
+    group = make_group(
+        problem,
+        pool_strategy(prober, candidate_seeds, adaptive, uniform=weights == "uniform"),
+        lambda clients, examples: zo_client.forward_passes(prober, clients, examples),
+        block="fedkseed",
+        tiers=tiers,
+        cohort_size=cohort_size,
+        participation=participation,
+    )
+    aggregation = pool_aggregation(prober, candidate_seeds, adaptive, size, drawn)
+    return make_phase(problem, name, num_rounds, (group,), optax.sgd(lr), aggregation)
+
+
+def pool_strategy(
+    prober: Prober, candidate_seeds: int, adaptive: bool, *, uniform: bool
+) -> ClientStrategy:
+    """Returns the strategy whose message is ``f32[k, S]`` scalars of candidates from the pool."""
+
+    def draw(state: ServerState, run_key, client_id, step):
+        root = keys.client_key(keys.round_key(run_key, state.round_idx), client_id)
+        key = jax.random.fold_in(keys.stream(root, "candidates"), step)
+        if not adaptive:
+            return jax.random.randint(key, (prober.num_directions,), 0, candidate_seeds)
+        logits = log_probabilities(state.strategy_state)
+        return jax.random.categorical(key, logits, shape=(prober.num_directions,))
+
+    def client_update(state: ServerState, batch: ClientBatch, run_key):
+        def draw_keys(step):
+            return pool_keys(run_key, draw(state, run_key, batch.client_id, step))
+
+        probes = zo_client.probe(prober, state, batch, run_key, draw_keys)
+        weight = (probes.size > 0).astype(jnp.float32) if uniform else probes.size
+        return ClientResult(probes.scalars, weight, probes.statistics, {"loss": probes.loss})
+
+    def decode(message, client_id, state: ServerState, run_key):
+        steps = jnp.arange(prober.local_steps)
+        drawn = jax.vmap(lambda step: draw(state, run_key, client_id, step))(steps).reshape(-1)
+        coefficients = jax.vmap(prober.estimator.coefficients)(message).reshape(-1)
+        zeros = jnp.zeros(candidate_seeds)
+        accumulators = zeros.at[drawn].add(coefficients)
+        if not adaptive:
+            return Pool(accumulators, (), ())
+        sizes = jnp.minimum(jnp.abs(coefficients) * prober.num_directions, CLIP)
+        return Pool(accumulators, zeros.at[drawn].add(sizes), zeros.at[drawn].add(1.0))
+
+    return ClientStrategy(client_update, decode, replays=True)
+
+
+def pool_aggregation(
+    prober: Prober, candidate_seeds: int, adaptive: bool, cohort_size: int, drawn: int
+) -> Aggregation:
+    """Returns the server's side: adds to the accumulators and applies what they gained.
+
+    Args:
+      prober: how losses are probed.
+      candidate_seeds: K.
+      adaptive: keep the history that Pro draws by.
+      cohort_size: clients a round.
+      drawn: candidates that a round touches at most.
+    """
+    touched = min(drawn, candidate_seeds)
+
+    def init(params):
+        del params
+        zeros, ones = jnp.zeros(candidate_seeds), jnp.ones(candidate_seeds)
+        # Arrays of their own: a state is donated to the next round, each of its buffers once.
+        return Pool(zeros, jnp.copy(zeros), ones) if adaptive else Pool(zeros, (), ())
+
+    def finalize(mean: Pool, state: ServerState, run_key):
+        (indices,) = jnp.nonzero(mean.accumulators, size=touched, fill_value=0)
+        # Those past the last touched one are filled with candidate 0, at no weight.
+        real = jnp.arange(touched) < jnp.sum(mean.accumulators != 0)
+        coefficients = jnp.where(real, mean.accumulators[indices], 0.0)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        gradient = estimators.combine(
+            prober.add_direction, coefficients, pool_keys(run_key, indices), zeros
+        )
+        # Means over the cohort; the history is a sum over its clients.
+        gains = Pool(
+            mean.accumulators, *jax.tree.map(lambda leaf: cohort_size * leaf, tuple(mean[1:]))
+        )
+        return gradient, jax.tree.map(jnp.add, state.strategy_state, gains)
+
+    finalize_state = zo_client.finalize_state(prober.bn_policy)
+    return Aggregation(init, finalize, finalize_state)
+
+
+def from_start(
+    add_direction, params: Params, pool: Pool, run_key: Array, lr: float | Array
+) -> Params:
+    """Returns the model after any number of rounds, from the first one and the accumulators.
+
+    Args:
+      add_direction: from ``zo.directions``.
+      params: w_0, at the start of the phase.
+      pool: ``ServerState.strategy_state``.
+      run_key: ``key[]``.
+      lr: the phase's.
+    """
+    candidates = jnp.arange(pool.accumulators.shape[0])
+    return estimators.combine(
+        add_direction, -lr * pool.accumulators, pool_keys(run_key, candidates), params
+    )
+
+
+def pool_keys(run_key: Array, indices: Array) -> Array:
+    """Returns the keys ``key[...]`` of candidates ``i32[...]`` of the run's pool."""
+    pool = keys.stream(run_key, "candidate_seeds")
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(pool, indices)
+
+
+def log_probabilities(pool: Pool) -> Array:
+    """Returns ``f32[K]``, the logarithm of Pro's probabilities up to a constant."""
+    mean = pool.magnitudes / pool.counts
+    low, high = jnp.min(mean), jnp.max(mean)
+    return jnp.where(high > low, (mean - low) / jnp.maximum(high - low, 1e-30), 0.0)

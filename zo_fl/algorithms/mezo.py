@@ -1,0 +1,34 @@
+"""MeZO: in-place zeroth-order SGD of one learner, here of one client a round.
+
+    g = (F(w + eps z) - F(w - eps z)) / (2 eps) on a mini-batch,   w <- w - lr (g z + wd w)
+
+With ``data.num_clients = 1`` this is MeZO proper; with more, the learner visits one of them a
+round. Momentum and Adam need no stored history beyond the scalars: ``FederatedAlgorithm.apply``
+rebuilds parameters and moments from (key, scalar) pairs alone. It is the zeroth-order round with a
+cohort of one.
+
+Differs from the source: w + eps z and w - eps z are both computed from the same w, where the source
+adds and subtracts in place and drifts; weight decay is applied to all parameters.
+
+Source: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023
+(arXiv 2305.17333).
+"""
+
+from zo_fl.algorithms import zo as zo_rounds
+from zo_fl.phase import Phase, Problem
+
+
+def phases(problem: Problem, *, mezo: dict) -> tuple[Phase, ...]:
+    """Returns the one phase of MeZO; ``mezo`` is its config block."""
+    fixed = dict(
+        block="mezo",
+        cohort_size=1,
+        tiers="all",
+        participation="uniform",
+        weights="examples",
+        seed_policy="per_client",
+        aggregation="mean",
+        local_steps=1,
+        local_lr=0.0,
+    )
+    return (zo_rounds.phase(problem, **fixed, **mezo),)

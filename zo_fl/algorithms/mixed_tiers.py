@@ -1,0 +1,82 @@
+"""Phase two in which high-resource clients stay first-order (Table 7): each tier does what it can.
+
+    high tier   local SGD, sends delta = before - after           as in the warm-up
+    low tier    S loss differences, which stand for lr * gradient  as in zeroth-order rounds
+    server      w <- w - server_lr * mean of both, weighted by examples
+
+The paper finds it worse than zeroth-order rounds for all, which is why ZOWarmUp does not do it. As
+deltas travel, rounds cannot be replayed from scalars: everyone receives the model every round.
+
+Source: ZOWarmUp, Table 7; how the two kinds of update are weighed is not in the paper.
+"""
+
+from zo_fl import server_optimizers, trees
+from zo_fl.algorithms import fedavg
+from zo_fl.algorithms import zo as zo_rounds
+from zo_fl.data.sampling import largest_remainder
+from zo_fl.errors import ConfigError
+from zo_fl.phase import Phase, Problem, eligible_clients, make_phase
+from zo_fl.types import ClientStrategy
+
+
+def phases(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:
+    """Returns the phase: high-resource clients by ``warmup``, low-resource ones by ``zo``.
+
+    Number of rounds, cohort and policy for statistics are those of ``zo``; the server's step is the
+    warm-up's. The share of each tier in a smaller cohort is its share of the population.
+
+    Raises:
+      ConfigError: a tier is empty, or what the two tiers send cannot be averaged.
+    """
+    sizes = [len(eligible_clients(problem, "zo", tier)) for tier in ("high", "low")]
+    _check(problem, zo, sizes)
+    high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else (0, 0)
+    first_order = fedavg.first_order_clients(
+        problem, **_without(warmup, "num_rounds", "server_lr", "server"), **_tier("high", high)
+    )
+    zeroth_order, _, scale = zo_rounds.zeroth_order_clients(
+        problem, block="zo", **_without(zo, "num_rounds", "server"), **_tier("low", low)
+    )
+    step = zo["lr"] * scale
+    groups = (
+        first_order,
+        zeroth_order._replace(strategy=_as_delta(zeroth_order.strategy, step)),
+    )
+    server = server_optimizers.create(lr=warmup["server_lr"], **warmup["server"])
+    return (make_phase(problem, "mixed", zo["num_rounds"], groups, server, fedavg.AGGREGATION),)
+
+
+def _as_delta(strategy: ClientStrategy, step: float) -> ClientStrategy:
+    """Returns the strategy with its gradient estimates times a step size: before - after."""
+
+    def decode(*arguments):
+        return trees.scale(strategy.decode(*arguments), step)
+
+    return strategy._replace(decode=decode)
+
+
+def _tier(tier: str, cohort_size: int) -> dict:
+    return dict(tiers=tier, cohort_size=cohort_size, participation="uniform")
+
+
+def _without(block: dict, *fields: str) -> dict:
+    left_out = (*fields, *_tier("", 0))
+    return {name: value for name, value in block.items() if name not in left_out}
+
+
+def _check(problem: Problem, zo: dict, sizes: list[int]) -> None:
+    if not all(sizes):
+        raise ConfigError(
+            f"mixed_tiers needs clients of both tiers, there are {sizes[0]} high and {sizes[1]} "
+            "low; change config.data.high_fraction"
+        )
+    if zo["bn_policy"] == "recalibrate" and problem.task.has_statistics:
+        raise ConfigError(
+            "mixed_tiers averages running statistics of both tiers, and bn_policy='recalibrate' "
+            "sends moments; allowed: frozen, batch, batch_sync; change config.zo.bn_policy"
+        )
+    if zo["seed_policy"] != "per_client":
+        raise ConfigError(
+            f"mixed_tiers averages updates, seed_policy={zo['seed_policy']!r} averages scalars; "
+            "allowed: per_client; change config.zo.seed_policy"
+        )
