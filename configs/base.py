@@ -8,8 +8,7 @@ Learning rates are not in the paper. ``warmup.lr`` is its author's public defaul
 sqrt(d / (S * cohort)), to that of a first-order step of rate 0.01 to 0.1. The other zeroth-order
 methods' rates follow by matching the norm of *their* update of a round to it: with k local steps of
 S directions each it is lr * tau^2 * |grad| * sqrt(k d / (S * cohort)), without the cohort if
-directions are shared. FedKSeed's is another five times smaller for its single-example gradients;
-HeteroFL's and BAFFLE's are their sources'. None was tuned.
+directions are shared. HeteroFL's and BAFFLE's are their sources'. None was tuned.
 """
 
 from ml_collections import ConfigDict
@@ -85,18 +84,18 @@ def get_config() -> ConfigDict:
     config.fedkseed.update(  # zo_fl.algorithms.fedkseed.phase; fedkseed_pro reads it too
         num_rounds=500, distribution="gaussian", eps=5e-4, tau=1.0, num_directions=1
     )
-    config.fedkseed.update(local_steps=200, batch_size=1, bn_policy="frozen", lr=1e-6)
-    config.fedkseed.candidate_seeds = 4096  # K
+    config.fedkseed.update(local_steps=200, batch_size=16, lr=4e-6)
+    config.fedkseed.candidate_seeds = 4096  # K; its source has batches of 1, for language models
     config.decomfl = _zo(without=("seed_policy", "aggregation", "weights"))
     config.decomfl.update(  # zo_fl.algorithms.decomfl
         num_rounds=500, distribution="gaussian", eps=1e-3, tau=1.0, num_directions=5
     )
-    config.decomfl.update(local_steps=4, batch_size=64, bn_policy="frozen", lr=1e-5)
+    config.decomfl.update(local_steps=4, batch_size=64, lr=1e-5)
     config.fedzo = _zo(without=("seed_policy", "aggregation", "weights"))
     config.fedzo.update(  # zo_fl.algorithms.fedzo.phase
         num_rounds=500, estimator="forward", distribution="sphere", tau=1.0, num_directions=5
     )
-    config.fedzo.update(local_steps=10, batch_size=50, bn_policy="frozen", lr=1.0, local_lr=4e-5)
+    config.fedzo.update(local_steps=10, batch_size=50, lr=1.0, local_lr=4e-5)
     config.fedzo.eps = 1e-4
     config.baffle = _zo(without=("seed_policy", "aggregation", "weights"))
     config.baffle.update(  # zo_fl.algorithms.baffle.phase
@@ -113,7 +112,7 @@ def get_config() -> ConfigDict:
     config.mezo.update(  # zo_fl.algorithms.mezo
         num_rounds=500, distribution="gaussian", eps=1e-3, tau=1.0, num_directions=1
     )
-    config.mezo.update(batch_size=64, bn_policy="frozen", lr=1e-5)
+    config.mezo.update(batch_size=64, lr=1e-5)
     config.run = ConfigDict(  # zo_fl.train
         dict(
             device="auto",  # auto, cpu, gpu or tpu

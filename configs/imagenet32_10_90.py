@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     """Returns the setting; ImageNet32's client sets are too large for one forward pass."""
     config = base.get_config()
     config.data.update(name="imagenet_resized/32x32", high_fraction=0.1)
-    config.zo.microbatch = 1153  # 20 passes over 23,060 images
+    for block in (config.zo, config.fedkseed, config.baffle):
+        block.microbatch = 1153  # 20 passes over 23,060 images
     return config

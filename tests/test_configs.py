@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests import tiny
 from zo_fl import experiment, train
@@ -24,11 +25,16 @@ def test_two_rounds_run_on_synthetic_data(name, tmp_path):
     config = load(name).get_config()
     config.data.name = "synthetic"
     config.model.update(name="mlp", norm="none")
-    config.warmup.update(num_rounds=1, cohort_size=2, local_epochs=1)
-    config.zo.update(num_rounds=1, cohort_size=2)
-    config.run.num_devices = 1
-    if config.zo.microbatch:
-        config.zo.microbatch = 7
+    rounds = 2 if "+" not in config.algorithm and config.algorithm != "zowarmup" else 1
+    for block in config.values():
+        small = dict(num_rounds=rounds, cohort_size=2, local_epochs=1, local_steps=2, microbatch=7)
+        small |= dict(num_directions=2)
+        if isinstance(block, ConfigDict):
+            block.update({field: small[field] for field in small if field in block})
+    config.heterofl.cohort_size = (
+        0  # a cohort of two would leave some of its levels without clients
+    )
+    config.run.update(num_devices=1, rounds_per_jit=2, eval_every=10, checkpoint_every=10)
     summary = train.run(config.to_dict(), tmp_path, quiet=True)
     assert summary["rounds"] == 2 and summary["diverged_round"] is None
     assert summary["uplink_bytes"] > 0 and 0 <= summary["final_accuracy"] <= 1

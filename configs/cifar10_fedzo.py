@@ -1,0 +1,19 @@
+"""CIFAR-10: FedZO from scratch; not in the paper. Expect it near chance after 500 rounds.
+
+50 clients, 5 of them high-resource; ResNet18. 10 local steps of forward differences on batches of
+50; sends the whole model, as its source does.
+
+    python -m experiments.main --config=configs/cifar10_fedzo.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10_10_90
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = cifar10_10_90.get_config()
+    config.algorithm = "fedzo"
+    config.model.norm = "group"
+    return config
