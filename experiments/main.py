@@ -2,6 +2,8 @@
 
     python -m experiments.main --config=configs/quickstart.py [--config.zo.lr=0.02] [--workdir=W]
 
+``--vmap_seeds=5`` runs five seeds of a small model, from ``config.seed`` on, as one program.
+
 Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss stopped being
 finite, 2 bad input, 130 interrupted (and saved).
 """
@@ -15,7 +17,8 @@ from ml_collections import config_flags
 
 from experiments import cli
 from zo_fl import train
-from zo_fl.progress import print_closing_table
+from zo_fl.errors import ConfigError
+from zo_fl.progress import print_closing_table, print_seeds_table
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py."
@@ -26,6 +29,9 @@ _WORKDIR = flags.DEFINE_string(
 _WARM_START = flags.DEFINE_string(
     "warm_start", None, "Folder of a finished warm-up (algorithm=fedavg) to start after."
 )
+_VMAP_SEEDS = flags.DEFINE_integer(
+    "vmap_seeds", 0, "Run that many seeds, from config.seed on, as one program; small models."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +41,8 @@ def main(argv: list[str]) -> int:
     path = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir()
     cli.enable_compilation_cache()
     try:
+        if _VMAP_SEEDS.value:
+            return _run_seeds(config, path)
         summary = train.run(config, path, warm_start=_WARM_START.value)
     except train.Interrupted as stop:
         print(f"{stop}; to resume, run the same command with --workdir={path}", file=sys.stderr)
@@ -48,6 +56,15 @@ def main(argv: list[str]) -> int:
         )
         return 1
     return 0
+
+
+def _run_seeds(config, path: Path) -> int:
+    """Runs several seeds as one program, prints their mean and spread, returns the exit status."""
+    if _WARM_START.value:
+        raise ConfigError("--vmap_seeds computes its own warm-ups; leave out --warm_start")
+    summaries = train.run_seeds(config, path, _VMAP_SEEDS.value)
+    print_seeds_table(summaries, path)
+    return 1 if any(summary["diverged_round"] is not None for summary in summaries) else 0
 
 
 def _default_workdir() -> Path:

@@ -17,7 +17,8 @@ LAYERS = (
     {"algorithms"},
     {"cost", "evaluate", "experiment"}
     | {"metrics", "checkpoint", "progress", "curves", "provenance", "workdir"},
-    {"warm_starts"},
+    {"schedule", "warm_starts"},
+    {"run_folder"},
     {"train"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl import train
+from zo_fl import run_folder, train
 from zo_fl.checkpoint import Checkpoints
 from zo_fl.errors import ConfigError
 
@@ -86,14 +86,14 @@ def test_a_run_stopped_anywhere_and_resumed_ends_bit_identical(
     finished, tmp_path, monkeypatch, after
 ):
     path, _ = finished
-    write = train.MetricsWriter.write
+    write = run_folder.MetricsWriter.write
 
     def interrupting(self, rows):
         write(self, rows)
         if rows[-1]["round"] >= after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.MetricsWriter, "write", interrupting)
+    monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
     with pytest.raises(train.Interrupted):
         train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True)
     monkeypatch.undo()
@@ -107,7 +107,7 @@ def test_a_run_killed_between_checkpoints_loses_only_the_rounds_since(
     finished, tmp_path, monkeypatch
 ):
     path, _ = finished
-    write = train.MetricsWriter.write
+    write = run_folder.MetricsWriter.write
 
     class Killed(BaseException):
         pass
@@ -118,7 +118,7 @@ def test_a_run_killed_between_checkpoints_loses_only_the_rounds_since(
             raise Killed
 
     config = tiny.config(**OVERRIDES | {"run__eval_every": 5})
-    monkeypatch.setattr(train.MetricsWriter, "write", killing)
+    monkeypatch.setattr(run_folder.MetricsWriter, "write", killing)
     with pytest.raises(Killed):
         train.run(config, tmp_path, quiet=True)
     monkeypatch.undo()
@@ -212,3 +212,66 @@ def test_another_warm_up_is_refused_in_one_line_and_nothing_is_written(tmp_path,
 def test_a_folder_without_a_finished_warm_up_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no finished run; change --warm_start"):
         train.run(tiny.config(), tmp_path / "run", warm_start=tmp_path / "empty", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    path = tmp_path_factory.mktemp("seeds")
+    return path, train.run_seeds(tiny.config(**OVERRIDES), path, 3, quiet=True)
+
+
+class TestSeedsAsOneProgram:
+    def test_each_seed_ends_as_it_does_alone(self, together, finished, tmp_path):
+        path, summaries = together
+        alone = {0: finished[0], 2: tmp_path}
+        train.run(tiny.config(seed=2, **OVERRIDES), tmp_path, quiet=True)
+        for seed, folder in alone.items():
+            expected = json.loads((folder / "summary.json").read_text())
+            assert summaries[seed].keys() == expected.keys()
+            for got, row in zip(rows_of(path / str(seed)), rows_of(folder), strict=True):
+                assert got.keys() == row.keys() and got["phase"] == row["phase"]
+                for name in ("train_loss", "test_loss", "update_norm"):
+                    if name in row:
+                        np.testing.assert_allclose(got[name], row[name], rtol=1e-3)
+                for name in ("round", "uplink_bytes", "downlink_bytes"):
+                    assert got[name] == row[name]
+
+    def test_seeds_differ_and_each_has_a_whole_folder(self, together):
+        path, summaries = together
+        assert len({summary["final_accuracy"] for summary in summaries}) > 1
+        for seed in range(3):
+            assert {p.name for p in (path / str(seed)).iterdir()} >= {
+                "config.json",
+                "metrics.jsonl",
+                "summary.json",
+                "checkpoints",
+                "curves.png",
+            }
+            config = json.loads((path / str(seed) / "config.json").read_text())["config"]
+            assert config["seed"] == seed
+
+    def test_a_seed_that_ran_together_with_others_is_resumed_alone(self, together, tmp_path):
+        path, summaries = together
+        assert train.run(tiny.config(seed=1, **OVERRIDES), path / "1", quiet=True) == summaries[1]
+
+    def test_stopped_and_resumed_they_end_bit_identical(self, together, tmp_path, monkeypatch):
+        write, sent = run_folder.MetricsWriter.write, []
+
+        def interrupting(self, rows):
+            write(self, rows)
+            if rows[-1]["round"] >= 4 and not sent:  # a second signal would act at once
+                sent.append(True)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
+        with pytest.raises(train.Interrupted):
+            train.run_seeds(tiny.config(**OVERRIDES), tmp_path, 3, quiet=True)
+        monkeypatch.undo()
+        train.run_seeds(tiny.config(**OVERRIDES), tmp_path, 3, quiet=True)
+        for seed in map(str, range(3)):
+            assert rows_of(tmp_path / seed) == rows_of(together[0] / seed)
+
+    def test_no_seed_at_all_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match="--vmap_seeds"):
+            train.run_seeds(tiny.config(), tmp_path / "run", 0, quiet=True)
+        assert not (tmp_path / "run").exists()

@@ -165,6 +165,34 @@ def print_closing_table(summary: Mapping[str, Any]) -> None:
     print(closing_table(summary))
 
 
+def print_seeds_table(summaries: Sequence[Mapping[str, Any]], path: Any) -> None:
+    """Prints mean(standard deviation) of the accuracies of several seeds, in percent.
+
+    Args:
+      summaries: what ``train.run_seeds`` returns.
+      path: folder of their folders.
+    """
+    rows = {
+        "seeds": str(len(summaries)),
+        "test accuracy at the pivot": _spread(summaries, "pivot_accuracy"),
+        "test accuracy at the end": _spread(summaries, "final_accuracy"),
+        "gain after the pivot": _spread(summaries, "delta_lo"),
+        "time": units.duration(max(summary["wall_seconds"] for summary in summaries)),
+        "results in": str(path),
+    }
+    rows = {label: text for label, text in rows.items() if text}
+    width = max(map(len, rows))
+    print("\n".join(f" {label:{width}}  {text}" for label, text in rows.items()))
+
+
+def _spread(summaries: Sequence[Mapping[str, Any]], field: str) -> str:
+    values = [100 * summary[field] for summary in summaries if summary[field] is not None]
+    if not values:
+        return ""
+    spread = f"({statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread} %"
+
+
 _SUMMARY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pivot_accuracy": ("test accuracy at the pivot", units.percent),
     "final_accuracy": ("test accuracy at the end", units.percent),

@@ -1,19 +1,22 @@
 """Runs an experiment: phases, chunks of rounds, evaluation, logs, checkpoints.
 
-All side effects of a run are here and in ``experiments``. A chunk of rounds is one jitted program
-whose length is an argument, so that each phase compiles once whatever the cadence of evaluation.
-What a chunk leaves behind depends on the round alone, not on where a run was stopped: a resumed run
-ends bit-identical to one that never stopped.
+All side effects of a run are here, in ``run_folder`` and in ``experiments``. A chunk of rounds is
+one jitted program whose length is an argument, so that each phase compiles once whatever the
+cadence of evaluation. What a chunk leaves behind depends on the round alone, not on where a run was
+stopped: a resumed run ends bit-identical to one that never stopped.
+
+Several seeds of one config can run as one program (``run_seeds``): the same chunk, mapped over
+states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
 """
 
 import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +24,21 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import cost, curves, evaluate, experiment, keys, warm_starts, workdir
-from zo_fl.checkpoint import Checkpoints
+from zo_fl import evaluate, experiment, keys, warm_starts, workdir
 from zo_fl.data import summary as label_summary
 from zo_fl.errors import ConfigError
 from zo_fl.experiment import Experiment
-from zo_fl.metrics import MetricsWriter, read_metrics
-from zo_fl.phase import Phase
 from zo_fl.progress import Progress
 from zo_fl.provenance import provenance
-from zo_fl.types import FederatedAlgorithm, ServerState
+from zo_fl.run_folder import RunFolder
+from zo_fl.schedule import Stretch, make_schedule, next_stop
+from zo_fl.types import FederatedAlgorithm, PyTree, ServerState
 
-Row = dict[str, Any]
 _CADENCES = ("rounds_per_jit", "eval_every", "eval_batch_size", "checkpoint_every")
 
 
 class Interrupted(Exception):
     """The user asked to stop; everything so far is saved."""
-
-
-class Stretch(NamedTuple):
-    """A phase, the rounds it covers (``start < round <= end``) and its traffic."""
-
-    phase: Phase
-    start: int
-    end: int
-    traffic: cost.Traffic
 
 
 def run(
@@ -74,41 +66,81 @@ def run(
       ConfigError: bad config or folder; nothing was written.
       Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
     """
-    path = Path(path)
-    workdir.check(path, config)
-    finished = workdir.read_json(path / "summary.json")
-    if finished is not None:
+    donor = None if warm_start is None else Path(warm_start)
+    (summary,) = _run([config], [Path(path)], donor, quiet)
+    return summary
+
+
+def run_seeds(
+    config: Mapping[str, Any], path: str | Path, num_seeds: int, *, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Runs ``num_seeds`` seeds of a config as one program, and returns their summaries.
+
+    Seed i is ``config["seed"] + i``; the partition is the config's for all of them. Each has a
+    folder ``path/SEED`` as ``run`` would leave it, equal up to the rounding of batched arithmetic.
+    For small models: all states are on the device at once, and convolutions become grouped ones.
+
+    Args:
+      config: as for ``run``.
+      path: folder of the folders.
+      num_seeds: at least 1.
+      quiet: no progress output.
+
+    Raises:
+      ConfigError: as for ``run``, or some of the folders are further than others.
+      Interrupted: as for ``run``.
+    """
+    if num_seeds < 1:
+        raise ConfigError(f"{num_seeds} seeds asked for; allowed: 1 or more; change --vmap_seeds")
+    seeds = [config["seed"] + i for i in range(num_seeds)]
+    configs = [{**config, "seed": seed} for seed in seeds]
+    return _run(configs, [Path(path) / str(seed) for seed in seeds], None, quiet)
+
+
+def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, quiet: bool):
+    """Returns the summaries of runs that differ in their seed alone."""
+    for config, path in zip(configs, paths, strict=True):
+        workdir.check(path, config)
+    finished = [workdir.read_json(path / "summary.json") for path in paths]
+    if all(finished):
         return finished
     began = time.perf_counter()
+    config = configs[0]
     for field in _CADENCES:
         if config["run"][field] < 1:
             raise ConfigError(
                 f"{field} is {config['run'][field]}; it must be >= 1; change config.run.{field}"
             )
-    if warm_start is not None:
-        warm_starts.check(config, Path(warm_start))
+    if donor is not None:
+        warm_starts.check(config, donor)
     built = experiment.build(config)
-    workdir.create(path, config, provenance(), built.federation.summary)
+    for one, path in zip(configs, paths, strict=True):
+        workdir.create(path, one, provenance(), built.federation.summary)
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with _deferred_signals() as interrupted:
-        trainer = _Trainer(built, config, path, began, quiet, interrupted)
-        if warm_start is not None:
-            trainer.adopt(Path(warm_start))
-        return trainer.finish(trainer.train())
+        trainer = _Trainer(built, configs, paths, began, quiet, interrupted)
+        if donor is not None:
+            trainer.adopt(donor)
+        trainer.train()
+        return [
+            folder.finish(_title(one)) for folder, one in zip(trainer.folders, configs, strict=True)
+        ]
 
 
-def make_chunk(algorithm: FederatedAlgorithm, capacity: int) -> Callable[..., Any]:
+def make_chunk(
+    algorithm: FederatedAlgorithm, capacity: int, over_seeds: bool = False
+) -> Callable[..., Any]:
     """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
 
     Args:
       algorithm: what a round does.
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
+      over_seeds: states, keys and metrics have a leading axis of seeds; the data are shared.
 
     The state is donated. The number of rounds is an argument: one program serves every chunk.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def run_chunk(state: ServerState, data, run_key, num_rounds):
         shapes = jax.eval_shape(algorithm.round, state, data, run_key)[1]
         buffers = jax.tree.map(lambda leaf: jnp.zeros(capacity, leaf.dtype), shapes)
@@ -120,221 +152,173 @@ def make_chunk(algorithm: FederatedAlgorithm, capacity: int) -> Callable[..., An
 
         return jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
 
-    return run_chunk
+    mapped = jax.vmap(run_chunk, in_axes=(0, None, 0, None)) if over_seeds else run_chunk
+    return jax.jit(mapped, donate_argnums=0)
 
 
 class _Trainer:
-    """The host's side of one run: what is open (files, progress) and what accumulates."""
+    """The device's side of one run, or of several that differ in their seed alone.
 
-    def __init__(self, built: Experiment, config: Mapping, path: Path, began: float, quiet, stop):
-        self.built, self.path, self.began = built, path, began
-        self.options = options = config["run"]
-        self.title = (
-            f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}, "
-            f"seed {config['seed']}"
-        )
-        self.quiet, self.interrupted = quiet, stop
+    With several, every state, key and measurement has a leading axis of seeds; with one it has not,
+    and nothing is mapped: ``vmap`` would make grouped convolutions of all.
+    """
+
+    def __init__(self, built: Experiment, configs, paths, began: float, quiet: bool, stop):
+        self.built, self.quiet, self.interrupted = built, quiet, stop
+        self.options = configs[0]["run"]
+        self.over_seeds = len(configs) > 1
         self.replicated = NamedSharding(built.mesh, P())
-        self.checkpoints = Checkpoints(path)
-        self.evaluate = evaluate.make_evaluate(built.task, options["eval_precision"])
-        dataset, val = built.federation.dataset, built.federation.val_indices
-        cut = functools.partial(
-            evaluate.make_set, batch_size=options["eval_batch_size"], mesh=built.mesh
-        )
-        self.sets = {
-            "test": cut(dataset.test_images, dataset.test_labels),
-            "val": cut(dataset.train_images[val], dataset.train_labels[val]),
-        }
-        init = jax.jit(built.task.init, out_shardings=self.replicated)
-        self.initial = init(keys.stream(built.run_key, "init"))
-        self.stretches = _stretches(built, *self.initial)
-        self.diverged_round: int | None = None
-        # What a resumed run cannot recompute; saved beside the state.
-        self.progress: dict[str, Any] = {
-            "seconds": 0.0,
-            "pivot_accuracy": None,
-            "final_accuracy": None,
-            "best_val_accuracy": None,
-            "accuracy_at_best_val": None,
-        }
+        seeds = [keys.run_key(config["seed"]) for config in configs]
+        self.run_key = jnp.stack(seeds) if self.over_seeds else seeds[0]
+        init = self._lift(lambda key: built.task.init(keys.stream(key, "init")))
+        self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
+        params, model_state = jax.eval_shape(built.task.init, seeds[0])
+        self.schedule = make_schedule(built.phases, params, model_state, built.data)
+        self.folders = [RunFolder(path, self.schedule, began) for path in paths]
+        measure = evaluate.make_evaluate(built.task, self.options["eval_precision"])
+        self.evaluate = self._lift(measure, (0, 0, None))
+        self.sets = _evaluation_sets(built, self.options["eval_batch_size"])
 
     def adopt(self, donor: Path) -> None:
-        """Takes over a finished warm-up's last checkpoint and metrics, unless the run has begun."""
-        if self.checkpoints.latest_round() is not None:
-            return
-        params, model_state = self.initial
-        stretch = self.stretches[0]
-        like = self._first_state(stretch, params, model_state, 0)
-        done, state, progress = warm_starts.restore(donor, like)
-        if done == stretch.end and len(self.stretches) > 1:
-            progress |= {"pivot_accuracy": progress["final_accuracy"]}
-        self.progress = progress
-        rows = read_metrics(donor / "metrics.jsonl")
-        with MetricsWriter(self.path) as writer:
-            writer.write(row for row in rows if row["round"] <= done)
-        # The checkpoint last: without it nothing is adopted, and the next try starts afresh.
-        self.checkpoints.save(done, state, self.progress, keep=self._is_pivot(done))
+        """Starts a run that has not begun after a finished warm-up."""
+        (folder,) = self.folders
+        folder.adopt(donor, self._initial_state(self.schedule.stretches[0]))
 
-    def train(self) -> int:
-        """Runs all rounds not yet done, or until one diverges; returns the rounds done."""
+    def train(self) -> None:
+        """Runs all rounds not yet done, or until all seeds have diverged."""
         state, done = self._restore()
-        with (
-            MetricsWriter(self.path, resume_after=done) as self.writer,
-            Progress(self.stretches[-1].end, done, quiet=self.quiet) as self.bar,
-        ):
-            for stretch in self.stretches:
-                if done >= stretch.end:
+        with ExitStack() as stack:
+            for folder in self.folders:
+                folder.open(done)
+                stack.callback(folder.close)
+            self.bar = stack.enter_context(Progress(self.schedule.end, done, quiet=self.quiet))
+            for stretch in self.schedule.stretches:
+                if done >= stretch.end or not self._alive():
                     continue
                 if done == stretch.start:
                     state = self._first_state(stretch, state.params, state.model_state, done)
                 for done, state in self._rounds(stretch, state, done):  # noqa: B020
-                    if self.interrupted() and self.diverged_round is None:
-                        self._save(state, done, pivot=self._is_pivot(done))
-                        raise Interrupted(f"stopped after round {done} of {self.stretches[-1].end}")
-                if self.diverged_round is not None:
-                    break
-        return done
-
-    def finish(self, done: int) -> dict[str, Any]:
-        """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
-        progress = self.progress
-        pivot, final = progress["pivot_accuracy"], progress["final_accuracy"]
-        uplink, downlink = self._bytes(done)
-        summary = {
-            "rounds": done,
-            "diverged_round": self.diverged_round,
-            "pivot_accuracy": pivot,
-            "final_accuracy": final,
-            "best_val_accuracy": progress["best_val_accuracy"],
-            "accuracy_at_best_val": progress["accuracy_at_best_val"],
-            "delta_lo": None if pivot is None or final is None else final - pivot,
-            "uplink_bytes": uplink,
-            "downlink_bytes": downlink,
-            "forward_passes": self._forward_passes(done),
-            "wall_seconds": progress["seconds"] + time.perf_counter() - self.began,
-        }
-        pivot_round = self.stretches[0].end if len(self.stretches) > 1 else None
-        rows = read_metrics(self.path / "metrics.jsonl")
-        curves.draw_curves(rows, self.path / "curves.png", self.title, pivot_round)
-        workdir.write_json(self.path / "summary.json", summary)
-        return summary
+                    if self.interrupted() and self._alive():
+                        self._save(state, done)
+                        raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
 
     def _rounds(self, stretch: Stretch, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
-        options, data, key = self.options, self.built.data, self.built.run_key
         program = self._compile(stretch, state)
-        while done < stretch.end and self.diverged_round is None:
-            stop = _next_stop(done, stretch.end, options)
+        while done < stretch.end and self._alive():
+            stop = next_stop(done, stretch.end, self.options)
             began = time.perf_counter()
-            state, metrics = program(state, data, key, jnp.int32(stop - done))
+            state, metrics = program(state, self.built.data, self.run_key, jnp.int32(stop - done))
             metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - began
-            rows = [
-                self._row(stretch, done, i, metrics, seconds / (stop - done))
-                for i in range(stop - done)
-            ]
-            bad = [row["round"] for row in rows if not np.isfinite(row["train_loss"])]
-            self.diverged_round = bad[0] if bad else None
+            self._log(stretch, state, done, stop, metrics, seconds)
             done = stop
-            self._log(stretch, state, rows, seconds)
-            if not bad and (done % options["checkpoint_every"] == 0 or done == stretch.end):
-                self._save(state, done, pivot=self._is_pivot(done))
+            if self._alive() and (
+                done % self.options["checkpoint_every"] == 0 or done == stretch.end
+            ):
+                self._save(state, done)
             yield done, state
 
     def _compile(self, stretch: Stretch, state: ServerState):
         began = time.perf_counter()
-        chunk = make_chunk(stretch.phase.algorithm, self.options["rounds_per_jit"])
-        program = chunk.lower(state, self.built.data, self.built.run_key, jnp.int32(1)).compile()
+        capacity = self.options["rounds_per_jit"]
+        chunk = make_chunk(stretch.phase.algorithm, capacity, self.over_seeds)
+        program = chunk.lower(state, self.built.data, self.run_key, jnp.int32(1)).compile()
         seconds = time.perf_counter() - began
         self.bar.message(f"{stretch.phase.name}: compiled in {seconds:.1f} s")
         return program
 
-    def _row(self, stretch: Stretch, done: int, i: int, metrics: Mapping, seconds: float) -> Row:
-        round_idx = done + i + 1
-        values = {name: float(value[i]) for name, value in metrics.items()}
-        uplink, downlink = self._bytes(round_idx)
-        return {
-            "round": round_idx,
-            "phase": stretch.phase.name,
-            "train_loss": values.pop("loss"),
-            **values,
-            "uplink_bytes": uplink,
-            "downlink_bytes": downlink,
-            "seconds": seconds,
-        }
-
-    def _log(self, stretch: Stretch, state: ServerState, rows: list[Row], seconds: float) -> None:
-        last, phase = rows[-1], stretch.phase
-        if last["round"] % self.options["eval_every"] == 0 or last["round"] == stretch.end:
-            model = jax.jit(phase.evaluated)(state, self.built.data)
+    def _log(self, stretch: Stretch, state, done: int, stop: int, metrics, seconds: float) -> None:
+        each = seconds / (stop - done)
+        measured = {}
+        if stop % self.options["eval_every"] == 0 or stop == stretch.end:
+            model = jax.jit(self._lift(stretch.phase.evaluated, (0, None)))(state, self.built.data)
             for name, examples in self.sets.items():
-                measured = jax.device_get(self.evaluate(*model, examples))
-                last |= {f"{name}_{key}": float(value) for key, value in measured.items()}
-            self._remember(last)
-        self.writer.write(rows)
-        self.bar.update(rows, round(phase.forward_passes * len(rows)), seconds)
+                values = jax.device_get(self.evaluate(*model, examples))
+                measured |= {f"{name}_{key}": value for key, value in values.items()}
+        shown = []
+        for i, folder in enumerate(self.folders):
+            if folder.diverged_round is not None:
+                continue
+            of_seed = {name: value[: stop - done] for name, value in self._take(metrics, i).items()}
+            rows = folder.rows(stretch, done, of_seed, each)
+            rows[-1] |= {name: float(value) for name, value in self._take(measured, i).items()}
+            folder.write(rows)
+            shown.append(rows)
+        images = stretch.phase.forward_passes * (stop - done) * len(self.folders)
+        self.bar.update(_mean_rows(shown), round(images), seconds)
 
-    def _remember(self, row: Row) -> None:
-        progress = self.progress
-        progress["final_accuracy"] = row["test_accuracy"]
-        if self._is_pivot(row["round"]):
-            progress["pivot_accuracy"] = row["test_accuracy"]
-        best = progress["best_val_accuracy"]
-        if best is None or row["val_accuracy"] > best:
-            progress["best_val_accuracy"] = row["val_accuracy"]
-            progress["accuracy_at_best_val"] = row["test_accuracy"]
+    def _alive(self) -> list[RunFolder]:
+        """Returns the runs that have not diverged."""
+        return [folder for folder in self.folders if folder.diverged_round is None]
 
-    def _is_pivot(self, round_idx: int) -> bool:
-        return len(self.stretches) > 1 and round_idx == self.stretches[0].end
-
-    def _bytes(self, done: int) -> tuple[int, int]:
-        """Returns cumulative uplink and downlink after ``done`` rounds of the run."""
-        parts = [cost.cumulative(s.traffic, _rounds_in(s, done)) for s in self.stretches]
-        return sum(up for up, _ in parts), sum(down for _, down in parts)
-
-    def _forward_passes(self, done: int) -> int:
-        """Returns single-example forward passes after ``done`` rounds of the run."""
-        return round(sum(s.phase.forward_passes * _rounds_in(s, done) for s in self.stretches))
+    def _initial_state(self, stretch: Stretch) -> ServerState:
+        """Returns the first state of the run, as the phase of ``stretch`` would have it."""
+        params, model_state = self.initial
+        return self._first_state(stretch, params, model_state, 0)
 
     def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
-        fresh = stretch.phase.algorithm.init(params, model_state, done)
+        fresh = self._lift(stretch.phase.algorithm.init, (0, 0, None))(params, model_state, done)
         return jax.device_put(fresh, self.replicated)
 
-    def _save(self, state: ServerState, done: int, pivot: bool = False) -> None:
-        seconds = self.progress["seconds"] + time.perf_counter() - self.began
-        self.checkpoints.save(done, state, self.progress | {"seconds": seconds}, keep=pivot)
+    def _save(self, state: ServerState, done: int) -> None:
+        for i, folder in enumerate(self.folders):
+            if folder.diverged_round is None:
+                folder.save(self._take(state, i), done)
 
     def _restore(self) -> tuple[ServerState, int]:
-        """Returns the latest saved state, or the initial one, and the rounds it has done."""
-        params, model_state = self.initial
-        done = self.checkpoints.latest_round()
-        index = next((i for i, s in enumerate(self.stretches) if s.start < (done or 1) <= s.end), 0)
-        state = self._first_state(self.stretches[index], params, model_state, 0)
-        if done is None:
+        """Returns the latest state that all runs have saved, or the initial one, and its round."""
+        saved = [folder.checkpoints.latest_round() for folder in self.folders]
+        done = min((round_idx or 0 for round_idx in saved), default=0)
+        stretch = self.schedule.stretch_of(max(done, 1))
+        state = self._initial_state(stretch)
+        if not done:
             return state, 0
-        state, self.progress = self.checkpoints.restore(done, state)
-        return state, done
+        states = [
+            folder.restore(done, self._take(state, i)) for i, folder in enumerate(self.folders)
+        ]
+        if self.over_seeds:
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            return jax.device_put(state, self.replicated), done
+        return states[0], done
+
+    def _lift(self, function: Callable, in_axes: Any = 0) -> Callable[..., Any]:
+        """Returns a function of one seed as one of all seeds."""
+        return jax.vmap(function, in_axes=in_axes) if self.over_seeds else function
+
+    def _take(self, tree: PyTree, seed: int) -> PyTree:
+        """Returns one seed's part of something that has them all."""
+        return jax.tree.map(lambda leaf: leaf[seed], tree) if self.over_seeds else tree
 
 
-def _stretches(built: Experiment, params, model_state) -> list[Stretch]:
-    stretches, start = [], 0
-    for phase in built.phases:
-        if phase.num_rounds:
-            traffic = cost.phase_traffic(phase, params, model_state, built.data)
-            stretches.append(Stretch(phase, start, start + phase.num_rounds, traffic))
-            start += phase.num_rounds
-    return stretches
+def _evaluation_sets(built: Experiment, batch_size: int) -> dict[str, evaluate.EvaluationSet]:
+    dataset, val = built.federation.dataset, built.federation.val_indices
+    cut = functools.partial(evaluate.make_set, batch_size=batch_size, mesh=built.mesh)
+    return {
+        "test": cut(dataset.test_images, dataset.test_labels),
+        "val": cut(dataset.train_images[val], dataset.train_labels[val]),
+    }
 
 
-def _rounds_in(stretch: Stretch, done: int) -> int:
-    return min(max(done - stretch.start, 0), stretch.end - stretch.start)
+def _mean_rows(of_seeds: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
+    """Returns the rows of a chunk, averaged over seeds."""
+    return [
+        row[0]
+        | {
+            name: float(np.mean([one[name] for one in row]))
+            for name in row[0]
+            if name not in ("round", "phase")
+        }
+        for row in zip(*of_seeds, strict=True)
+    ]
 
 
-def _next_stop(done: int, end: int, options: Mapping[str, int]) -> int:
-    """Returns where the chunk after ``done`` ends: a full chunk, or sooner to evaluate or save."""
-    cadences = (options["eval_every"], options["checkpoint_every"])
-    return min(done + options["rounds_per_jit"], end, *((done // n + 1) * n for n in cadences))
+def _title(config: Mapping[str, Any]) -> str:
+    return (
+        f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}, "
+        f"seed {config['seed']}"
+    )
 
 
 @contextmanager
