@@ -3,22 +3,28 @@
     python -m experiments.costs --config=configs/cifar10_10_90.py
 
 Beside the paper's figures stand its formulas, evaluated for this model, and what was measured:
-bytes from the shapes of the real messages, memory from the compiled client step. Exit status 2 for
-bad input.
+bytes from the shapes of the real messages, memory from the compiled client step, with ``--time``
+its time. Exit status 2 for bad input.
 """
 
+from typing import NamedTuple
+
 import jax
-from absl import app
+from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
 from zo_fl import cost, experiment, models, units
+from zo_fl.phase import Phase
+from zo_fl.types import Group
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py."
 )
+
+_TIME = flags.DEFINE_bool("time", False, "Also run each client's step, four times, and time it.")
 
 # As printed in Table 1, in MB per client; its communication columns are scrambled (see cost.py).
 PAPER = {
@@ -46,10 +52,9 @@ def main(argv: list[str]) -> int:
     )
     table = _table()
     for phase in built.phases:
-        traffic = cost.phase_traffic(phase, params, model_state, built.data)
-        memory = cost.step_memory(phase, phase.groups[0], params, model_state, built.data)
-        for row in _rows(config, built, phase, traffic, memory, num_params, sizes):
-            table.add_row(*row)
+        for group in phase.groups:
+            for row in _group_rows(config, built, phase, group, num_params, sizes):
+                table.add_row(*row)
         table.add_section()
     console.print(table)
     console.print(_totals(built, params, model_state))
@@ -71,44 +76,65 @@ def _table() -> Table:
     return table
 
 
-def _rows(config, built, phase, traffic, memory, num_params: int, sizes) -> list[tuple[str, ...]]:
-    """Returns uplink, downlink and memory of one client in one round of a phase."""
-    population = built.federation.clients.client_sizes.shape[0]
+class Reference(NamedTuple):
+    """What A.3's formulas give for a client of a group, in bytes; None where they do not apply."""
+
+    uplink: int | None
+    downlink: int | None
+    memory: int | None
+    batch: str
+
+
+def _reference(config, built, phase: Phase, group: Group, num_params: int, sizes) -> Reference:
+    """Returns the formulas' values for the paper's own two phases; none for other methods."""
     model = 4 * num_params
-    if phase.groups[0].strategy.replays:
-        scalars = 4 * config["zo"]["num_directions"]
-        up, down, receivers = scalars, scalars * phase.cohort_size, population
-        batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]
-        bytes_ = cost.memory_formula(num_params, batch, sizes.largest)
-    else:
-        up, down, receivers = model, model, phase.cohort_size
+    if phase.name == "warmup":
         batch = config["warmup"]["batch_size"]
-        bytes_ = cost.memory_formula(num_params, batch, sizes.total)
-    paper = {k: f"{v} MB" for k, v in PAPER.get(phase.name, {}).items()}
+        memory = cost.memory_formula(num_params, batch, sizes.total)
+        return Reference(model, model, memory, f", {batch} images at once")
+    if phase.name == "zo":
+        scalars = 4 * config["zo"]["num_directions"]
+        batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]
+        memory = cost.memory_formula(num_params, batch, sizes.largest)
+        return Reference(scalars, scalars * group.cohort_size, memory, f", {batch} images at once")
+    return Reference(None, None, None, "")
+
+
+def _group_rows(config, built, phase: Phase, group: Group, num_params: int, sizes):
+    """Yields the table's rows for one client of a group in one round."""
+    params, model_state = jax.eval_shape(built.task.init, built.run_key)
+    step = cost.compile_step(phase, group, params, model_state, built.data)
+    memory = cost.step_memory(step, phase, group, params, model_state)
+    traffic = cost.group_traffic(group, phase, params, model_state, built.data)
+    reference = _reference(config, built, phase, group, num_params, sizes)
+    name = f"{phase.name}, {group.name}" if group.name else phase.name
+    replays = all(other.strategy.replays for other in phase.groups)
+    yield from _rows(name, group, traffic, memory, reference, PAPER.get(phase.name, {}), replays)
+    if _TIME.value:
+        params, model_state = built.task.init(built.run_key)
+        seconds = cost.step_seconds(step, phase, params, model_state, built.data)
+        yield "", "time here", "", "", f"{seconds:.3g} s"
+
+
+def _rows(name: str, group: Group, traffic, memory, reference, paper: dict, replays: bool):
+    """Returns uplink, downlink and memory of one client of a group in one round."""
+    received = traffic.broadcast if replays else traffic.downlink // group.cohort_size
     measured = memory.arguments + memory.outputs + memory.temporaries
+    lines = [
+        ("uplink", "uplink", reference.uplink, traffic.uplink // group.cohort_size),
+        ("downlink", "downlink", reference.downlink, received),
+        (f"memory{reference.batch}", "memory", reference.memory, measured),
+        ("  of it temporaries", "", None, memory.temporaries),
+    ]
     return [
         (
-            phase.name,
-            "uplink",
-            paper.get("uplink", ""),
-            units.num_bytes(up),
-            units.num_bytes(traffic.uplink // phase.cohort_size),
-        ),
-        (
-            "",
-            "downlink",
-            paper.get("downlink", ""),
-            units.num_bytes(down),
-            units.num_bytes(traffic.downlink // receivers),
-        ),
-        (
-            "",
-            f"memory, {batch} images at once",
-            paper.get("memory", ""),
-            units.num_bytes(bytes_),
-            units.num_bytes(measured),
-        ),
-        ("", "  of it temporaries", "", "", units.num_bytes(memory.temporaries)),
+            name if index == 0 else "",
+            label,
+            f"{paper[key]} MB" if key in paper else "",
+            "" if formula is None else units.num_bytes(formula),
+            units.num_bytes(value),
+        )
+        for index, (label, key, formula, value) in enumerate(lines)
     ]
 
 

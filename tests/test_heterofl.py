@@ -160,8 +160,11 @@ def test_a_narrow_client_sends_receives_and_holds_less():
     built = tiny.build("heterofl", **CNN)
     (phase,) = built.phases
     state = tiny.start(built, phase)
+    shapes = jax.eval_shape(lambda: (state.params, state.model_state))
     memory = [
-        cost.step_memory(phase, group, state.params, state.model_state, built.data)
+        cost.step_memory(
+            cost.compile_step(phase, group, *shapes, built.data), phase, group, *shapes
+        )
         for group in phase.groups
     ]
     assert memory[1].temporaries < 0.75 * memory[0].temporaries

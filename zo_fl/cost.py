@@ -22,6 +22,8 @@ Source: ZOWarmUp, A.3 and Table 1, whose communication columns are scrambled as 
 zeroth-order memory is 2 P alone.
 """
 
+import statistics
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -87,7 +89,7 @@ def phase_traffic(
       model_state: likewise.
       data: the federation, arrays or shapes.
     """
-    groups = [_group_traffic(group, phase, params, model_state, data) for group in phase.groups]
+    groups = [group_traffic(group, phase, params, model_state, data) for group in phase.groups]
     uplink = sum(group.uplink for group in groups)
     if not all(group.strategy.replays for group in phase.groups):
         return Traffic(0, uplink, sum(group.downlink for group in groups))
@@ -96,7 +98,7 @@ def phase_traffic(
     return Traffic(population * model, uplink, population * sum(g.broadcast for g in groups))
 
 
-class _GroupTraffic(NamedTuple):
+class GroupTraffic(NamedTuple):
     """Bytes of one group in a round.
 
     Attributes:
@@ -110,21 +112,24 @@ class _GroupTraffic(NamedTuple):
     broadcast: int
 
 
-def _group_traffic(group: Group, phase: Phase, params, model_state, data) -> _GroupTraffic:
+def group_traffic(
+    group: Group, phase: Phase, params: Params, model_state: ModelState, data: FederatedData
+) -> GroupTraffic:
+    """Returns the traffic of one group of a phase; the arguments are ``phase_traffic``'s."""
+
     def one(params, model_state, data):
         state = phase.algorithm.init(params, model_state)._replace(opt_state=())
-        batch = trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32)))
-        key = keys.run_key(0)
+        batch, key = _first_client(data), keys.run_key(0)
         result = group.strategy.client_update(state, batch, key)
         update = group.strategy.decode(result.message, batch.client_id, state, key)
         return result, update, group.strategy.receives(state)
 
     result, update, received = jax.eval_shape(one, params, model_state, data)
-    message, statistics = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
+    message, uploaded = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
     # All messages, or what they add up to where that is smaller (shared directions, pools).
-    broadcast = min(group.cohort_size * message, trees.num_bytes(update)) + statistics
-    return _GroupTraffic(
-        group.cohort_size * (message + statistics),
+    broadcast = min(group.cohort_size * message, trees.num_bytes(update)) + uploaded
+    return GroupTraffic(
+        group.cohort_size * (message + uploaded),
         group.cohort_size * trees.num_bytes(received),
         broadcast,
     )
@@ -174,11 +179,8 @@ def memory_formula(num_params: int, batch_size: int, floats: int) -> int:
     return 4 * (2 * num_params + batch_size * floats)
 
 
-def step_memory(phase: Phase, group: Group, params, model_state, data: FederatedData) -> StepMemory:
-    """Compiles one client's step and returns what the compiler reserves for it.
-
-    What the client receives is counted as an argument, as large as its strategy says: a narrow
-    model's is narrow.
+def compile_step(phase: Phase, group: Group, params, model_state, data: FederatedData):
+    """Returns one client's step, compiled: ``(state, batch, run_key) -> ClientResult``.
 
     Args:
       phase: any phase.
@@ -187,18 +189,55 @@ def step_memory(phase: Phase, group: Group, params, model_state, data: Federated
       model_state: likewise.
       data: the federation; one client's batch is shaped like its clients'.
     """
-    batch = jax.eval_shape(
-        lambda data: trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32))), data
-    )
+    batch = jax.eval_shape(_first_client, data)
     key = jax.eval_shape(lambda: keys.run_key(0))
     state = jax.eval_shape(phase.algorithm.init, params, model_state)._replace(opt_state=())
-    step = jax.jit(group.strategy.client_update).lower(state, batch, key).compile()
+    return jax.jit(group.strategy.client_update).lower(state, batch, key).compile()
+
+
+def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMemory:
+    """Returns what the compiler reserves for a client's step.
+
+    What the client receives is counted as an argument, as large as its strategy says: a narrow
+    model's is narrow.
+
+    Args:
+      step: from ``compile_step``, of the other arguments.
+      phase: any phase.
+      group: one of its groups.
+      params: shapes.
+      model_state: likewise.
+    """
     analysis: Any = step.memory_analysis()
-    unused = trees.num_bytes((params, model_state)) - trees.num_bytes(
-        jax.eval_shape(group.strategy.receives, state)
-    )
+    state = jax.eval_shape(phase.algorithm.init, params, model_state)._replace(opt_state=())
+    received = jax.eval_shape(group.strategy.receives, state)
+    unused = trees.num_bytes((params, model_state)) - trees.num_bytes(received)
     return StepMemory(
         analysis.argument_size_in_bytes - unused,
         analysis.output_size_in_bytes,
         analysis.temp_size_in_bytes,
     )
+
+
+def step_seconds(step, phase: Phase, params, model_state, data: FederatedData) -> float:
+    """Returns the time of a client's step on this machine: the median of three, after a first one.
+
+    Args:
+      step: from ``compile_step``.
+      phase: any phase.
+      params: arrays.
+      model_state: likewise.
+      data: the federation.
+    """
+    state = phase.algorithm.init(params, model_state)._replace(opt_state=())
+    arguments = state, jax.jit(_first_client)(data), keys.run_key(0)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        jax.block_until_ready(step(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def _first_client(data: FederatedData):
+    return trees.squeeze(federated.gather(data, jnp.zeros(1, jnp.int32)))

@@ -166,12 +166,14 @@ class Group(NamedTuple):
       sample_cohort: ``round_key -> Cohort``: who takes part.
       cohort_size: real clients in each cohort.
       forward_passes: single-example forward passes of the group in a round.
+      name: tells the groups of a phase apart in reports; "" if there is one.
     """
 
     strategy: ClientStrategy
     sample_cohort: Callable[[Array], "Cohort"]
     cohort_size: int
     forward_passes: float
+    name: str = ""
 
 
 def _no_state(params: Params) -> PyTree:

@@ -141,9 +141,9 @@ def phase(
             eligible,
             size,
             sample,
-        )
-        for strategy, (eligible, size, sample) in zip(
-            strategies, _cohorts(problem, len(levels), assignment, cohort_size), strict=True
+        )._replace(name=f"level {level}")
+        for level, strategy, (eligible, size, sample) in zip(
+            levels, strategies, _cohorts(problem, len(levels), assignment, cohort_size), strict=True
         )
     )
     aggregation = Aggregation(finalize=mean_over_holders(strategies))

@@ -39,8 +39,8 @@ def phases(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:
     )
     step = zo["lr"] * scale
     groups = (
-        first_order,
-        zeroth_order._replace(strategy=_as_delta(zeroth_order.strategy, step)),
+        first_order._replace(name="high tier"),
+        zeroth_order._replace(strategy=_as_delta(zeroth_order.strategy, step), name="low tier"),
     )
     server = server_optimizers.create(lr=warmup["server_lr"], **warmup["server"])
     return (make_phase(problem, "mixed", zo["num_rounds"], groups, server, fedavg.AGGREGATION),)
