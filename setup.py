@@ -34,7 +34,7 @@ setuptools.setup(
         include=["zo_fl", "zo_fl.*", "experiments", "experiments.*", "configs", "configs.*"],
         exclude=["*.__pycache__", "*.__pycache__.*"],
     ),
-    package_data={"zo_fl.data": ["cifar10_sample*"], "experiments": ["paper.json"]},
+    package_data={"zo_fl.data": ["cifar10_sample*"], "experiments.reporting": ["paper.json"]},
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",

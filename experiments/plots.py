@@ -13,7 +13,8 @@ from typing import Any
 import matplotlib
 from absl import app
 
-from experiments import cli, figures, runs
+from experiments import cli
+from experiments.reporting import figures, runs
 from zo_fl.errors import ConfigError
 
 # The same picture is the same file.

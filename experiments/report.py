@@ -17,10 +17,11 @@ from typing import Any
 from absl import app
 from matplotlib.figure import Figure
 
-from experiments import cli, comparison, figures, html_page, runs, tables
-from experiments.html_page import element
-from experiments.runs import Run, SweepRuns
-from experiments.text_tables import TextTable
+from experiments import cli, tables
+from experiments.reporting import comparison, figures, html_page, runs
+from experiments.reporting.html_page import element
+from experiments.reporting.runs import Run, SweepRuns
+from experiments.reporting.text_tables import TextTable
 from zo_fl import units
 from zo_fl.errors import ConfigError
 

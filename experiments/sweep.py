@@ -24,9 +24,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import cli, jobs, pool, sweep_record
-from experiments.jobs import Job
-from experiments.sweep_display import SweepDisplay
+from experiments import cli
+from experiments.sweeping import jobs, pool, record
+from experiments.sweeping.display import SweepDisplay
+from experiments.sweeping.jobs import Job
 from zo_fl.errors import ConfigError
 
 
@@ -49,8 +50,8 @@ def main(argv: list[str]) -> int:
         print("\n".join(describe(job, root) for job in planned))
         return 0
     command = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
-    content = sweep_record.make(sweep, config_file, overrides, command, seeds)
-    sweep_record.write(root / name / "sweep.json", content)
+    content = record.make(sweep, config_file, overrides, command, seeds)
+    record.write(root / name / "sweep.json", content)
     return run(planned, given.jobs, config_file)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from absl import app
 from rich.console import Console
 
-from experiments import cli, comparison, paper, runs, text_tables
-from experiments.comparison import Cell
-from experiments.runs import SweepRuns
-from experiments.text_tables import TextTable
+from experiments import cli
+from experiments.reporting import comparison, paper, runs, text_tables
+from experiments.reporting.comparison import Cell
+from experiments.reporting.runs import SweepRuns
+from experiments.reporting.text_tables import TextTable
 from zo_fl.errors import ConfigError
 
 _NONE = "–"
@@ -101,7 +102,8 @@ def notes(sweep: SweepRuns, cells: Sequence[Cell]) -> list[str]:
         found.append(f"Data: {', '.join(names)}, not the paper's; its figures are left out.")
     elif record["table"] and names and not any(cell.paper for cell in cells):
         found.append(
-            "The setting is not the paper's (experiments/paper.json); its figures are left out."
+            "The setting is not the paper's (experiments/reporting/paper.json); "
+            "its figures are left out."
         )
     compared = any(cell.paper for cell in cells)
     if compared:

@@ -4,7 +4,7 @@ import copy
 import json
 
 from configs.sweeps.common import Point, Sweep
-from experiments import jobs, sweep_record
+from experiments.sweeping import jobs, record
 from tests import tiny
 
 PROVENANCE = {
@@ -36,8 +36,8 @@ def make(root, rows=("High Res Only", "ZOWarmUp"), columns=("10/90",), seeds=(0,
     points = [Point(row, column, {}) for row in rows for column in columns]
     sweep = Sweep(given["title"], given["table"], points, given["reference"], given["quantity"])
     command = "python -m experiments.sweep --sweep=<s>"
-    content = sweep_record.make(sweep, "configs/quickstart.py", {}, command, seeds)
-    sweep_record.write(root / given["name"] / "sweep.json", content)
+    content = record.make(sweep, "configs/quickstart.py", {}, command, seeds)
+    record.write(root / given["name"] / "sweep.json", content)
     folders = {}
     for point in points:
         for seed in seeds:

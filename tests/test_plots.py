@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import comparison, figures, plots, runs
+from experiments import plots
+from experiments.reporting import comparison, figures, runs
 from tests import fake_sweeps
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report, runs
+from experiments import report
+from experiments.reporting import runs
 from tests import fake_sweeps
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ import pytest
 
 from configs.sweeps import common
 from configs.sweeps.common import Point, Sweep
-from experiments import jobs, pool, sweep, sweep_display, sweep_record
+from experiments import sweep
+from experiments.sweeping import display, jobs, pool, record
 from zo_fl import experiment
 from zo_fl.errors import ConfigError
 from zo_fl.metrics import read_metrics
@@ -300,7 +301,7 @@ def test_the_record_is_extended_by_seeds_and_kept_from_other_configs(tmp_path):
     made = Sweep("title", "Table 2", [point("a")])
 
     def write(seeds, given=None, points=made):
-        sweep_record.write(path, sweep_record.make(points, "c.py", given or {}, "command", seeds))
+        record.write(path, record.make(points, "c.py", given or {}, "command", seeds))
 
     write(range(2))
     write(range(1, 4))
@@ -324,9 +325,9 @@ def test_the_time_left_is_from_the_mean_of_what_this_command_finished():
         *[pool.Status(pool.WAITING)] * 5,
     ]
     statuses = {Path(str(i)): status for i, status in enumerate(states)}
-    assert sweep_display.seconds_left(statuses, 2) == 15 * (5 + 1) / 2
-    assert sweep_display.counts(statuses) == {"done": 3, "running": 2, "failed": 0, "left": 5}
-    assert sweep_display.seconds_left({Path("a"): pool.Status(pool.WAITING)}, 1) is None
+    assert display.seconds_left(statuses, 2) == 15 * (5 + 1) / 2
+    assert display.counts(statuses) == {"done": 3, "running": 2, "failed": 0, "left": 5}
+    assert display.seconds_left({Path("a"): pool.Status(pool.WAITING)}, 1) is None
 
 
 def call(*arguments):

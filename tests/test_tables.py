@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import comparison, figures, paper, report, runs, tables, text_tables
-from experiments.text_tables import TextTable
+from experiments import report, tables
+from experiments.reporting import comparison, figures, paper, runs, text_tables
+from experiments.reporting.text_tables import TextTable
 from tests import fake_sweeps
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +180,7 @@ def test_the_paper_s_nc_and_spreads_without_means_are_shown_as_such():
 
 
 def test_every_table_a_sweep_names_is_in_the_paper_s_file():
-    known = json.loads((ROOT / "experiments" / "paper.json").read_text())
+    known = json.loads((ROOT / "experiments" / "reporting" / "paper.json").read_text())
     for entry in known.values():
         assert entry["source"]
         for of_set in entry["sets"].values():

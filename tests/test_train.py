@@ -220,6 +220,15 @@ def together(tmp_path_factory):
     return path, train.run_seeds(tiny.config(**OVERRIDES), path, 3, quiet=True)
 
 
+def test_the_next_phase_starts_from_the_model_that_was_evaluated(tmp_path):
+    # BAFFLE evaluates a moving average: with no step after it, the accuracy stays what it was.
+    config = tiny.config("baffle+zo", baffle__ema=0.5, baffle__lr=0.05, zo__lr=0.0)
+    summary = train.run(config, tmp_path, quiet=True)
+    rows = rows_of(tmp_path)
+    assert [row["phase"] for row in rows] == ["baffle"] * 2 + ["zo"] * 2
+    assert rows[1]["test_loss"] == rows[3]["test_loss"] and summary["delta_lo"] == 0
+
+
 class TestSeedsAsOneProgram:
     def test_each_seed_ends_as_it_does_alone(self, together, finished, tmp_path):
         path, summaries = together

@@ -65,7 +65,8 @@ class Phase(NamedTuple):
       aggregation: what becomes of the mean.
       server_optimizer: descends along it.
       algorithm: the three as a federated algorithm: what a round does.
-      evaluated: ``(state, data) -> (params, model_state)``: the model that is evaluated.
+      evaluated: ``(state, data) -> (params, model_state)``: the model that the phase has arrived
+        at: it is evaluated, and the next phase starts from it.
     """
 
     name: str

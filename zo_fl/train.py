@@ -175,6 +175,10 @@ class _Trainer:
         params, model_state = jax.eval_shape(built.task.init, seeds[0])
         self.schedule = make_schedule(built.phases, params, model_state, built.data)
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
+        self.models = {
+            stretch.start: jax.jit(self._lift(stretch.phase.evaluated, (0, None)))
+            for stretch in self.schedule.stretches
+        }
         measure = evaluate.make_evaluate(built.task, self.options["eval_precision"])
         self.evaluate = self._lift(measure, (0, 0, None))
         self.sets = _evaluation_sets(built, self.options["eval_batch_size"])
@@ -192,11 +196,14 @@ class _Trainer:
                 folder.open(done)
                 stack.callback(folder.close)
             self.bar = stack.enter_context(Progress(self.schedule.end, done, quiet=self.quiet))
+            before = None
             for stretch in self.schedule.stretches:
+                if before is not None and done == stretch.start:
+                    params, model_state = self._model(before, state)
+                    state = self._first_state(stretch, params, model_state, done)
+                before = stretch
                 if done >= stretch.end or not self._alive():
                     continue
-                if done == stretch.start:
-                    state = self._first_state(stretch, state.params, state.model_state, done)
                 for done, state in self._rounds(stretch, state, done):  # noqa: B020
                     if self.interrupted() and self._alive():
                         self._save(state, done)
@@ -232,7 +239,7 @@ class _Trainer:
         each = seconds / (stop - done)
         measured = {}
         if stop % self.options["eval_every"] == 0 or stop == stretch.end:
-            model = jax.jit(self._lift(stretch.phase.evaluated, (0, None)))(state, self.built.data)
+            model = self._model(stretch, state)
             for name, examples in self.sets.items():
                 values = jax.device_get(self.evaluate(*model, examples))
                 measured |= {f"{name}_{key}": value for key, value in values.items()}
@@ -247,6 +254,10 @@ class _Trainer:
             shown.append(rows)
         images = stretch.phase.forward_passes * (stop - done) * len(self.folders)
         self.bar.update(_mean_rows(shown), round(images), seconds)
+
+    def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
+        """Returns the parameters and statistics that a phase has arrived at."""
+        return self.models[stretch.start](state, self.built.data)
 
     def _alive(self) -> list[RunFolder]:
         """Returns the runs that have not diverged."""

@@ -27,7 +27,7 @@ class Sweep(NamedTuple):
 
     Attributes:
       title: what is compared, one line.
-      table: the table or figure of the paper (a name in experiments/paper.json), or "".
+      table: the table or figure of the paper (a name in experiments/reporting/paper.json), or "".
       points: in the order of the table's rows and columns.
       reference: the row that others are compared to, paired by seed; "" for none.
       quantity: what a cell shows: ``accuracy`` or ``seconds`` (a round).

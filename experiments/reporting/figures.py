@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from experiments import comparison, curve_figure, figure_style
-from experiments.comparison import Cell
-from experiments.figure_style import FAINT, INK, number_in, plain
-from experiments.runs import SweepRuns
+from experiments.reporting import comparison, curve_figure, figure_style
+from experiments.reporting.comparison import Cell
+from experiments.reporting.figure_style import FAINT, INK, number_in, plain
+from experiments.reporting.runs import SweepRuns
 
 _SEEDS = "large: mean and standard deviation over seeds; small: single seeds"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.sweeps.common import Sweep
-from experiments.jobs import Overrides, distinct, point_folder
+from experiments.sweeping.jobs import Overrides, distinct, point_folder
 from zo_fl import workdir
 from zo_fl.errors import ConfigError
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import sweep_record
+from experiments.sweeping import record
 from zo_fl.errors import ConfigError
 from zo_fl.metrics import read_metrics
 
@@ -71,8 +71,8 @@ def read(root: str | Path) -> Found:
     for folder in folders:
         path = folder / "sweep.json"
         if path.exists():
-            content, problem = sweep_record.read_json(path)
-            problem = problem or sweep_record.problem(content)
+            content, problem = record.read_json(path)
+            problem = problem or record.problem(content)
             if problem or content is None:
                 problems.append(f"{path}: {problem}; run the sweep's command again")
             else:
@@ -155,7 +155,7 @@ def _read_sweep(folder: Path, content: dict[str, Any]) -> SweepRuns:
 def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
     folder = sweep / point["folder"] / str(seed)
     texts = ("summary.json", "config.json", "partition.json")
-    read = {name: sweep_record.read_json(folder / name) for name in texts}
+    read = {name: record.read_json(folder / name) for name in texts}
     summary, config, partition = (read[name][0] for name in texts)
     state, problem = FINISHED, ""
     broken = [f"{name} is {what}" for name, (_, what) in read.items() if what]

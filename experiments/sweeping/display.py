@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from experiments import pool
-from experiments.jobs import Job
+from experiments.sweeping import pool
+from experiments.sweeping.jobs import Job
 from zo_fl import units
 
 _SHOWN = 8  # running jobs that are named

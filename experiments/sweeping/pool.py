@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from experiments.jobs import Job
+from experiments.sweeping.jobs import Job
 from zo_fl import workdir
 
 WAITING, RUNNING, DONE, FAILED, BLOCKED = "waiting", "running", "done", "failed", "blocked"
@@ -33,7 +33,7 @@ Statuses = dict[Path, Status]
 
 
 class Display(Protocol):
-    """What is told of every change; see ``sweep_display``."""
+    """What is told of every change; see ``display``."""
 
     def update(self, job: Job | None, statuses: Statuses) -> None:
         """Shows where all jobs stand; ``job`` is the one that changed, if any."""

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import figure_style, paper, runs
-from experiments.figure_style import INK, plain
-from experiments.runs import Run, SweepRuns
+from experiments.reporting import figure_style, paper, runs
+from experiments.reporting.figure_style import INK, plain
+from experiments.reporting.runs import Run, SweepRuns
 
 ROWS = ("High Res Only", "High Res Only, all rounds", "ZOWarmUp")
 

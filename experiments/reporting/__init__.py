@@ -1,0 +1,1 @@
+"""What tables, plots and the report share: runs read back, comparisons, the paper's figures."""
