@@ -44,7 +44,6 @@ RUN_KEY = keys.run_key(7)
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
 }
 
 # Each client's labels and tier. High-resource clients lack class 2.
