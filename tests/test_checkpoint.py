@@ -18,7 +18,7 @@ from zo_fl.types import ServerState
 def make_state(fill=1.0, optimizer=None, width=3, model_state=None):
     params = {"a": {"w": jnp.full((2, width), fill, jnp.float32), "b": jnp.linspace(0, 1e-30, 5)}}
     optimizer = optimizer or optax.chain(optax.clip(1.0), optax.adam(1e-3))
-    return ServerState(params, model_state or {}, optimizer.init(params), jnp.int32(7))
+    return ServerState(params, model_state or {}, optimizer.init(params), (), jnp.int32(7))
 
 
 def assert_same(a, b):

@@ -16,8 +16,8 @@ from zo_fl.round import Engine, make_algorithm
 from zo_fl.types import Cohort
 
 # Rounding differs with the layout, and a loss difference of 1e-3 divided by 2 eps magnifies it:
-# updates of order 0.1 agree to four digits.
-TOLERANCE = dict(rtol=2e-4, atol=2e-5)
+# updates of order 0.1 to 1 agree to four digits.
+TOLERANCE = dict(rtol=2e-4, atol=1e-4)
 
 
 class Item:
