@@ -42,14 +42,18 @@ def build(config: Mapping[str, Any]) -> Experiment:
     Raises:
       ConfigError: whatever is wrong with the config, before anything is traced.
     """
-    run = config["run"]
-    mesh = make_mesh(run["device"], run["num_devices"])
-    if run["clients_per_vmap"] < 1:
-        raise ConfigError(
-            f"clients_per_vmap is {run['clients_per_vmap']}; it must be >= 1; "
-            "change config.run.clients_per_vmap"
-        )
-    federation = federated.load(**config["data"])
+    engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
+    return assemble(config, federated.load(**config["data"]), engine)
+
+
+def assemble(
+    config: Mapping[str, Any], federation: federated.Federation, engine: Engine
+) -> Experiment:
+    """Returns the experiment of a config on a federation that need not be the config's own.
+
+    Raises:
+      ConfigError: whatever is wrong with the config, before anything is traced.
+    """
     dataset = federation.dataset
 
     def make_task(width: float) -> task.Task:
@@ -58,15 +62,29 @@ def build(config: Mapping[str, Any]) -> Experiment:
         return task.classification(module, image_shape, dataset.mean, dataset.std)
 
     learning = make_task(1.0)
-    engine = Engine(mesh, run["clients_per_vmap"])
     problem = Problem(learning, make_task, federation.clients, engine)
     phases = algorithms.create(config["algorithm"], problem, config)
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
-    data = jax.device_put(federation.clients, NamedSharding(mesh, P()))
-    return Experiment(federation, learning, phases, data, mesh, keys.run_key(config["seed"]))
+    data = jax.device_put(federation.clients, NamedSharding(engine.mesh, P()))
+    return Experiment(federation, learning, phases, data, engine.mesh, keys.run_key(config["seed"]))
+
+
+def make_engine(run: Mapping[str, Any]) -> Engine:
+    """Returns how clients are laid out; ``run`` is the config block.
+
+    Raises:
+      ConfigError: a field out of range.
+    """
+    mesh = make_mesh(run["device"], run["num_devices"])
+    if run["clients_per_vmap"] < 1:
+        raise ConfigError(
+            f"clients_per_vmap is {run['clients_per_vmap']}; it must be >= 1; "
+            "change config.run.clients_per_vmap"
+        )
+    return Engine(mesh, run["clients_per_vmap"])
 
 
 def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:

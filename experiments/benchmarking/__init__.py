@@ -1,0 +1,1 @@
+"""The parts of ``experiments.benchmark``: what is timed, how, and against whom."""

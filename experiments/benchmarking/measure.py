@@ -1,0 +1,154 @@
+"""Times one workload's rounds in this process and prints the figures as one JSON object.
+
+    python -m experiments.benchmarking.measure --workload=W2 [--set=zo.precision=default]
+
+A process of its own for each workload, so that its peak of memory is its own. The program that is
+timed is the trainer's: a chunk of rounds, its state donated, its metrics fetched and written.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarking import workloads
+from experiments.benchmarking.workloads import Workload
+from zo_fl import provenance, train
+from zo_fl.metrics import MetricsWriter
+
+
+def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the figures of some timed chunks of rounds after one that is not timed.
+
+    Args:
+      workload: which.
+      rounds: timed chunks, each of ``workload.rounds`` rounds.
+      changes: see ``workloads.set_up``.
+
+    Returns:
+      ``seconds`` a round, ``host_seconds`` a round that the host was busy outside of the program
+      (an upper bound: dispatching may overlap with computing), and ``forward_seconds`` that plain
+      inference would take, are lists with an entry a chunk; ``forward_seconds`` is None unless
+      all passes are forward ones.
+    """
+    built, config = workloads.set_up(workload, changes)
+    (phase,) = built.phases
+    state = jax.jit(lambda key: phase.algorithm.init(*built.task.init(key)))(built.run_key)
+    began = time.perf_counter()
+    chunk = train.make_chunk(phase.algorithm, workload.rounds)
+    program = chunk.lower(state, built.data, built.run_key, jnp.int32(1)).compile()
+    compile_seconds = time.perf_counter() - began
+    forward = _forward_pass(workload, built, config, state)
+    analysis: Any = program.memory_analysis()
+    seconds, host_seconds, forward_seconds = [], [], []
+    with tempfile.TemporaryDirectory() as folder, MetricsWriter(Path(folder)) as writer:
+        for turn in range(rounds + 1):
+            forward_seconds.append(_seconds_of(forward) * phase.forward_passes / workload.images)
+            start = time.perf_counter()
+            arguments = built.data, built.run_key, jnp.int32(workload.rounds)
+            state, metrics = program(state, *arguments)
+            dispatched = time.perf_counter()
+            jax.block_until_ready((state, metrics))
+            ready = time.perf_counter()
+            writer.write(_rows(turn, workload.rounds, jax.device_get(metrics)))
+            end = time.perf_counter()
+            seconds.append((end - start) / workload.rounds)
+            host_seconds.append((dispatched - start + end - ready) / workload.rounds)
+    forward_only = workload.algorithm == "zo"
+    training = 1 if forward_only else 3  # a backward pass counts as two forward ones
+    flops = workloads.forward_flops(workload.model) * phase.forward_passes * training
+    device = jax.devices()[0]
+    memory = device.memory_stats() or {}
+    return {
+        "peer": "zo_fl",
+        "workload": workload.name,
+        "versions": {"jax": jax.__version__, "revision": (provenance.provenance()["git"] or {}).get("revision")},
+        "device": device.device_kind,
+        "threads": os.cpu_count(),
+        "seconds": seconds[1:],
+        "images": phase.forward_passes,
+        "flops": flops,
+        "forward_seconds": forward_seconds[1:] if forward_only else None,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "peak_device_bytes": memory.get("peak_bytes_in_use"),
+        "compile_seconds": compile_seconds,
+        "host_seconds": host_seconds[1:],
+    }
+
+
+def _forward_pass(workload: Workload, built, config, state):
+    """Returns a call that computes the losses of one client's images once."""
+    block = config["zo" if workload.algorithm == "zo" else "warmup"]
+    batch_statistics = block.get("bn_policy") in ("batch", "batch_sync")
+    examples = jax.tree.map(
+        lambda leaf: leaf[: workload.images], (built.data.images, built.data.labels)
+    )
+    mask = jnp.ones(workload.images, bool)
+
+    @jax.jit
+    def losses(params, model_state, images, labels):
+        with jax.default_matmul_precision(block["precision"]):
+            return built.task.losses(params, model_state, images, labels, mask, batch_statistics)[0]
+
+    # A copy: the round is given the state to destroy.
+    params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))
+    return lambda: losses(params, model_state, *examples)
+
+
+def _seconds_of(call) -> float:
+    """Returns the median seconds of five calls."""
+    each = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        each.append(time.perf_counter() - start)
+    return float(np.median(each))
+
+
+def _rows(turn: int, rounds: int, metrics: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [
+        {"round": turn * rounds + i + 1, **{name: float(v[i]) for name, v in metrics.items()}}
+        for i in range(rounds)
+    ]
+
+
+def main() -> None:
+    """Parses the command line, measures, prints."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--workload", required=True, choices=workloads.WORKLOADS)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="a config field: zo.eps=0.01")
+    parser.add_argument("--json", default="-")
+    arguments = parser.parse_args()
+    workload = workloads.WORKLOADS[arguments.workload]
+    if arguments.tiny:
+        workload = workloads.tiny(workload)
+    changes = dict(_parse(item) for item in arguments.set)
+    text = json.dumps(measure(workload, arguments.rounds, changes))
+    if arguments.json == "-":
+        print(text)
+    else:
+        Path(arguments.json).write_text(text + "\n")
+
+
+def _parse(item: str) -> tuple[str, Any]:
+    field, _, value = item.partition("=")
+    try:
+        return field, json.loads(value)
+    except ValueError:
+        return field, value  # a plain word is a string
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The rounds that the benchmark times: six of fixed size, and the same ones tiny.
+
+Pixels and labels are random: speed does not depend on their values. W1 to W3 and W5 are defined a
+second time, for the peers, in ``experiments/peers/workloads.py``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from zo_fl import experiment, models
+from zo_fl.data.federated import Federation
+from zo_fl.experiment import Experiment
+from zo_fl.types import HIGH, Dataset, FederatedData
+
+IMAGE_SHAPE = (32, 32, 3)
+NUM_CLASSES = 10
+
+
+class Workload(NamedTuple):
+    """A federated round of fixed size.
+
+    Attributes:
+      name: as in PERFORMANCE.md.
+      title: what it is, in a few words.
+      algorithm: ``fedavg`` or ``zo``.
+      model: changes of ``config.model``.
+      clients: population and cohort.
+      images: of each client.
+      changes: of the algorithm's config block.
+      rounds: a dispatch, as ``config.run.rounds_per_jit``.
+    """
+
+    name: str
+    title: str
+    algorithm: str
+    model: dict[str, str]
+    clients: int
+    images: int
+    changes: dict[str, Any]
+    rounds: int = 1
+
+
+_CNN = {"name": "cnn_large", "norm": "none"}
+_LOCAL = {"tiers": "all", "augment": False}
+_EPOCH = {**_LOCAL, "batch_size": 50, "local_epochs": 1}
+
+_ALL = (
+    Workload("W1", "FedAvg, CNN, 10 x 500, batch 50", "fedavg", _CNN, 10, 500, _EPOCH),
+    Workload("W2", "ZO, CNN, 10 x 500, S = 3", "zo", _CNN, 10, 500, {}),
+    Workload(
+        "W3",
+        "ZO, ResNet18 GroupNorm, 10 x 50, S = 3",
+        "zo",
+        {"name": "resnet18", "norm": "group"},
+        10,
+        50,
+        {},
+    ),
+    Workload(
+        "W4",
+        "ZO, ResNet18 BatchNorm synced, 50 x 900, S = 3",
+        "zo",
+        {"name": "resnet18", "norm": "batch"},
+        50,
+        900,
+        {"bn_policy": "batch_sync"},
+    ),
+    Workload(
+        "W5",
+        "FedAvg, ResNet18, 5 x 900, batch 64, 3 epochs",
+        "fedavg",
+        {"name": "resnet18", "norm": "batch"},
+        5,
+        900,
+        _LOCAL,
+    ),
+    Workload(
+        "W5-45",
+        "FedAvg, ResNet18, 45 x 900, batch 64, 3 epochs",
+        "fedavg",
+        {"name": "resnet18", "norm": "batch"},
+        45,
+        900,
+        _LOCAL,
+    ),
+    Workload("W6-zo", "ZO, MLP, 1,000 x 32", "zo", {"name": "mlp", "norm": "none"}, 1000, 32, {}, 10),
+    Workload(
+        "W6-fedavg",
+        "FedAvg, MLP, 1,000 x 32, batch 32",
+        "fedavg",
+        {"name": "mlp", "norm": "none"},
+        1000,
+        32,
+        {**_LOCAL, "batch_size": 32, "local_epochs": 1},
+        10,
+    ),
+)
+WORKLOADS = {workload.name: workload for workload in _ALL}
+SUITES = {
+    "cpu": ("W1", "W2", "W3", "W6-zo", "W6-fedavg"),
+    "gpu": tuple(WORKLOADS),
+}
+
+
+def tiny(workload: Workload) -> Workload:
+    """Returns the same work on two clients of four images: for tests."""
+    return workload._replace(clients=2, images=4)
+
+
+def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, dict[str, Any]]:
+    """Returns the experiment of one phase that runs a workload's rounds, and its config.
+
+    Args:
+      workload: which.
+      changes: more fields of the config, dotted, e.g. ``{"zo.precision": "default"}``.
+
+    Raises:
+      ConfigError: bad changes.
+    """
+    config = base.get_config()
+    config.algorithm = workload.algorithm
+    config.model.update(workload.model)
+    block = {"fedavg": "warmup", "zo": "zo"}[workload.algorithm]
+    config[block].update({**workload.changes, "num_rounds": 1})
+    config.run.rounds_per_jit = workload.rounds
+    config.update_from_flattened_dict(changes)
+    resolved = config.to_dict()
+    engine = experiment.make_engine(resolved["run"])
+    return experiment.assemble(resolved, _random_federation(workload), engine), resolved
+
+
+def _random_federation(workload: Workload) -> Federation:
+    count = workload.clients * workload.images
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, *IMAGE_SHAPE), dtype=np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, count, dtype=np.int32)
+    half = np.full(IMAGE_SHAPE[-1], 0.5, np.float32)
+    clients = FederatedData(
+        images,
+        labels,
+        client_indices=np.arange(count, dtype=np.int32).reshape(workload.clients, -1),
+        client_sizes=np.full(workload.clients, workload.images, np.int32),
+        client_tiers=np.full(workload.clients, HIGH, np.int32),
+    )
+    dataset = Dataset(
+        "random", images, labels, images[:1], labels[:1], NUM_CLASSES, mean=half, std=half
+    )
+    return Federation(dataset, clients, val_indices=np.zeros(0, np.int64), summary={})
+
+
+def forward_flops(model: dict[str, str]) -> int:
+    """Returns floating-point operations of one image's forward pass, in convolutions and products.
+
+    Two an entry of a kernel and output position, padded zeros included, as is usual.
+    """
+    module = models.create(**{**model, "conv": "xla"}, num_classes=NUM_CLASSES)
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
+    program = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, image)
+    return sum(_equation_flops(equation) for equation in _equations(program.jaxpr))
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+def _equation_flops(equation) -> int:
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape  # HWIO
+        return 2 * equation.outvars[0].aval.size * int(np.prod(kernel[:-1]))
+    if equation.primitive.name == "dot_general":
+        ((contracted, _), _) = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * equation.outvars[0].aval.size * int(np.prod([left[i] for i in contracted]))
+    return 0
