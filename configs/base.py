@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
             server_lr=1.0,
             server=_server(),
             augment=True,  # random crop and flip
-            precision="highest",  # matrix products; highest = float32, default = the fastest
+            precision="float32",  # tf32, bfloat16: zo_fl/precision.py
         )
     )
     config.zo = _zo()  # zo_fl.algorithms.zo.phase
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
             clip_norm=1.0,
             mask_logits=True,  # logits of classes that a client does not hold are set to 0
             augment=True,
-            precision="highest",
+            precision="float32",
         )
     )
     config.fedkseed = _zo(without=("seed_policy", "aggregation", "local_lr", "server"))
@@ -117,11 +117,12 @@ def get_config() -> ConfigDict:
         dict(
             device="auto",  # auto, cpu, gpu or tpu
             num_devices=0,  # devices to use; 0 = all there are
-            clients_per_vmap=1,  # clients evaluated at once on a device: speed and memory only
+            clients_per_vmap=0,  # clients evaluated at once on a device; 0 = measured best
+            unroll=1,  # clients whose loop is unrolled; these two change speed and memory only
             rounds_per_jit=10,  # rounds a dispatch at most
             eval_every=10,  # rounds; the end of each phase is always evaluated
             eval_batch_size=500,
-            eval_precision="highest",
+            eval_precision="float32",
             checkpoint_every=10,  # rounds; the end of each phase is always saved
         )
     )
@@ -151,7 +152,7 @@ def _zo(without: tuple[str, ...] = ()) -> ConfigDict:
         local_lr=0.0,  # between a client's own steps; 0 = lr
         server=_server(),
         augment=False,
-        precision="highest",  # matrix products; highest = float32
+        precision="float32",  # tf32, bfloat16: zo_fl/precision.py
     )
     return ConfigDict({name: value for name, value in fields.items() if name not in without})
 

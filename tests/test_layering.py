@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"__init__"},
     {"errors", "types", "keys", "trees", "units"},
+    {"precision"},
     {"models", "data", "zo", "server_optimizers"},
     {"task", "statistics", "round", "zo_client"},
     {"phase"},

@@ -51,7 +51,7 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
     )
 
 
-def make_evaluate(task: Task, precision: str) -> Callable[..., dict[str, Array]]:
+def make_evaluate(task: Task) -> Callable[..., dict[str, Array]]:
     """Returns jitted ``(params, model_state, evaluation_set) -> {"loss": f32[], "accuracy":
     f32[]}``.
 
@@ -66,8 +66,7 @@ def make_evaluate(task: Task, precision: str) -> Callable[..., dict[str, Array]]
             new = jnp.stack([jnp.where(batch.mask, losses, 0).sum(), (correct & batch.mask).sum()])
             return totals + new, None
 
-        with jax.default_matmul_precision(precision):
-            totals, _ = jax.lax.scan(body, jnp.zeros(2), examples)
+        totals, _ = jax.lax.scan(body, jnp.zeros(2), examples)
         loss, accuracy = totals / jnp.sum(examples.mask)
         return {"loss": loss, "accuracy": accuracy}
 

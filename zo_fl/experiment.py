@@ -79,12 +79,12 @@ def make_engine(run: Mapping[str, Any]) -> Engine:
       ConfigError: a field out of range.
     """
     mesh = make_mesh(run["device"], run["num_devices"])
-    if run["clients_per_vmap"] < 1:
-        raise ConfigError(
-            f"clients_per_vmap is {run['clients_per_vmap']}; it must be >= 1; "
-            "change config.run.clients_per_vmap"
-        )
-    return Engine(mesh, run["clients_per_vmap"])
+    for field, least in (("clients_per_vmap", 0), ("unroll", 1)):
+        if run[field] < least:
+            raise ConfigError(
+                f"{field} is {run[field]}; it must be >= {least}; change config.run.{field}"
+            )
+    return Engine(mesh, run["clients_per_vmap"], run["unroll"])
 
 
 def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:

@@ -158,7 +158,6 @@ def make_group(
         cohort_size,
         np.asarray(problem.clients.client_tiers),
         participation,
-        pad_to_multiple=problem.engine.multiple,
         field=f"config.{block}.cohort_size",
     )
     return group_of(

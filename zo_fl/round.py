@@ -37,6 +37,7 @@ from zo_fl.types import (
 )
 
 AXIS = "clients"
+EXAMPLES_AT_ONCE = 1024  # of all clients together, where they share the weights
 
 
 class Engine(NamedTuple):
@@ -44,16 +45,36 @@ class Engine(NamedTuple):
 
     Attributes:
       mesh: devices along the one axis ``"clients"``.
-      clients_per_vmap: clients evaluated at once on a device.
+      clients_per_vmap: clients evaluated at once on a device; 0 = the measured best, which is one,
+        or, where all clients evaluate the same weights, as many as have ``EXAMPLES_AT_ONCE``:
+        ``vmap`` then makes one batch of theirs, where weights of their own would make grouped
+        convolutions, and a direction is drawn once for all.
+      unroll: turns of the loop over clients that are compiled as one.
     """
 
     mesh: Mesh
-    clients_per_vmap: int
+    clients_per_vmap: int = 0
+    unroll: int = 1
 
-    @property
-    def multiple(self) -> int:
-        """The cohort is padded to a multiple of this."""
-        return self.mesh.size * self.clients_per_vmap
+    def chunk_size(self, strategy: ClientStrategy, cohort_size: int, examples: int) -> int:
+        """Returns how many clients of ``examples`` each a device evaluates at once."""
+        share = -(-cohort_size // self.mesh.size)
+        if self.clients_per_vmap:
+            return min(self.clients_per_vmap, share)
+        if not strategy.one_model:
+            return 1
+        chunks = -(-share // max(1, EXAMPLES_AT_ONCE // examples))
+        return -(-share // chunks)  # of equal size: the fewest padding clients
+
+    def pad(self, cohort: Cohort, chunk_size: int) -> Cohort:
+        """Returns the cohort with invalid clients after it, so that every device has whole chunks.
+
+        Args:
+          cohort: any.
+          chunk_size: clients that a device evaluates at once.
+        """
+        padding = -cohort.client_ids.shape[0] % (self.mesh.size * chunk_size)
+        return Cohort(jnp.pad(cohort.client_ids, (0, padding)), jnp.pad(cohort.valid, (0, padding)))
 
 
 class _Sums(NamedTuple):
@@ -74,8 +95,7 @@ def make_algorithm(
     """Returns the federated algorithm of some groups of clients and a server.
 
     Args:
-      groups: who does what. Their updates have one structure; the mean is over all clients. Each
-        cohort has a multiple of ``engine.multiple`` entries.
+      groups: who does what. Their updates have one structure; the mean is over all clients.
       aggregation: what becomes of the mean.
       server_optimizer: descends along the pseudo-gradient (delta = before - after).
       engine: how clients are laid out on the hardware.
@@ -104,11 +124,15 @@ def make_algorithm(
 
     def round_(state: ServerState, data: FederatedData, run_key):
         round_key = keys.round_key(run_key, state.round_idx)
-        cohorts = [group.sample_cohort(round_key) for group in groups]
-        outcomes = [
-            _run_cohort(group.strategy, engine, state, data, cohort, run_key)
-            for group, cohort in zip(groups, cohorts, strict=True)
-        ]
+        examples = data.client_indices.shape[1]
+        cohorts, outcomes = [], []
+        for group in groups:
+            cohort = group.sample_cohort(round_key)
+            size = engine.chunk_size(group.strategy, cohort.client_ids.shape[0], examples)
+            cohorts.append(engine.pad(cohort, size))
+            outcomes.append(
+                _run_cohort(group.strategy, engine, size, state, data, cohorts[-1], run_key)
+            )
         sums = [outcome for outcome, _, _ in outcomes]
         records = tuple(
             RoundRecord(cohort, messages, weights)
@@ -186,11 +210,11 @@ def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array) 
     return jax.lax.scan(add, zeros, items)[0]
 
 
-def _run_cohort(strategy, engine: Engine, state: ServerState, data, cohort, run_key):
+def _run_cohort(strategy, engine: Engine, chunk_size, state: ServerState, data, cohort, run_key):
     """Runs every client once; returns summed results, and the messages if the strategy replays."""
 
     def on_device(state, data, cohort, run_key):
-        run = _scan_chunks(strategy, engine.clients_per_vmap, state, data, run_key)
+        run = _scan_chunks(strategy, chunk_size, engine.unroll, state, data, run_key)
         sums, messages, weights = run(cohort)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
@@ -208,7 +232,7 @@ def _run_cohort(strategy, engine: Engine, state: ServerState, data, cohort, run_
     return mapped(state._replace(opt_state=()), data, cohort, run_key)
 
 
-def _scan_chunks(strategy: ClientStrategy, chunk_size, state, data, run_key):
+def _scan_chunks(strategy: ClientStrategy, chunk_size: int, unroll: int, state, data, run_key):
     """Returns ``cohort -> (sums, messages, weights)`` that accumulates over chunks of clients.
 
     Accumulating keeps memory flat in the number of clients; stacking updates would not.
@@ -244,7 +268,7 @@ def _scan_chunks(strategy: ClientStrategy, chunk_size, state, data, run_key):
             new, sent = run_chunk(chunk)
             return jax.tree.map(jnp.add, sums, new), sent
 
-        sums, sent = jax.lax.scan(body, zeros, chunks)
+        sums, sent = jax.lax.scan(body, zeros, chunks, unroll=unroll)
         messages, weights = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
         return sums, messages, weights
 

@@ -179,7 +179,8 @@ class _Trainer:
             stretch.start: jax.jit(self._lift(stretch.phase.evaluated, (0, None)))
             for stretch in self.schedule.stretches
         }
-        measure = evaluate.make_evaluate(built.task, self.options["eval_precision"])
+        precise = built.task.with_precision(self.options["eval_precision"], "run.eval_precision")
+        measure = evaluate.make_evaluate(precise)
         self.evaluate = self._lift(measure, (0, 0, None))
         self.sets = _evaluation_sets(built, self.options["eval_batch_size"])
 

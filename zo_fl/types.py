@@ -150,12 +150,15 @@ class ClientStrategy(NamedTuple):
         its shape is what the downlink is billed for. The default is the whole model.
       replays: True if messages are scalars from which any party rebuilds the update: they are
         gathered whole and decoded by everyone, instead of being decoded where they arise.
+      one_model: True if all clients evaluate the same weights, whatever their ids: several at once
+        are then one larger batch.
     """
 
     client_update: Callable[..., ClientResult]
     decode: Callable[..., PyTree] = _as_sent
     receives: Callable[[ServerState], PyTree] = _model
     replays: bool = False
+    one_model: bool = False
 
 
 class Group(NamedTuple):

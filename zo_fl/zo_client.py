@@ -53,8 +53,6 @@ class Prober(NamedTuple):
       microbatch: examples a forward pass, 0 = all of a step at once. Exact without batch
         statistics; with them each microbatch is normalised by itself.
       augment: random crop and flip, drawn once a round and client: all passes see the same pixels.
-      precision: matrix product precision. A perturbation of eps * tau = 7.5e-5 drowns in bfloat16
-        and TensorFloat-32, so ``highest`` unless eps is raised.
     """
 
     task: Task
@@ -67,7 +65,6 @@ class Prober(NamedTuple):
     bn_policy: str
     microbatch: int
     augment: bool
-    precision: str
 
 
 class Probes(NamedTuple):
@@ -122,7 +119,7 @@ def make_prober(
             )
     add_direction = directions.create(distribution=distribution, tau=tau, block=block)
     return Prober(
-        task,
+        task.with_precision(precision, f"{block}.precision"),
         add_direction,
         estimators.create(
             estimator, add_direction, eps=eps, num_directions=num_directions, block=block
@@ -134,7 +131,6 @@ def make_prober(
         bn_policy if task.has_statistics else "frozen",
         microbatch,
         augment,
-        precision,
     )
 
 
@@ -188,15 +184,14 @@ def probe(
         after = estimators.combine(prober.add_direction, coefficients, step_keys, params)
         return after, (estimate.scalars, estimate.loss)
 
-    with jax.default_matmul_precision(prober.precision):
-        if prober.local_steps == 1:  # no loop: the local weights are not computed unless asked for
-            after, sent = step(state.params, (jnp.int32(0), *_first(rows, mask)))
-            scalars, losses = sent[0][None], sent[1][None]
-        else:
-            inputs = (jnp.arange(prober.local_steps), rows, mask)
-            after, (scalars, losses) = jax.lax.scan(step, state.params, inputs)
-        whole = _split(images, batch.labels, batch.mask, prober.microbatch)
-        uploaded = _statistics(prober, state, whole)
+    if prober.local_steps == 1:  # no loop: the local weights are not computed unless asked for
+        after, sent = step(state.params, (jnp.int32(0), *_first(rows, mask)))
+        scalars, losses = sent[0][None], sent[1][None]
+    else:
+        inputs = (jnp.arange(prober.local_steps), rows, mask)
+        after, (scalars, losses) = jax.lax.scan(step, state.params, inputs)
+    whole = _split(images, batch.labels, batch.mask, prober.microbatch)
+    uploaded = _statistics(prober, state, whole)
     size = jnp.sum(batch.mask).astype(jnp.float32)
     size = jnp.where(jnp.any(jnp.isfinite(scalars)), size, 0.0)
     loss = jnp.mean(losses, where=jnp.isfinite(losses))

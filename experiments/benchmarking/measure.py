@@ -1,6 +1,6 @@
 """Times one workload's rounds in this process and prints the figures as one JSON object.
 
-    python -m experiments.benchmarking.measure --workload=W2 [--set=zo.precision=default]
+    python -m experiments.benchmarking.measure --workload=W2 [--set=zo.precision=bfloat16]
 
 A process of its own for each workload, so that its peak of memory is its own. The program that is
 timed is the trainer's: a chunk of rounds, its state donated, its metrics fetched and written.
@@ -71,7 +71,10 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     return {
         "peer": "zo_fl",
         "workload": workload.name,
-        "versions": {"jax": jax.__version__, "revision": (provenance.provenance()["git"] or {}).get("revision")},
+        "versions": {
+            "jax": jax.__version__,
+            "revision": (provenance.provenance()["git"] or {}).get("revision"),
+        },
         "device": device.device_kind,
         "threads": os.cpu_count(),
         "seconds": seconds[1:],
@@ -95,10 +98,11 @@ def _forward_pass(workload: Workload, built, config, state):
     )
     mask = jnp.ones(workload.images, bool)
 
+    task = built.task.with_precision(block["precision"], "precision")
+
     @jax.jit
     def losses(params, model_state, images, labels):
-        with jax.default_matmul_precision(block["precision"]):
-            return built.task.losses(params, model_state, images, labels, mask, batch_statistics)[0]
+        return task.losses(params, model_state, images, labels, mask, batch_statistics)[0]
 
     # A copy: the round is given the state to destroy.
     params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -88,7 +89,9 @@ _ALL = (
         900,
         _LOCAL,
     ),
-    Workload("W6-zo", "ZO, MLP, 1,000 x 32", "zo", {"name": "mlp", "norm": "none"}, 1000, 32, {}, 10),
+    Workload(
+        "W6-zo", "ZO, MLP, 1,000 x 32", "zo", {"name": "mlp", "norm": "none"}, 1000, 32, {}, 10
+    ),
     Workload(
         "W6-fedavg",
         "FedAvg, MLP, 1,000 x 32, batch 32",
@@ -117,7 +120,7 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
 
     Args:
       workload: which.
-      changes: more fields of the config, dotted, e.g. ``{"zo.precision": "default"}``.
+      changes: more fields of the config, dotted, e.g. ``{"zo.precision": "bfloat16"}``.
 
     Raises:
       ConfigError: bad changes.
@@ -168,7 +171,7 @@ def forward_flops(model: dict[str, str]) -> int:
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from _equations(inner)
 
 

@@ -22,6 +22,7 @@ from zo_fl import keys, server_optimizers
 from zo_fl.data import augment as augmentation
 from zo_fl.data import batches
 from zo_fl.phase import Phase, Problem, make_group, make_phase
+from zo_fl.task import Task
 from zo_fl.types import (
     Aggregation,
     Array,
@@ -43,7 +44,6 @@ class LocalTraining(NamedTuple):
       epochs: E.
       batch_size: examples a step; the last batch of an epoch may have fewer.
       augment: random crop and flip, drawn anew for every batch.
-      precision: matrix product precision of forward and backward passes (``highest`` = float32).
       ragged: clients have unequal sizes: some batches are all padding and must change nothing.
     """
 
@@ -51,7 +51,6 @@ class LocalTraining(NamedTuple):
     epochs: int
     batch_size: int
     augment: bool
-    precision: str
     ragged: bool
 
 
@@ -124,12 +123,11 @@ def first_order_clients(
         local_epochs,
         batch_size,
         augment,
-        precision,
         has_ragged_clients(problem),
     )
     return make_group(
         problem,
-        local_sgd(problem, training),
+        local_sgd(problem.task.with_precision(precision, "warmup.precision"), training),
         lambda clients, examples: clients * examples * local_epochs,
         block="warmup",
         tiers=tiers,
@@ -154,12 +152,11 @@ def has_ragged_clients(problem: Problem) -> bool:
     return bool(sizes.min() < sizes.max())
 
 
-def local_sgd(problem: Problem, training: LocalTraining) -> ClientStrategy:
-    """Returns the strategy whose message is ``delta = before - after`` of local training.
+def local_sgd(task: Task, training: LocalTraining) -> ClientStrategy:
+    """Returns the strategy whose message is ``delta = before - after`` of local training by a task.
 
     Running statistics of BatchNorm travel beside it.
     """
-    task = problem.task
 
     def losses(params, model_state, images, labels, mask):
         return task.losses(params, model_state, images, labels, mask, True)
@@ -221,7 +218,6 @@ def train(
     indices, masks = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (indices, masks))
     step_keys = jax.random.split(keys.stream(client_key, "augment"), indices.shape[0])
     start = (params, model_state, training.optimizer.init(params))
-    with jax.default_matmul_precision(training.precision):
-        (after, new_state, _), totals = jax.lax.scan(step, start, (indices, masks, step_keys))
+    (after, new_state, _), totals = jax.lax.scan(step, start, (indices, masks, step_keys))
     seen = jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
     return after, new_state, jnp.sum(totals) / seen

@@ -106,7 +106,7 @@ def phase(
       clip_norm: largest norm of a client's gradient; 0 = any.
       mask_logits: set logits of absent classes to 0 in local training.
       augment: random crop and flip.
-      precision: of matrix products.
+      precision: of local training, see ``zo_fl/precision.py``.
 
     Raises:
       ConfigError: an unknown name or a number out of range.
@@ -121,11 +121,14 @@ def phase(
             fedavg.sgd(lr * 0.1**decays, momentum, weight_decay),
         )
         ragged = fedavg.has_ragged_clients(problem)
-        return fedavg.LocalTraining(optimizer, local_epochs, batch_size, augment, precision, ragged)
+        return fedavg.LocalTraining(optimizer, local_epochs, batch_size, augment, ragged)
+
+    def task_of(width) -> Task:
+        return problem.task if width == 1.0 else problem.narrow_task(width)
 
     strategies = [
         slice_strategy(
-            problem.task if width == 1.0 else problem.narrow_task(width),
+            task_of(width).with_precision(precision, "heterofl.precision"),
             training,
             level=index,
             num_levels=len(levels),
@@ -336,7 +339,7 @@ def _cohorts(problem: Problem, num_levels: int, assignment: str, cohort_size: in
         everyone = np.arange(len(tiers), dtype=np.int32)
         ends = np.cumsum([0, *counts])
         return [
-            (everyone, count, _dealt(len(tiers), int(start), count, problem.engine.multiple))
+            (everyone, count, _dealt(len(tiers), int(start), count))
             for start, count in zip(ends, counts, strict=False)
         ]
     return [
@@ -348,7 +351,6 @@ def _cohorts(problem: Problem, num_levels: int, assignment: str, cohort_size: in
                 count,
                 tiers,
                 "uniform",
-                problem.engine.multiple,
                 "config.heterofl.cohort_size",
             ),
         )
@@ -356,14 +358,13 @@ def _cohorts(problem: Problem, num_levels: int, assignment: str, cohort_size: in
     ]
 
 
-def _dealt(num_clients: int, start: int, count: int, multiple: int) -> Callable[[Array], Cohort]:
+def _dealt(num_clients: int, start: int, count: int) -> Callable[[Array], Cohort]:
     """Returns a sampler of ``count`` clients from place ``start`` of a round's shuffled clients."""
-    padding = -count % multiple
 
     def sample(round_key: Array) -> Cohort:
         order = jax.random.permutation(keys.stream(round_key, "levels"), num_clients)
         ids = jnp.sort(order[start : start + count]).astype(jnp.int32)
-        return Cohort(jnp.pad(ids, (0, padding)), jnp.arange(count + padding) < count)
+        return Cohort(ids, jnp.ones(count, bool))
 
     return sample
 

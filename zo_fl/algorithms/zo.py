@@ -138,7 +138,8 @@ def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStr
             return message
         return rebuild(prober, message, directions_root(state, run_key, client_id), state.params)
 
-    return ClientStrategy(client_update, decode, replays=True)
+    one_model = shared and prober.local_steps == 1
+    return ClientStrategy(client_update, decode, replays=True, one_model=one_model)
 
 
 def scalar_aggregation(prober: Prober, shared: bool, scale: float) -> Aggregation:

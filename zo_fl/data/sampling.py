@@ -18,14 +18,11 @@ def make_sampler(
     cohort_size: int,
     tiers: np.ndarray,
     participation: str,
-    pad_to_multiple: int = 1,
     field: str = "cohort_size",
 ) -> Callable[[Array], Cohort]:
     """Returns ``round_key -> Cohort``, a pure function for use inside ``jit``.
 
-    Ids are sorted, so that a cohort does not depend on the order in which it was drawn. Clients of
-    id 0 and ``valid=False`` follow, up to a multiple of ``pad_to_multiple``: the client loop maps
-    over chunks of equal size.
+    Ids are sorted, so that a cohort does not depend on the order in which it was drawn.
 
     Args:
       eligible: ``i32[E]`` ids of the clients that may take part, without repetition.
@@ -34,7 +31,6 @@ def make_sampler(
       participation: ``"uniform"``: any ``cohort_size`` eligible clients, without replacement.
         ``"stratified"``: each tier has its share of the cohort (largest remainder; the high tier
         first on a tie) and is sampled uniformly within.
-      pad_to_multiple: at least 1.
       field: config field of ``cohort_size``, for error messages.
 
     Raises:
@@ -52,7 +48,6 @@ def make_sampler(
         tier = np.asarray(tiers)[eligible]
         groups = [eligible[tier == HIGH], eligible[tier == LOW]]
         counts = largest_remainder(size, [len(group) for group in groups])
-    padding = -size % pad_to_multiple
 
     def sample(round_key: Array) -> Cohort:
         key = keys.stream(round_key, "cohort")
@@ -61,7 +56,7 @@ def make_sampler(
             for stratum, (group, count) in enumerate(zip(groups, counts, strict=True))
         ]
         ids = jnp.sort(jnp.concatenate(drawn))
-        return Cohort(jnp.pad(ids, (0, padding)), jnp.arange(size + padding) < size)
+        return Cohort(ids, jnp.ones(size, bool))
 
     return sample
 

@@ -16,6 +16,7 @@ Measurements: ``experiments/PERFORMANCE.md``. Data flow: ``layers.Conv`` -> ``co
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,9 @@ def conv2d(
     if pointwise:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     if implementation == "fast_grad":
-        return _fast_grad(x, kernel, stride, pads)
+        # The gradients are traced later, where the precision may be another.
+        precision: Any = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
+        return _fast_grad(x, kernel, stride, pads, precision)
     if implementation == "patches":
         return _patches(x, kernel.shape, stride, pads) @ kernel.reshape(-1, kernel.shape[-1])
     raise ValueError(f"unknown convolution {implementation!r}, allowed: {IMPLEMENTATIONS}")
@@ -115,26 +118,29 @@ def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -
     return jnp.concatenate(shifts, axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _fast_grad(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _fast_grad(x: Array, kernel: Array, stride: int, pads: Pads, precision: str | None) -> Array:
     """Returns ``_forward``; its gradients are written out below.
 
     This body runs where nothing is differentiated. It does not pad: there YNNPACK fuses the
     convolution with all that follows, and a padded one would be in the way.
     """
+    del precision  # the current one
     return _forward(x, kernel, stride, pads)
 
 
-def _fast_grad_fwd(x, kernel, stride, pads):
+def _fast_grad_fwd(x, kernel, stride, pads, precision):
+    del precision
     return _padded_forward(x, kernel, stride, pads), (x, kernel)
 
 
-def _fast_grad_bwd(stride, pads, residuals, cotangent):
+def _fast_grad_bwd(stride, pads, precision, residuals, cotangent):
     x, kernel = residuals
-    return (
-        _input_gradient(kernel, cotangent, x.shape, stride, pads),
-        _kernel_gradient(x, cotangent, kernel.shape, stride, pads),
-    )
+    with jax.default_matmul_precision(precision):
+        return (
+            _input_gradient(kernel, cotangent, x.shape, stride, pads),
+            _kernel_gradient(x, cotangent, kernel.shape, stride, pads),
+        )
 
 
 _fast_grad.defvjp(_fast_grad_fwd, _fast_grad_bwd)
@@ -150,10 +156,16 @@ def _kernel_gradient(
     """
     height, width, channels, features = kernel_shape
     size = height * width * channels
+    sum_type = jnp.promote_types(x.dtype, jnp.float32)
 
     def product(images, cotangents):
         patches = _patches(images, kernel_shape, stride, pads).reshape(-1, size)
-        return lax.dot_general(cotangents.reshape(-1, features), patches, (((0,), (0,)), ((), ())))
+        return lax.dot_general(
+            cotangents.reshape(-1, features),
+            patches,
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=sum_type,
+        )
 
     n, rows, columns = cotangent.shape[:3]
     chunk = _chunk_size(n, rows * columns * size * x.dtype.itemsize)
@@ -161,9 +173,9 @@ def _kernel_gradient(
         gradient = product(x, cotangent)
     else:
         chunks = [a.reshape(n // chunk, chunk, *a.shape[1:]) for a in (x, cotangent)]
-        zeros = jnp.zeros((features, size), x.dtype)
+        zeros = jnp.zeros((features, size), sum_type)
         gradient = lax.scan(lambda total, c: (total + product(*c), None), zeros, chunks)[0]
-    return gradient.T.reshape(kernel_shape)
+    return gradient.T.reshape(kernel_shape).astype(x.dtype)
 
 
 def _chunk_size(n: int, bytes_each: int) -> int:

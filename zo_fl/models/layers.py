@@ -1,16 +1,17 @@
 """Layers shared by every model: convolution, dense layer, norms, pooling.
 
-All parameters are ``float32``; the only collections are ``params`` and ``batch_stats``.
-Data flow: ``conv.py`` -> here -> ``resnet.py``, ``vit.py``, ``small.py``.
+All parameters are ``float32``; the only collections are ``params`` and ``batch_stats``. Activations
+keep the dtype of the images, ``f32`` below for short (see ``zo_fl/precision.py``); statistics are
+computed in float32 all the same. Data flow: ``conv.py`` -> here -> ``resnet.py``, ``vit.py``,
+``small.py``.
 """
-
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from zo_fl.models.conv import conv2d
+from zo_fl.precision import widen
 from zo_fl.types import Array
 
 NORMS = ("batch", "group", "layer", "none")
@@ -52,16 +53,42 @@ class Conv(nn.Module):
         """Returns ``f32[n, H', W', features]`` from ``x: f32[n, H, W, c]``."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        y = conv2d(x, kernel, self.stride, self.padding, self.implementation)
+        y = conv2d(x, kernel.astype(x.dtype), self.stride, self.padding, self.implementation)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + _per_channel(bias)
+            y = y + _per_channel(bias).astype(x.dtype)
         return y
 
 
-# A dense layer, f32[..., i] -> f32[..., features]: weights as Conv's, bias from 0 (PyTorch draws it
-# from the weights' interval; HeteroFL and the ViT start at 0).
-Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
+class Dense(nn.Module):
+    """A dense layer, ``f32[..., i] -> f32[..., features]``.
+
+    Differs from ``flax.linen.Dense`` in that it computes in the dtype of its input.
+
+    Attributes:
+      features: outputs.
+      kernel_init: initializer of ``kernel``; PyTorch's default. ``bias`` starts at 0 (PyTorch draws
+        it from the weights' interval; HeteroFL and the ViT start at 0).
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns ``f32[..., features]`` from ``x: f32[..., i]``."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = bias.reshape((1,) * (x.ndim - 1) + (self.features,))
+        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+class Head(Dense):
+    """The last layer: a dense one in float32, since losses are."""
+
+    def __call__(self, x: Array) -> Array:
+        """Returns logits ``f32[n, features]`` from ``x: f32[n, i]``."""
+        return super().__call__(widen(x))
 
 
 def _per_channel(values: Array) -> Array:
@@ -103,7 +130,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * var
         multiplier = scale * jax.lax.rsqrt(var + NORM_EPSILON)
-        return (x - _per_channel(mean)) * _per_channel(multiplier) + _per_channel(bias)
+        y = (widen(x) - _per_channel(mean)) * _per_channel(multiplier) + _per_channel(bias)
+        return y.astype(x.dtype)
 
 
 def _batch_statistics(
@@ -113,6 +141,7 @@ def _batch_statistics(
 
     Two passes: ``E[x^2] - E[x]^2`` cancels, and a zeroth-order difference of losses sees it.
     """
+    x = widen(x)
     if mask is None:
         mean = x.mean((0, 1, 2))
         return mean, jnp.square(x - _per_channel(mean)).mean((0, 1, 2))
@@ -138,6 +167,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``f32[n, H, W, c]`` from ``x: f32[n, H, W, c]``."""
+        dtype, x = x.dtype, widen(x)
         channels = x.shape[-1]
         if channels % self.num_groups:
             raise ValueError(
@@ -150,7 +180,7 @@ class GroupNorm(nn.Module):
         centered = x - mean[:, None, None]
         var = self._group_mean(jnp.square(centered).mean((1, 2)))
         multiplier = scale[None] * jax.lax.rsqrt(var + NORM_EPSILON)
-        return centered * multiplier[:, None, None] + _per_channel(bias)
+        return (centered * multiplier[:, None, None] + _per_channel(bias)).astype(dtype)
 
     def _group_mean(self, values: Array) -> Array:
         """Returns each channel's mean over its group, ``f32[n, c] -> f32[n, c]``."""
@@ -206,4 +236,4 @@ def max_pool(x: Array) -> Array:
 
 def mean_pool(x: Array) -> Array:
     """Returns the mean over height and width, ``f32[n, H, W, c] -> f32[n, c]``."""
-    return x.mean((1, 2))
+    return widen(x).mean((1, 2))

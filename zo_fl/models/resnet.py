@@ -12,7 +12,7 @@ import math
 
 import flax.linen as nn
 
-from zo_fl.models.layers import Conv, Dense, mean_pool, normalize
+from zo_fl.models.layers import Conv, Head, mean_pool, normalize
 from zo_fl.types import Array
 
 STAGES = (64, 128, 256, 512)
@@ -120,7 +120,7 @@ class ResNet18(nn.Module):
                 )
         if self.preact:
             x = nn.relu(norm("final_norm", x))
-        return Dense(self.num_classes, name="head")(mean_pool(x))
+        return Head(self.num_classes, name="head")(mean_pool(x))
 
 
 def _conv(

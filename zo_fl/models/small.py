@@ -9,7 +9,7 @@ import math
 
 import flax.linen as nn
 
-from zo_fl.models.layers import Conv, Dense, max_pool, mean_pool, normalize, rescale
+from zo_fl.models.layers import Conv, Dense, Head, max_pool, mean_pool, normalize, rescale
 from zo_fl.types import Array
 
 
@@ -51,7 +51,7 @@ class CNN(nn.Module):
             if index < len(self.features) - 1:
                 x = max_pool(x)  # before the relu: the same maxima, a quarter of the work
             x = nn.relu(x)
-        return Dense(self.num_classes, name="head")(mean_pool(x))
+        return Head(self.num_classes, name="head")(mean_pool(x))
 
 
 class MLP(nn.Module):
@@ -78,7 +78,7 @@ class MLP(nn.Module):
         units = math.ceil(self.width * self.hidden_size)
         x = Dense(units, name="hidden")(x.reshape(x.shape[0], -1))
         x = nn.relu(rescale(x, train=train, width=self.width))
-        return Dense(self.num_classes, name="head")(x)
+        return Head(self.num_classes, name="head")(x)
 
 
 class CNNLarge(nn.Module):
@@ -103,4 +103,4 @@ class CNNLarge(nn.Module):
         # Pooled before the relu: the same maxima, a quarter of the work.
         x = nn.relu(max_pool(Conv(64, name="conv1", **options)(x)))
         x = nn.relu(Dense(128, name="hidden")(x.reshape(x.shape[0], -1)))
-        return Dense(self.num_classes, name="head")(x)
+        return Head(self.num_classes, name="head")(x)

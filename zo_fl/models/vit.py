@@ -12,13 +12,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zo_fl.models.layers import NORM_EPSILON
+from zo_fl.models import layers
+from zo_fl.precision import widen
 from zo_fl.types import Array
 
 INIT_STD = 0.02
 
-Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(INIT_STD))
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON, use_fast_variance=False)
+_normal = nn.initializers.normal(INIT_STD)
+Dense = functools.partial(layers.Dense, kernel_init=_normal)
+LayerNorm = functools.partial(
+    nn.LayerNorm, epsilon=layers.NORM_EPSILON, use_fast_variance=False
+)  # in float32, whatever comes in
 
 
 class Attention(nn.Module):
@@ -37,7 +41,8 @@ class Attention(nn.Module):
         size = width // self.num_heads
         qkv = Dense(3 * width, name="qkv")(x).reshape(n, tokens, 3, self.num_heads, size)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) * size**-0.5)
+        scores = widen(jnp.einsum("nqhd,nkhd->nhqk", query, key))
+        weights = jax.nn.softmax(scores * size**-0.5).astype(x.dtype)
         y = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
         return Dense(width, name="out")(y.reshape(n, tokens, width))
 
@@ -56,8 +61,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``f32[n, T, width]`` from ``x: f32[n, T, width]``."""
-        x = x + Attention(self.num_heads, name="attention")(LayerNorm(name="norm1")(x))
-        y = Dense(self.mlp_size, name="mlp1")(LayerNorm(name="norm2")(x))
+        y = LayerNorm(name="norm1")(x).astype(x.dtype)
+        x = x + Attention(self.num_heads, name="attention")(y)
+        y = LayerNorm(name="norm2")(x).astype(x.dtype)
+        y = Dense(self.mlp_size, name="mlp1")(y)
         return x + Dense(x.shape[-1], name="mlp2")(nn.gelu(y, approximate=True))
 
 
@@ -102,11 +109,12 @@ class ViT(nn.Module):
             INIT_STD, lower=-2 / INIT_STD, upper=2 / INIT_STD
         )
         cls = self.param("cls", truncated, (1, 1, width))
-        x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, width)), x], axis=1)
-        x = x + self.param("positions", truncated, (1, x.shape[1], width))
+        cls = jnp.broadcast_to(cls, (n, 1, width)).astype(x.dtype)
+        x = jnp.concatenate([cls, x], axis=1)
+        x = x + self.param("positions", truncated, (1, x.shape[1], width)).astype(x.dtype)
         for index in range(self.num_layers):
             x = Block(self.num_heads, self.mlp_size, name=f"block{index + 1}")(x)
-        return Dense(self.num_classes, name="head")(x[:, 0])
+        return layers.Head(self.num_classes, kernel_init=_normal, name="head")(x[:, 0])
 
     def _split(self, x: Array) -> Array:
         """Returns patches ``f32[n, T, p * p * c]`` of images ``f32[n, H, W, c]``, row by row."""
