@@ -66,9 +66,10 @@ def main(argv: list[str]) -> int:
         if _JSON.value:
             Path(_JSON.value).write_text(json.dumps(collected, indent=1) + "\n")
     ran = collected[names[0]]["zo_fl"]
+    git = ran["versions"]["git"] or {"revision": "unknown", "dirty": False}
     console.print(
-        f"{ran['device']}, {ran['threads']} cores, {platform.machine()}; zo_fl at "
-        f"{(ran['versions']['revision'] or 'an unknown revision')[:10]}"
+        f"{ran['device']}, {ran['threads']} cores, {platform.machine()}, jax "
+        f"{ran['versions']['jax']}, zo_fl {git['revision'][:10]}{'+' if git['dirty'] else ''}"
     )
     return 0
 

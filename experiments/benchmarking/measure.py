@@ -71,10 +71,7 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     return {
         "peer": "zo_fl",
         "workload": workload.name,
-        "versions": {
-            "jax": jax.__version__,
-            "revision": (provenance.provenance()["git"] or {}).get("revision"),
-        },
+        "versions": {"jax": jax.__version__, "git": provenance.provenance()["git"]},
         "device": device.device_kind,
         "threads": os.cpu_count(),
         "seconds": seconds[1:],

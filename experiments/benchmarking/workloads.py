@@ -49,6 +49,7 @@ class Workload(NamedTuple):
 _CNN = {"name": "cnn_large", "norm": "none"}
 _LOCAL = {"tiers": "all", "augment": False}
 _EPOCH = {**_LOCAL, "batch_size": 50, "local_epochs": 1}
+_MLP = {"name": "mlp", "norm": "none"}
 
 _ALL = (
     Workload("W1", "FedAvg, CNN, 10 x 500, batch 50", "fedavg", _CNN, 10, 500, _EPOCH),
@@ -89,18 +90,16 @@ _ALL = (
         900,
         _LOCAL,
     ),
-    Workload(
-        "W6-zo", "ZO, MLP, 1,000 x 32", "zo", {"name": "mlp", "norm": "none"}, 1000, 32, {}, 10
-    ),
+    Workload("W6-zo", "ZO, MLP, 1,000 x 32, S = 3", "zo", _MLP, 1000, 32, {}, rounds=10),
     Workload(
         "W6-fedavg",
         "FedAvg, MLP, 1,000 x 32, batch 32",
         "fedavg",
-        {"name": "mlp", "norm": "none"},
+        _MLP,
         1000,
         32,
-        {**_LOCAL, "batch_size": 32, "local_epochs": 1},
-        10,
+        {**_EPOCH, "batch_size": 32},
+        rounds=10,
     ),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
