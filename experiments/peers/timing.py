@@ -17,8 +17,10 @@ from collections.abc import Callable
 from experiments.peers.workloads import WORKLOADS
 
 
-def parser(description: str, workloads: list[str], devices: bool = False):
-    """Returns an ``argparse.ArgumentParser`` with the flags of every peer.
+def parser(
+    description: str | None, workloads: list[str], devices: bool = False
+) -> argparse.ArgumentParser:
+    """Returns a parser of the flags that every peer has.
 
     Args:
       description: the script's docstring.
@@ -43,12 +45,16 @@ def limit_cores(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def time_calls(function: Callable[[int], None], calls: int) -> list[float]:
-    """Returns the seconds of ``function(1)``, ``function(2)``, ...; ``function(0)`` is not timed.
+def time_calls(function: Callable[[int], None], calls: int, warm_up: bool = True) -> list[float]:
+    """Returns the seconds of ``function(1)``, ``function(2)``, ...
 
-    The function must wait for its results.
+    Args:
+      function: waits for its results.
+      calls: how many.
+      warm_up: whether ``function(0)`` is called before and not timed.
     """
-    function(0)
+    if warm_up:
+        function(0)
     seconds = []
     for index in range(1, calls + 1):
         start = time.perf_counter()

@@ -159,7 +159,7 @@ def main() -> None:
         torch_models.synchronize(device)
 
     seconds = timing.time_calls(run_round, arguments.rounds)
-    forward = timing.time_calls(infer, arguments.rounds)
+    forward = timing.time_calls(infer, arguments.rounds, warm_up=False)
     peer = f"torch {arguments.style}" + (", tf32" if arguments.tf32 else "")
     timing.report(arguments, peer, ["torch"], seconds, forward)
 
