@@ -1,6 +1,6 @@
-"""Times rounds and prints the figures of a peer as one JSON object. Needs only numpy.
+"""Times rounds and prints the figures of a peer as one JSON object.
 
-psutil, if there is one, measures the memory of peers that start other processes.
+Needs the standard library only; for peers that start other processes, psutil.
 """
 
 import argparse
@@ -75,11 +75,14 @@ class TreeMemory:
     A page that several processes share counts once, where the system tells (Linux).
 
     Attributes:
-      peak: the largest sample in bytes; None without psutil.
+      peak: the largest sample in bytes.
     """
 
     def __init__(self, interval: float = 0.5):
-        self.peak: int | None = None
+        import psutil
+
+        self.peak = 0
+        self._process, self._ended = psutil.Process(), psutil.Error
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -93,20 +96,15 @@ class TreeMemory:
         self._thread.join()
 
     def _sample(self):
-        try:
-            import psutil
-        except ImportError:
-            return
-        this = psutil.Process()
         while not self._stop.wait(self._interval):
             total = 0
-            for process in (this, *this.children(recursive=True)):
+            for process in (self._process, *self._process.children(recursive=True)):
                 try:
                     memory = process.memory_full_info()
                     total += getattr(memory, "pss", memory.rss)
-                except psutil.Error:  # ended meanwhile
+                except self._ended:
                     continue
-            self.peak = max(self.peak or 0, total)
+            self.peak = max(self.peak, total)
 
 
 def report(
