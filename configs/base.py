@@ -118,6 +118,7 @@ def get_config() -> ConfigDict:
             device="auto",  # auto, cpu, gpu or tpu
             num_devices=0,  # devices to use; 0 = all there are
             clients_per_vmap=1,  # clients evaluated at once on a device: speed and memory only
+            data="auto",  # device: all on each; stream: on the host; auto: stream on many hosts
             rounds_per_jit=10,  # rounds a dispatch at most
             eval_every=10,  # rounds; the end of each phase is always evaluated
             eval_batch_size=500,

@@ -1,6 +1,6 @@
 """From a config to the objects of an experiment; nothing is computed or written yet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import algorithms, keys, models, task
+from zo_fl import algorithms, keys, models, processes, task
 from zo_fl.data import federated
 from zo_fl.errors import ConfigError
 from zo_fl.phase import Phase, Problem
@@ -23,9 +23,10 @@ class Experiment(NamedTuple):
       federation: data set, clients and validation examples, on the host.
       task: model and loss.
       phases: what to run, in order.
-      data: the federation's arrays on the devices, replicated.
+      data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
       mesh: devices along ``"clients"``.
       run_key: ``key[]``, root of all randomness but the partition's.
+      streamed: whether the devices get no more than what the coming rounds need (``streaming``).
     """
 
     federation: federated.Federation
@@ -34,6 +35,7 @@ class Experiment(NamedTuple):
     data: FederatedData
     mesh: Mesh
     run_key: Array
+    streamed: bool
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
@@ -49,6 +51,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
             f"clients_per_vmap is {run['clients_per_vmap']}; it must be >= 1; "
             "change config.run.clients_per_vmap"
         )
+    streamed = is_streamed(run["data"])
     federation = federated.load(**config["data"])
     dataset = federation.dataset
 
@@ -58,15 +61,20 @@ def build(config: Mapping[str, Any]) -> Experiment:
         return task.classification(module, image_shape, dataset.mean, dataset.std)
 
     learning = make_task(1.0)
-    engine = Engine(mesh, run["clients_per_vmap"])
+    engine = Engine(mesh, run["clients_per_vmap"], P(AXIS) if streamed else P())
     problem = Problem(learning, make_task, federation.clients, engine)
     phases = algorithms.create(config["algorithm"], problem, config)
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
-    data = jax.device_put(federation.clients, NamedSharding(mesh, P()))
-    return Experiment(federation, learning, phases, data, mesh, keys.run_key(config["seed"]))
+    data = federation.clients
+    if streamed:
+        _check_streamed(phases)
+    else:
+        data = processes.place(data, NamedSharding(mesh, P()))
+    run_key = keys.run_key(config["seed"])
+    return Experiment(federation, learning, phases, data, mesh, run_key, streamed)
 
 
 def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
@@ -97,3 +105,25 @@ def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
         )
     chosen = np.array(devices[: num_devices or len(devices)])
     return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def is_streamed(data: str) -> bool:
+    """Returns whether training images stay on the host; ``data`` is ``config.run.data``.
+
+    Raises:
+      ConfigError: it is none of ``"auto"``, ``"device"`` and ``"stream"``.
+    """
+    if data not in ("auto", "device", "stream"):
+        raise ConfigError(
+            f"unknown data {data!r}; allowed: auto, device, stream; change config.run.data"
+        )
+    return data == "stream" or (data == "auto" and processes.several())
+
+
+def _check_streamed(phases: Sequence[Phase]) -> None:
+    for phase in phases:
+        if phase.num_rounds and phase.needs_all_data:
+            raise ConfigError(
+                f"phase {phase.name} pools statistics over all training data, which are streamed; "
+                "set config.run.data to 'device'"
+            )

@@ -45,10 +45,13 @@ class Engine(NamedTuple):
     Attributes:
       mesh: devices along the one axis ``"clients"``.
       clients_per_vmap: clients evaluated at once on a device.
+      data_spec: how the data lie on the mesh: ``P()``, all of them on every device, or
+        ``P("clients")``, on each device what its clients need (see ``streaming``).
     """
 
     mesh: Mesh
     clients_per_vmap: int
+    data_spec: P = P()
 
     @property
     def multiple(self) -> int:
@@ -199,7 +202,7 @@ def _run_cohort(strategy, engine: Engine, state: ServerState, data, cohort, run_
     mapped = jax.shard_map(
         on_device,
         mesh=engine.mesh,
-        in_specs=(P(), P(), P(AXIS), P()),
+        in_specs=(P(), engine.data_spec, P(AXIS), P()),
         out_specs=P(),
         # The outputs are equal on all devices by the collectives above; the checker does not know
         # all_gather to be replicating.

@@ -10,6 +10,7 @@ states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
 """
 
 import functools
+import itertools
 import signal
 import threading
 import time
@@ -24,15 +25,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import evaluate, experiment, keys, warm_starts, workdir
+from zo_fl import evaluate, experiment, keys, processes, streaming, warm_starts, workdir
 from zo_fl.data import summary as label_summary
 from zo_fl.errors import ConfigError
 from zo_fl.experiment import Experiment
 from zo_fl.progress import Progress
 from zo_fl.provenance import provenance
 from zo_fl.run_folder import RunFolder
-from zo_fl.schedule import Stretch, make_schedule, next_stop
-from zo_fl.types import FederatedAlgorithm, PyTree, ServerState
+from zo_fl.schedule import Stretch, chunks, make_schedule
+from zo_fl.types import FederatedAlgorithm, FederatedData, PyTree, ServerState
 
 _CADENCES = ("rounds_per_jit", "eval_every", "eval_batch_size", "checkpoint_every")
 
@@ -114,6 +115,11 @@ def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, 
     if donor is not None:
         warm_starts.check(config, donor)
     built = experiment.build(config)
+    if built.streamed and len(configs) > 1:
+        raise ConfigError(
+            "the seeds of --vmap_seeds draw different cohorts, so their data cannot be streamed; "
+            "set config.run.data to 'device', or leave out --vmap_seeds"
+        )
     for one, path in zip(configs, paths, strict=True):
         workdir.create(path, one, provenance(), built.federation.summary)
     if not quiet:
@@ -173,7 +179,7 @@ class _Trainer:
         init = self._lift(lambda key: built.task.init(keys.stream(key, "init")))
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, seeds[0])
-        self.schedule = make_schedule(built.phases, params, model_state, built.data)
+        self.schedule = make_schedule(built.phases, params, model_state, built.federation.clients)
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
         self.models = {
             stretch.start: jax.jit(self._lift(stretch.phase.evaluated, (0, None)))
@@ -211,26 +217,39 @@ class _Trainer:
 
     def _rounds(self, stretch: Stretch, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
-        program = self._compile(stretch, state)
-        while done < stretch.end and self._alive():
-            stop = next_stop(done, stretch.end, self.options)
+        cuts = chunks(done, stretch.end, self.options)
+        feed = self._feed(stretch, cuts)
+        data = next(feed)
+        program = self._compile(stretch, state, data)
+        for start, stop in cuts:
             began = time.perf_counter()
-            state, metrics = program(state, self.built.data, self.run_key, jnp.int32(stop - done))
+            state, metrics = program(state, data, self.run_key, np.int32(stop - start))
+            data = next(feed, data)  # the next chunk's, while the devices compute this one
             metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - began
-            self._log(stretch, state, done, stop, metrics, seconds)
-            done = stop
+            self._log(stretch, state, start, stop, metrics, seconds)
             if self._alive() and (
-                done % self.options["checkpoint_every"] == 0 or done == stretch.end
+                stop % self.options["checkpoint_every"] == 0 or stop == stretch.end
             ):
-                self._save(state, done)
-            yield done, state
+                self._save(state, stop)
+            yield stop, state
+            if not self._alive():
+                return
 
-    def _compile(self, stretch: Stretch, state: ServerState):
+    def _feed(self, stretch: Stretch, cuts: Sequence[tuple[int, int]]) -> Iterator[FederatedData]:
+        """Yields the data of each chunk of a phase."""
+        if not self.built.streamed:
+            return itertools.repeat(self.built.data)
+        built = self.built
+        return streaming.stream(
+            built.federation.clients, stretch.phase.groups, built.mesh, built.run_key, cuts
+        )
+
+    def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         began = time.perf_counter()
         capacity = self.options["rounds_per_jit"]
         chunk = make_chunk(stretch.phase.algorithm, capacity, self.over_seeds)
-        program = chunk.lower(state, self.built.data, self.run_key, jnp.int32(1)).compile()
+        program = chunk.lower(state, data, self.run_key, np.int32(1)).compile()
         seconds = time.perf_counter() - began
         self.bar.message(f"{stretch.phase.name}: compiled in {seconds:.1f} s")
         return program
@@ -257,7 +276,7 @@ class _Trainer:
 
     def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and statistics that a phase has arrived at."""
-        return self.models[stretch.start](state, self.built.data)
+        return self.models[stretch.start](state, None if self.built.streamed else self.built.data)
 
     def _alive(self) -> list[RunFolder]:
         """Returns the runs that have not diverged."""

@@ -1,0 +1,166 @@
+"""Streamed cohorts: what a device is sent, and that no result tells it from having everything."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from tests import tiny
+from tests.test_train import rows_of
+from zo_fl import experiment, keys, run_folder, streaming, train
+from zo_fl.checkpoint import Checkpoints
+from zo_fl.data import federated
+from zo_fl.errors import ConfigError
+from zo_fl.types import Cohort
+
+PARTIAL = dict(
+    warmup__num_rounds=3,
+    warmup__cohort_size=2,
+    zo__num_rounds=5,
+    zo__cohort_size=3,
+    run__rounds_per_jit=2,
+    run__eval_every=3,
+    run__checkpoint_every=4,
+)
+
+
+@pytest.fixture
+def uneven(monkeypatch):
+    """Makes clients hold 225, 200, 175, ... examples."""
+    load = federated.load
+
+    def loaded(**config):
+        federation = load(**config)
+        sizes = 225 - 25 * np.arange(8, dtype=np.int32)
+        indices = federation.clients.client_indices
+        indices = np.where(np.arange(225) < sizes[:, None], indices, 0)
+        clients = federation.clients._replace(client_indices=indices, client_sizes=sizes)
+        return federation._replace(clients=clients)
+
+    monkeypatch.setattr(federated, "load", loaded)
+
+
+def run(path, data, **overrides):
+    """Runs and returns the rows and the arrays of the last checkpoint."""
+    config = tiny.config(**PARTIAL | overrides, run__data=data)
+    train.run(config, path, quiet=True)
+    built = experiment.build(config)
+    _, state, _ = Checkpoints(path).restore_latest(tiny.start(built, built.phases[-1]))
+    return rows_of(path), jax.tree.leaves(state)
+
+
+def assert_same(got, expected):
+    assert got[0] == expected[0]
+    for one, other in zip(got[1], expected[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("devices", (1, 2, 8))  # cohorts of 2 and 3 are padded to 2, 4 and 8
+def test_a_streamed_run_ends_bit_identical(tmp_path, uneven, devices):
+    whole = run(tmp_path / "device", "device", run__num_devices=devices)
+    assert_same(run(tmp_path / "stream", "stream", run__num_devices=devices), whole)
+
+
+def test_stopped_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch):
+    whole = run(tmp_path / "device", "device")
+    write = run_folder.MetricsWriter.write
+
+    def interrupting(self, rows):
+        write(self, rows)
+        if rows[-1]["round"] == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
+    with pytest.raises(train.Interrupted):
+        run(tmp_path / "stream", "stream")
+    monkeypatch.undo()
+    assert_same(run(tmp_path / "stream", "stream"), whole)
+
+
+def test_several_groups_of_clients_are_streamed(tmp_path):
+    both = dict(algorithm="mixed_tiers", run__num_devices=2)
+    assert_same(run(tmp_path / "a", "stream", **both), run(tmp_path / "b", "device", **both))
+
+
+def feed(built, phase, chunks):
+    return streaming.stream(
+        built.federation.clients, phase.groups, built.mesh, built.run_key, chunks
+    )
+
+
+@pytest.mark.parametrize("devices", (1, 2, 8))
+def test_every_device_holds_what_its_clients_hold_under_other_row_numbers(devices):
+    built = tiny.build(**PARTIAL, run__data="stream", run__num_devices=devices)
+    phase = built.phases[1]
+    (group,) = phase.groups
+    clients, chunks = built.federation.clients, [(3, 5), (5, 6), (6, 8)]
+    for (start, stop), data in zip(chunks, feed(built, phase, chunks), strict=True):
+        parts = [
+            jax.tree.map(lambda leaf, d=d: leaf.addressable_shards[d].data, data)
+            for d in range(devices)
+        ]
+        for round_idx in range(start, stop):
+            cohort = group.sample_cohort(keys.round_key(built.run_key, round_idx))
+            blocks = jax.tree.map(lambda leaf: leaf.reshape(devices, -1), cohort)
+            for device, part in enumerate(parts):
+                block = Cohort(blocks.client_ids[device], blocks.valid[device])
+                ids = np.asarray(block.client_ids)[np.asarray(block.valid)]
+                assert len(part.images) <= 2 * len(block.valid) * 225  # two rounds at most
+                got = federated.gather(jax.device_get(part), ids)
+                expected = federated.gather(clients, ids)
+                jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_what_a_device_holds_does_not_grow_with_the_population():
+    def sizes(num_clients):
+        built = tiny.build(
+            data__num_clients=num_clients, zo__cohort_size=4, run__data="stream", run__num_devices=2
+        )
+        data = next(feed(built, built.phases[1], [(2, 3)]))
+        per_client = 2000 // num_clients * 9 // 10
+        return {shard.data.shape[0] / per_client for shard in data.images.addressable_shards}
+
+    assert sizes(8) == sizes(40) == {2.0}  # clients' worth of images
+
+
+def test_chunks_are_equal_in_shape_whoever_takes_part():
+    built = tiny.build(**PARTIAL, run__data="stream")
+    fed = list(feed(built, built.phases[1], [(3, 5), (5, 6), (6, 8)]))
+    assert all(jax.tree.map(np.shape, data) == jax.tree.map(np.shape, fed[0]) for data in fed)
+    assert all(leaf.sharding.spec == P("clients") for leaf in fed[0])
+
+
+def test_nothing_is_sent_again_if_all_clients_take_part(monkeypatch):
+    built = tiny.build(run__data="stream", run__num_devices=2)
+    data = feed(built, built.phases[1], [(2, 3), (3, 4), (4, 5)])
+    first = next(data)
+    monkeypatch.setattr(jax, "device_put", None)
+    assert all(other is first for other in data)
+
+
+def test_it_is_the_default_where_there_are_several_processes(monkeypatch):
+    assert not experiment.is_streamed("auto") and experiment.is_streamed("stream")
+    monkeypatch.setattr(experiment.processes, "several", lambda: True)
+    assert experiment.is_streamed("auto") and not experiment.is_streamed("device")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    (
+        dict(run__data="host"),
+        dict(algorithm="heterofl", model__name="cnn", model__norm="batch", run__data="stream"),
+    ),
+)
+def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path, overrides):
+    with pytest.raises(ConfigError, match="config.run.data") as caught:
+        train.run(tiny.config(**overrides), tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_seeds_as_one_program_draw_different_cohorts_and_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config.run.data"):
+        train.run_seeds(tiny.config(run__data="stream"), tmp_path / "run", 2, quiet=True)
+    assert not (tmp_path / "run").exists()
