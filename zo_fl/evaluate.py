@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zo_fl import processes
 from zo_fl.round import AXIS
 from zo_fl.task import Task
 from zo_fl.types import Array
@@ -46,9 +47,8 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
         return padded.reshape(-1, batch_size, *array.shape[1:])
 
     sharding = NamedSharding(mesh, P(None, AXIS))
-    return EvaluationSet(
-        *(jax.device_put(cut(np.asarray(a)), sharding) for a in (images, labels, mask))
-    )
+    batches = EvaluationSet(*(cut(np.asarray(a)) for a in (images, labels, mask)))
+    return processes.place(batches, sharding)
 
 
 def make_evaluate(task: Task, precision: str) -> Callable[..., dict[str, Array]]:

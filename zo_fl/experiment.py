@@ -103,6 +103,11 @@ def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
             f"{num_devices} devices asked for, allowed: 0 (all) to {len(devices)}; "
             "change config.run.num_devices"
         )
+    if processes.several() and num_devices not in (0, len(devices)):
+        raise ConfigError(
+            f"{num_devices} devices asked for, several processes use all {len(devices)}; "
+            "set config.run.num_devices to 0"
+        )
     chosen = np.array(devices[: num_devices or len(devices)])
     return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))
 

@@ -56,13 +56,9 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if several() else flag
 
 
-def texts(text: str) -> list[str]:
-    """Returns each process's text, cut to a kilobyte."""
-    if not several():
-        return [text]
-    padded = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
-    gathered = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]
+def of_first(content: Any) -> Any:
+    """Returns what the first process has; JSON-able, of less than a kilobyte."""
+    return json.loads(_texts(json.dumps(content))[0]) if several() else content
 
 
 @contextmanager
@@ -81,7 +77,7 @@ def agreed() -> Iterator[None]:
         if failure is not None:
             raise failure
         return
-    messages = texts("" if failure is None else str(failure))
+    messages = _texts("" if failure is None else str(failure))
     if failure is not None:
         raise failure
     failed = [index for index, message in enumerate(messages) if message]
@@ -99,9 +95,18 @@ def check_same(content: Any, what: str) -> None:
     Raises:
       ConfigError: they differ; raised on all processes.
     """
-    digests = texts(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
+    if not several():
+        return
+    digests = _texts(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
     if other is not None:
         raise ConfigError(
             f"processes 0 and {other} were given different {what}; start all with the same command"
         )
+
+
+def _texts(text: str) -> list[str]:
+    """Returns the texts of all processes, cut to a kilobyte."""
+    padded = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+    gathered = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]

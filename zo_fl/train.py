@@ -1,5 +1,7 @@
 """Runs an experiment: phases, chunks of rounds, evaluation, logs, checkpoints.
 
+Of several processes (``processes``) each runs all of this on its own part of the devices.
+
 All side effects of a run are here, in ``run_folder`` and in ``experiments``. A chunk of rounds is
 one jitted program whose length is an argument, so that each phase compiles once whatever the
 cadence of evaluation. What a chunk leaves behind depends on the round alone, not on where a run was
@@ -100,12 +102,37 @@ def run_seeds(
 
 def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, quiet: bool):
     """Returns the summaries of runs that differ in their seed alone."""
-    for config, path in zip(configs, paths, strict=True):
-        workdir.check(path, config)
+    processes.check_same(configs, "configs")
+    with processes.agreed():
+        for config, path in zip(configs, paths, strict=True):
+            workdir.check(path, config)
     finished = [workdir.read_json(path / "summary.json") for path in paths]
-    if all(finished):
+    if not processes.any_of(not all(finished)):
         return finished
     began = time.perf_counter()
+    with processes.agreed():
+        built = _build(configs, donor)
+        if processes.is_first():
+            for config, path in zip(configs, paths, strict=True):
+                workdir.create(path, config, provenance(), built.federation.summary)
+    with processes.agreed():
+        for path in paths:
+            workdir.wait_until_seen(path)
+    quiet = quiet or not processes.is_first()
+    if not quiet:
+        print(label_summary.format_summary(built.federation.summary), flush=True)
+    with _deferred_signals() as interrupted:
+        trainer = _Trainer(built, configs, paths, began, quiet, interrupted)
+        if donor is not None:
+            trainer.adopt(donor)
+        trainer.train()
+        return [
+            folder.finish(_title(one)) for folder, one in zip(trainer.folders, configs, strict=True)
+        ]
+
+
+def _build(configs: Sequence[Mapping], donor: Path | None) -> Experiment:
+    """Returns the experiment of runs that differ in their seed alone, all of it checked."""
     config = configs[0]
     for field in _CADENCES:
         if config["run"][field] < 1:
@@ -120,18 +147,7 @@ def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, 
             "the seeds of --vmap_seeds draw different cohorts, so their data cannot be streamed; "
             "set config.run.data to 'device', or leave out --vmap_seeds"
         )
-    for one, path in zip(configs, paths, strict=True):
-        workdir.create(path, one, provenance(), built.federation.summary)
-    if not quiet:
-        print(label_summary.format_summary(built.federation.summary), flush=True)
-    with _deferred_signals() as interrupted:
-        trainer = _Trainer(built, configs, paths, began, quiet, interrupted)
-        if donor is not None:
-            trainer.adopt(donor)
-        trainer.train()
-        return [
-            folder.finish(_title(one)) for folder, one in zip(trainer.folders, configs, strict=True)
-        ]
+    return built
 
 
 def make_chunk(
@@ -174,11 +190,16 @@ class _Trainer:
         self.options = configs[0]["run"]
         self.over_seeds = len(configs) > 1
         self.replicated = NamedSharding(built.mesh, P())
-        seeds = [keys.run_key(config["seed"]) for config in configs]
-        self.run_key = jnp.stack(seeds) if self.over_seeds else seeds[0]
+
+        def run_keys():
+            seeds = [keys.run_key(config["seed"]) for config in configs]
+            return jnp.stack(seeds) if self.over_seeds else seeds[0]
+
+        # Made under jit: of several processes, none can send an array to another's devices.
+        self.run_key = jax.jit(run_keys, out_shardings=self.replicated)()
         init = self._lift(lambda key: built.task.init(keys.stream(key, "init")))
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
-        params, model_state = jax.eval_shape(built.task.init, seeds[0])
+        params, model_state = jax.eval_shape(built.task.init, built.run_key)
         self.schedule = make_schedule(built.phases, params, model_state, built.federation.clients)
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
         self.models = {
@@ -211,7 +232,7 @@ class _Trainer:
                 if done >= stretch.end or not self._alive():
                     continue
                 for done, state in self._rounds(stretch, state, done):  # noqa: B020
-                    if self.interrupted() and self._alive():
+                    if processes.any_of(self.interrupted()) and self._alive():
                         self._save(state, done)
                         raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
 
@@ -289,8 +310,8 @@ class _Trainer:
 
     def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
-        fresh = self._lift(stretch.phase.algorithm.init, (0, 0, None))(params, model_state, done)
-        return jax.device_put(fresh, self.replicated)
+        init = self._lift(stretch.phase.algorithm.init, (0, 0, None))
+        return jax.jit(init, out_shardings=self.replicated)(params, model_state, np.int32(done))
 
     def _save(self, state: ServerState, done: int) -> None:
         for i, folder in enumerate(self.folders):
