@@ -2,8 +2,8 @@
 
     python -m experiments.main --config=configs/quickstart.py [--config.zo.lr=0.02] [--workdir=W]
 
-With ``--distributed`` the processes of a Slurm, TPU pod, Open MPI or GKE job run it together; elsewhere
-``--coordinator=HOST:PORT --num_processes=2 --process_id=0`` says who they are.
+With ``--distributed`` all processes of a Slurm, TPU pod, Open MPI or GKE job run it together;
+elsewhere ``--coordinator=HOST:PORT --num_processes=2 --process_id=0`` says who they are.
 
 ``--vmap_seeds=5`` runs five seeds of a small model, from ``config.seed`` on, as one program.
 

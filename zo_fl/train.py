@@ -102,7 +102,7 @@ def run_seeds(
 
 def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, quiet: bool):
     """Returns the summaries of runs that differ in their seed alone."""
-    processes.check_same(configs, "configs")
+    processes.check_same([configs, str(donor)], "configs or warm starts")
     with processes.agreed():
         for config, path in zip(configs, paths, strict=True):
             workdir.check(path, config)
