@@ -25,21 +25,22 @@ def join() -> None:
     Raises:
       ConfigError: flags that do not go together, or no way to the others.
     """
-    told = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-    given = [flag for flag in told if flag.value is not None]
-    missing = [f"--{flag.name}" for flag in told if flag.value is None]
-    if not given and not _DISTRIBUTED.value:
+    coordinator, num_processes = _COORDINATOR.value, _NUM_PROCESSES.value
+    process_id = _PROCESS_ID.value
+    told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in told.items() if value is None]
+    if len(missing) == len(told) and not _DISTRIBUTED.value:
         return
-    if given and missing:
-        raise ConfigError(f"--{given[0].name} needs {' and '.join(missing)} as well")
-    if given:
-        _check(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if 0 < len(missing) < len(told):
+        given = next(name for name, value in told.items() if value is not None)
+        raise ConfigError(f"--{given} needs {' and '.join(missing)} as well")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _check(coordinator, num_processes, process_id)
     try:
-        jax.distributed.initialize(*(flag.value for flag in told))
+        jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"cannot join the other processes: {reason} "
+            f"cannot join the other processes: {' '.join(str(error).split())} "
             "(pass --coordinator, --num_processes and --process_id)"
         ) from None
 

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from configs import quickstart
 from experiments import distributed
 from tests.test_train import rows_of
-from zo_fl import processes, train
+from zo_fl import processes, train, workdir
 from zo_fl.checkpoint import Checkpoints
 from zo_fl.errors import ConfigError
 from zo_fl.experiment import build
@@ -52,14 +52,14 @@ def config(**run):
 
 
 @contextlib.contextmanager
-def launched(workdir, *of_second):
+def launched(path, *of_second):
     """Yields two processes; none outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "experiments.main", "--config=configs/quickstart.py"]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    command += [f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    command += [f"--workdir={path}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     with contextlib.ExitStack() as stack:
         both = []
@@ -83,19 +83,19 @@ def ended(both):
     return [(process.returncode, *texts) for process, texts in zip(both, outputs, strict=True)]
 
 
-def wait_for_rows(workdir, count, both):
-    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + TIMEOUT
+def wait_for_rows(path, count, both):
+    metrics, deadline = path / "metrics.jsonl", time.monotonic() + TIMEOUT
     while not (metrics.exists() and metrics.read_text().count("\n") >= count):
         assert all(process.poll() is None for process in both), ended(both)
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def final_params(workdir):
+def final_params(path):
     built = build(config(num_devices=1))
     params, model_state = built.task.init(built.run_key)
     template = built.phases[-1].algorithm.init(params, model_state)
-    found = Checkpoints(workdir).restore_latest(template)
+    found = Checkpoints(path).restore_latest(template)
     assert found is not None and found[0] == ROUNDS
     return jax.tree.leaves(found[1].params)
 
@@ -103,7 +103,7 @@ def final_params(workdir):
 class Story(NamedTuple):
     """What happened to a run of two processes; an ending is (status, stdout, stderr) of each."""
 
-    workdir: Path
+    path: Path
     interrupted: list[tuple[int, str, str]]
     done: int
     finished: list[tuple[int, str, str]]
@@ -112,18 +112,18 @@ class Story(NamedTuple):
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """A run of which one process got a signal, and later died; then all was started again."""
-    workdir = tmp_path_factory.mktemp("story")
-    with launched(workdir) as both:
-        wait_for_rows(workdir, 2, both)
+    path = tmp_path_factory.mktemp("story")
+    with launched(path) as both:
+        wait_for_rows(path, 2, both)
         both[1].send_signal(signal.SIGINT)
         interrupted = ended(both)
-    done = len(rows_of(workdir))
-    with launched(workdir) as both:
-        wait_for_rows(workdir, done + 1, both)
+    done = len(rows_of(path))
+    with launched(path) as both:
+        wait_for_rows(path, done + 1, both)
         both[1].kill()  # and the other with it
-    assert not (workdir / "summary.json").exists()
-    with launched(workdir) as both:
-        return Story(workdir, interrupted, done, ended(both))
+    assert not (path / "summary.json").exists()
+    with launched(path) as both:
+        return Story(path, interrupted, done, ended(both))
 
 
 def test_a_signal_to_one_process_saves_and_stops_both(story):
@@ -139,22 +139,22 @@ def test_the_first_process_prints_and_writes_and_the_other_is_silent(story):
     assert printed.count("results in") == 1 and f"round {ROUNDS}/{ROUNDS}" in printed
     # The CPU's own collectives announce themselves.
     assert not [line for line in other_printed.split("\n") if line and "[Gloo]" not in line]
-    assert len(list((story.workdir / "tb").iterdir())) == 3  # a file a start
-    devices = json.loads((story.workdir / "config.json").read_text())["provenance"]["devices"]
+    assert len(list((story.path / "tb").iterdir())) == 3  # a file a start
+    devices = json.loads((story.path / "config.json").read_text())["provenance"]["devices"]
     assert (devices["count"], devices["processes"]) == (4, 2)
 
 
 @pytest.mark.parametrize("devices", (4, 1))
 def test_it_ends_as_one_process_does_that_never_stopped(story, tmp_path, devices):
     train.run(config(num_devices=devices), tmp_path, quiet=True)
-    for got, expected in zip(final_params(story.workdir), final_params(tmp_path), strict=True):
+    for got, expected in zip(final_params(story.path), final_params(tmp_path), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
-    for got, expected in zip(rows_of(story.workdir), rows_of(tmp_path), strict=True):
+    for got, expected in zip(rows_of(story.path), rows_of(tmp_path), strict=True):
         assert got.keys() == expected.keys() and got["phase"] == expected["phase"]
         for name in got.keys() - {"phase"}:
             np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
     got, expected = (
-        json.loads((path / "summary.json").read_text()) for path in (story.workdir, tmp_path)
+        json.loads((path / "summary.json").read_text()) for path in (story.path, tmp_path)
     )
     assert got.keys() == expected.keys() and got["rounds"] == expected["rounds"] == ROUNDS
 
@@ -181,6 +181,22 @@ def test_without_a_cluster_distributed_is_one_line(tmp_path):
     got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert got.returncode == 2 and got.stderr.count("\n") == 1 and "--coordinator" in got.stderr
     assert got.stdout == "" and not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_process_is_raised_on_all(monkeypatch):
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "_texts", lambda text: [text, "no such data"])
+    with pytest.raises(ConfigError, match="^process 1: no such data$"), processes.agreed():
+        pass
+    with pytest.raises(ConfigError, match="^my own$"), processes.agreed():
+        raise ConfigError("my own")
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="share its file system; change --workdir"):
+        workdir.wait_until_seen(tmp_path, seconds=0.0)
+    (tmp_path / "config.json").touch()
+    workdir.wait_until_seen(tmp_path, seconds=0.0)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("devices", (1, 2, 8))  # cohorts of 2 and 3 are padded to 2, 4 and 8
+@pytest.mark.parametrize("devices", (1, 2, 8))  # cohorts of 2 and 3 are padded to 8
 def test_a_streamed_run_ends_bit_identical(tmp_path, uneven, devices):
     whole = run(tmp_path / "device", "device", run__num_devices=devices)
     assert_same(run(tmp_path / "stream", "stream", run__num_devices=devices), whole)

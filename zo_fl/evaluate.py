@@ -47,8 +47,9 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
         return padded.reshape(-1, batch_size, *array.shape[1:])
 
     sharding = NamedSharding(mesh, P(None, AXIS))
-    batches = EvaluationSet(*(cut(np.asarray(a)) for a in (images, labels, mask)))
-    return processes.place(batches, sharding)
+    return EvaluationSet(
+        *(processes.place(cut(np.asarray(a)), sharding) for a in (images, labels, mask))
+    )
 
 
 def make_evaluate(task: Task, precision: str) -> Callable[..., dict[str, Array]]:

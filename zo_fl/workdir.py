@@ -73,7 +73,7 @@ def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
     while not (path / "config.json").exists():
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"process 0 made the folder {path.absolute()} and it is not seen here; all "
+                f"the first process made {path.absolute()} and it is not seen here; all "
                 "processes must share its file system; change --workdir"
             )
         time.sleep(0.1)
