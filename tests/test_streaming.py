@@ -43,29 +43,52 @@ def uneven(monkeypatch):
     monkeypatch.setattr(federated, "load", loaded)
 
 
-def run(path, data, **overrides):
-    """Runs and returns the rows and the arrays of the last checkpoint."""
-    config = tiny.config(**PARTIAL | overrides, run__data=data)
-    train.run(config, path, quiet=True)
-    built = experiment.build(config)
-    _, state, _ = Checkpoints(path).restore_latest(tiny.start(built, built.phases[-1]))
-    return rows_of(path), jax.tree.leaves(state)
+def feed(built, phase, chunks):
+    return streaming.stream(
+        built.federation.clients, phase.groups, built.mesh, built.run_key, chunks
+    )
 
 
-def assert_same(got, expected):
-    assert got[0] == expected[0]
-    for one, other in zip(got[1], expected[1], strict=True):
-        np.testing.assert_array_equal(one, other)
+def three_rounds(**overrides):
+    """Returns states and metrics after two chunks of each phase."""
+    built = tiny.build(**PARTIAL | overrides)
+    results = []
+    for phase in built.phases:
+        chunk, state = train.make_chunk(phase.algorithm, capacity=2), tiny.start(built, phase)
+        chunks = [(0, 2), (2, 3)]
+        data = feed(built, phase, chunks) if built.streamed else [built.data] * 2
+        for (start, stop), part in zip(chunks, data, strict=True):
+            state, metrics = chunk(state, part, built.run_key, np.int32(stop - start))
+            results += jax.tree.leaves(jax.device_get((state, metrics)))
+        assert chunk._cache_size() == 1
+    return results
 
 
-@pytest.mark.parametrize("devices", (1, 2, 8))  # cohorts of 2 and 3 are padded to 8
-def test_a_streamed_run_ends_bit_identical(tmp_path, uneven, devices):
-    whole = run(tmp_path / "device", "device", run__num_devices=devices)
-    assert_same(run(tmp_path / "stream", "stream", run__num_devices=devices), whole)
+@pytest.mark.parametrize(
+    "overrides",
+    (
+        dict(run__num_devices=2),  # cohorts of 2 and 3 are padded to 2 and 4
+        dict(run__num_devices=8),  # and to 8
+        dict(algorithm="mixed_tiers", run__num_devices=2, zo__cohort_size=4),  # two groups
+    ),
+)
+def test_streamed_rounds_are_bit_identical(uneven, overrides):
+    whole = three_rounds(**overrides)
+    streamed = three_rounds(**overrides, run__data="stream")
+    for got, expected in zip(streamed, whole, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
-def test_stopped_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch):
-    whole = run(tmp_path / "device", "device")
+def test_a_streamed_run_stopped_and_resumed_ends_bit_identical(tmp_path, uneven, monkeypatch):
+    def run(data):
+        config = tiny.config(**PARTIAL, run__data=data)
+        train.run(config, tmp_path / data, quiet=True)
+        built = experiment.build(config)
+        _, state, _ = Checkpoints(tmp_path / data).restore_latest(
+            tiny.start(built, built.phases[1])
+        )
+        return rows_of(tmp_path / data), jax.tree.leaves(state)
+
     write = run_folder.MetricsWriter.write
 
     def interrupting(self, rows):
@@ -73,22 +96,13 @@ def test_stopped_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch):
         if rows[-1]["round"] == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
-    with pytest.raises(train.Interrupted):
-        run(tmp_path / "stream", "stream")
-    monkeypatch.undo()
-    assert_same(run(tmp_path / "stream", "stream"), whole)
-
-
-def test_several_groups_of_clients_are_streamed(tmp_path):
-    both = dict(algorithm="mixed_tiers", run__num_devices=2)
-    assert_same(run(tmp_path / "a", "stream", **both), run(tmp_path / "b", "device", **both))
-
-
-def feed(built, phase, chunks):
-    return streaming.stream(
-        built.federation.clients, phase.groups, built.mesh, built.run_key, chunks
-    )
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder.MetricsWriter, "write", interrupting)
+        with pytest.raises(train.Interrupted):
+            run("stream")
+    (rows, arrays), (expected_rows, expected) = run("stream"), run("device")
+    assert rows == expected_rows
+    jax.tree.map(np.testing.assert_array_equal, arrays, expected)
 
 
 @pytest.mark.parametrize("devices", (1, 2, 8))
