@@ -119,6 +119,7 @@ def get_config() -> ConfigDict:
             num_devices=0,  # devices to use; 0 = all there are
             clients_per_vmap=0,  # clients evaluated at once on a device; 0 = measured best
             unroll=1,  # clients whose loop is unrolled; these two change speed and memory only
+            data="auto",  # device: all on each; stream: on the host; auto: stream on many hosts
             rounds_per_jit=10,  # rounds a dispatch at most
             eval_every=10,  # rounds; the end of each phase is always evaluated
             eval_batch_size=500,

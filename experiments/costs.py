@@ -103,7 +103,7 @@ def _reference(config, built, phase: Phase, group: Group, num_params: int, sizes
 def _group_rows(config, built, phase: Phase, group: Group, num_params: int, sizes):
     """Yields the table's rows for one client of a group in one round."""
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    step = cost.compile_step(phase, group, params, model_state, built.data)
+    step = cost.compile_step(phase, group, params, model_state, built.data, built.engine)
     memory = cost.step_memory(step, phase, group, params, model_state)
     traffic = cost.group_traffic(group, phase, params, model_state, built.data)
     reference = _reference(config, built, phase, group, num_params, sizes)

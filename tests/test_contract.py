@@ -12,7 +12,8 @@ import pytest
 from tests import tiny
 from zo_fl import cost, train, trees
 from zo_fl.algorithms import ALGORITHMS
-from zo_fl.round import Engine, make_algorithm
+from zo_fl.engine import Engine
+from zo_fl.round import make_algorithm
 from zo_fl.types import Cohort
 
 # Rounding differs with the layout, and a loss difference of 1e-3 divided by 2 eps magnifies it:

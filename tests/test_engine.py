@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from zo_fl.engine import EXAMPLES_AT_ONCE, Engine
 from zo_fl.experiment import make_mesh
-from zo_fl.round import EXAMPLES_AT_ONCE, Engine
 from zo_fl.types import ClientStrategy, Cohort
 
 OWN_WEIGHTS = ClientStrategy(client_update=lambda: None)
@@ -29,9 +29,8 @@ def test_every_device_gets_whole_chunks_and_every_client_a_place(
     cohort_size, devices, clients_per_vmap, examples, strategy
 ):
     engine = Engine(make_mesh("cpu", devices), clients_per_vmap)
-    size = engine.chunk_size(strategy, cohort_size, examples)
     ids = jnp.arange(cohort_size, dtype=jnp.int32) + 3
-    padded = engine.pad(Cohort(ids, jnp.ones(cohort_size, bool)), size)
+    padded, size = engine.lay_out(strategy, Cohort(ids, jnp.ones(cohort_size, bool)), examples)
     assert padded.client_ids.shape[0] % (devices * size) == 0
     assert padded.client_ids.shape[0] - cohort_size < devices * size
     np.testing.assert_array_equal(padded.client_ids[:cohort_size], ids)

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A package is one entry.
 LAYERS = (
     {"__init__"},
-    {"errors", "types", "keys", "trees", "units"},
+    {"errors", "types", "keys", "trees", "units", "processes"},
     {"precision"},
-    {"models", "data", "zo", "server_optimizers"},
+    {"models", "data", "zo", "server_optimizers", "engine"},
     {"task", "statistics", "round", "zo_client"},
     {"phase"},
     {"algorithms"},
-    {"cost", "evaluate", "experiment"}
+    {"cost", "evaluate", "experiment", "streaming"}
     | {"metrics", "checkpoint", "progress", "curves", "provenance", "workdir"},
     {"schedule", "warm_starts"},
     {"run_folder"},

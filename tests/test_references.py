@@ -21,9 +21,9 @@ from configs import base
 from tests import references as ref
 from zo_fl import algorithms, experiment, keys, task
 from zo_fl.data import batches as orders
+from zo_fl.engine import Engine
 from zo_fl.models.small import MLP
 from zo_fl.phase import Problem
-from zo_fl.round import Engine
 from zo_fl.types import HIGH, LOW, FederatedData
 from zo_fl.zo import directions
 

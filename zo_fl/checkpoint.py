@@ -3,6 +3,8 @@
     WORKDIR/checkpoints/rounds/ROUND    the latest two
     WORKDIR/checkpoints/pivot/ROUND     the end of the warm-up, to start other second phases from
 
+Of several processes all take part in saving and restoring, on a file system that they share.
+
 A checkpoint is a state (a tree of arrays) and a small JSON dict. It is written under a temporary
 name and renamed when it is whole, so one that was killed on the way does not exist for any reader.
 """
@@ -15,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from zo_fl import processes
 from zo_fl.errors import ConfigError
 from zo_fl.types import PyTree
 
@@ -58,11 +61,11 @@ class Checkpoints:
 
     def latest_round(self) -> int | None:
         """Returns the rounds done at the latest checkpoint, or None if there is none."""
-        return self._rounds.latest_step()
+        return processes.of_first(self._rounds.latest_step())
 
     def pivot_round(self) -> int | None:
         """Returns the rounds done at the pivot, or None if it is not saved (yet)."""
-        return self._pivot.latest_step()
+        return processes.of_first(self._pivot.latest_step())
 
     def restore(self, round_idx: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Returns ``(state, progress)`` as saved after ``round_idx`` rounds.

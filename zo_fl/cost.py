@@ -34,6 +34,7 @@ import numpy as np
 
 from zo_fl import keys, trees
 from zo_fl.data import federated
+from zo_fl.engine import Engine
 from zo_fl.phase import Phase
 from zo_fl.types import FederatedData, Group, ModelState, Params
 
@@ -179,7 +180,9 @@ def memory_formula(num_params: int, batch_size: int, floats: int) -> int:
     return 4 * (2 * num_params + batch_size * floats)
 
 
-def compile_step(phase: Phase, group: Group, params, model_state, data: FederatedData):
+def compile_step(
+    phase: Phase, group: Group, params, model_state, data: FederatedData, engine: Engine
+):
     """Returns one client's step, compiled: ``(state, batch, run_key) -> ClientResult``.
 
     Args:
@@ -188,11 +191,13 @@ def compile_step(phase: Phase, group: Group, params, model_state, data: Federate
       params: shapes, ``jax.ShapeDtypeStruct``.
       model_state: likewise.
       data: the federation; one client's batch is shaped like its clients'.
+      engine: of the devices that it is compiled for.
     """
     batch = jax.eval_shape(_first_client, data)
     key = jax.eval_shape(lambda: keys.run_key(0))
     state = jax.eval_shape(phase.algorithm.init, params, model_state)._replace(opt_state=())
-    return jax.jit(group.strategy.client_update).lower(state, batch, key).compile()
+    step = jax.jit(group.strategy.client_update, compiler_options=engine.compiler_options)
+    return step.lower(state, batch, key).compile()
 
 
 def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMemory:

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.round import AXIS
+from zo_fl import processes
+from zo_fl.engine import AXIS
 from zo_fl.task import Task
 from zo_fl.types import Array
 
@@ -47,7 +48,7 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
 
     sharding = NamedSharding(mesh, P(None, AXIS))
     return EvaluationSet(
-        *(jax.device_put(cut(np.asarray(a)), sharding) for a in (images, labels, mask))
+        *(processes.place(cut(np.asarray(a)), sharding) for a in (images, labels, mask))
     )
 
 

@@ -1,6 +1,6 @@
 """From a config to the objects of an experiment; nothing is computed or written yet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import algorithms, keys, models, task
+from zo_fl import algorithms, keys, models, processes, task
 from zo_fl.data import federated
+from zo_fl.engine import AXIS, Engine
 from zo_fl.errors import ConfigError
 from zo_fl.phase import Phase, Problem
-from zo_fl.round import AXIS, Engine
 from zo_fl.types import Array, FederatedData
 
 
@@ -23,8 +23,8 @@ class Experiment(NamedTuple):
       federation: data set, clients and validation examples, on the host.
       task: model and loss.
       phases: what to run, in order.
-      data: the federation's arrays on the devices, replicated.
-      mesh: devices along ``"clients"``.
+      data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
+      engine: how clients are laid out on the devices.
       run_key: ``key[]``, root of all randomness but the partition's.
     """
 
@@ -32,8 +32,13 @@ class Experiment(NamedTuple):
     task: task.Task
     phases: tuple[Phase, ...]
     data: FederatedData
-    mesh: Mesh
+    engine: Engine
     run_key: Array
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices, along ``"clients"``."""
+        return self.engine.mesh
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
@@ -68,8 +73,12 @@ def assemble(
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
-    data = jax.device_put(federation.clients, NamedSharding(engine.mesh, P()))
-    return Experiment(federation, learning, phases, data, engine.mesh, keys.run_key(config["seed"]))
+    data = federation.clients
+    if engine.streamed:
+        _check_streamed(phases)
+    else:
+        data = processes.place(data, NamedSharding(engine.mesh, P()))
+    return Experiment(federation, learning, phases, data, engine, keys.run_key(config["seed"]))
 
 
 def make_engine(run: Mapping[str, Any]) -> Engine:
@@ -84,7 +93,7 @@ def make_engine(run: Mapping[str, Any]) -> Engine:
             raise ConfigError(
                 f"{field} is {run[field]}; it must be >= {least}; change config.run.{field}"
             )
-    return Engine(mesh, run["clients_per_vmap"], run["unroll"])
+    return Engine(mesh, run["clients_per_vmap"], run["unroll"], is_streamed(run["data"]))
 
 
 def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
@@ -113,5 +122,32 @@ def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
             f"{num_devices} devices asked for, allowed: 0 (all) to {len(devices)}; "
             "change config.run.num_devices"
         )
+    if processes.several() and num_devices not in (0, len(devices)):
+        raise ConfigError(
+            f"{num_devices} devices asked for, several processes use all {len(devices)}; "
+            "set config.run.num_devices to 0"
+        )
     chosen = np.array(devices[: num_devices or len(devices)])
     return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def is_streamed(data: str) -> bool:
+    """Returns whether training images stay on the host; ``data`` is ``config.run.data``.
+
+    Raises:
+      ConfigError: it is none of ``"auto"``, ``"device"`` and ``"stream"``.
+    """
+    if data not in ("auto", "device", "stream"):
+        raise ConfigError(
+            f"unknown data {data!r}; allowed: auto, device, stream; change config.run.data"
+        )
+    return data == "stream" or (data == "auto" and processes.several())
+
+
+def _check_streamed(phases: Sequence[Phase]) -> None:
+    for phase in phases:
+        if phase.num_rounds and phase.needs_all_data:
+            raise ConfigError(
+                f"phase {phase.name} pools statistics over all training data, which are streamed; "
+                "set config.run.data to 'device'"
+            )

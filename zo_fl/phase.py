@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 from zo_fl.data import sampling
+from zo_fl.engine import Engine
 from zo_fl.errors import ConfigError
-from zo_fl.round import Engine, make_algorithm
+from zo_fl.round import make_algorithm
 from zo_fl.task import Task
 from zo_fl.types import (
     HIGH,
@@ -49,7 +50,7 @@ class Problem(NamedTuple):
     engine: Engine
 
 
-def as_trained(state: ServerState, data: FederatedData) -> tuple[Params, ModelState]:
+def as_trained(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
     """Returns the model that is evaluated: the state's own."""
     del data
     return state.params, state.model_state
@@ -67,6 +68,7 @@ class Phase(NamedTuple):
       algorithm: the three as a federated algorithm: what a round does.
       evaluated: ``(state, data) -> (params, model_state)``: the model that the phase has arrived
         at: it is evaluated, and the next phase starts from it.
+      needs_all_data: whether ``evaluated`` looks at the data. If not, it may get None for them.
     """
 
     name: str
@@ -75,7 +77,8 @@ class Phase(NamedTuple):
     aggregation: Aggregation
     server_optimizer: optax.GradientTransformation
     algorithm: FederatedAlgorithm
-    evaluated: Callable[[ServerState, FederatedData], tuple[Params, ModelState]] = as_trained
+    evaluated: Callable[..., tuple[Params, ModelState]] = as_trained
+    needs_all_data: bool = False
 
     @property
     def cohort_size(self) -> int:
@@ -95,7 +98,8 @@ def make_phase(
     groups: Sequence[Group],
     server_optimizer: optax.GradientTransformation,
     aggregation: Aggregation = Aggregation(),  # noqa: B008  # immutable
-    evaluated: Callable[[ServerState, FederatedData], tuple[Params, ModelState]] = as_trained,
+    evaluated: Callable[..., tuple[Params, ModelState]] = as_trained,
+    needs_all_data: bool = False,
 ) -> Phase:
     """Returns a phase; the arguments are its attributes.
 
@@ -109,7 +113,14 @@ def make_phase(
         )
     algorithm = make_algorithm(groups, aggregation, server_optimizer, problem.engine)
     return Phase(
-        name, num_rounds, tuple(groups), aggregation, server_optimizer, algorithm, evaluated
+        name,
+        num_rounds,
+        tuple(groups),
+        aggregation,
+        server_optimizer,
+        algorithm,
+        evaluated,
+        needs_all_data,
     )
 
 

@@ -49,6 +49,7 @@ def provenance() -> dict[str, Any]:
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
             "count": len(devices),
+            "processes": jax.process_count(),
         },
         "numerics": {
             "prng_implementation": keys.IMPLEMENTATION,

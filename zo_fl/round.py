@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from zo_fl import keys, trees
 from zo_fl.data import federated
+from zo_fl.engine import AXIS, Engine
 from zo_fl.types import (
     Aggregation,
     Array,
@@ -35,46 +35,6 @@ from zo_fl.types import (
     RoundRecord,
     ServerState,
 )
-
-AXIS = "clients"
-EXAMPLES_AT_ONCE = 1024  # of all clients together, where they share the weights
-
-
-class Engine(NamedTuple):
-    """How clients are laid out on the hardware; changes speed and memory, never the result.
-
-    Attributes:
-      mesh: devices along the one axis ``"clients"``.
-      clients_per_vmap: clients evaluated at once on a device; 0 = the measured best, which is one,
-        or, where all clients evaluate the same weights, as many as have ``EXAMPLES_AT_ONCE``:
-        ``vmap`` then makes one batch of theirs, where weights of their own would make grouped
-        convolutions, and a direction is drawn once for all.
-      unroll: turns of the loop over clients that are compiled as one.
-    """
-
-    mesh: Mesh
-    clients_per_vmap: int = 0
-    unroll: int = 1
-
-    def chunk_size(self, strategy: ClientStrategy, cohort_size: int, examples: int) -> int:
-        """Returns how many clients of ``examples`` each a device evaluates at once."""
-        share = -(-cohort_size // self.mesh.size)
-        if self.clients_per_vmap:
-            return min(self.clients_per_vmap, share)
-        if not strategy.one_model:
-            return 1
-        chunks = -(-share // max(1, EXAMPLES_AT_ONCE // examples))
-        return -(-share // chunks)  # of equal size: the fewest padding clients
-
-    def pad(self, cohort: Cohort, chunk_size: int) -> Cohort:
-        """Returns the cohort with invalid clients after it, so that every device has whole chunks.
-
-        Args:
-          cohort: any.
-          chunk_size: clients that a device evaluates at once.
-        """
-        padding = -cohort.client_ids.shape[0] % (self.mesh.size * chunk_size)
-        return Cohort(jnp.pad(cohort.client_ids, (0, padding)), jnp.pad(cohort.valid, (0, padding)))
 
 
 class _Sums(NamedTuple):
@@ -127,12 +87,10 @@ def make_algorithm(
         examples = data.client_indices.shape[1]
         cohorts, outcomes = [], []
         for group in groups:
-            cohort = group.sample_cohort(round_key)
-            size = engine.chunk_size(group.strategy, cohort.client_ids.shape[0], examples)
-            cohorts.append(engine.pad(cohort, size))
-            outcomes.append(
-                _run_cohort(group.strategy, engine, size, state, data, cohorts[-1], run_key)
-            )
+            drawn = group.sample_cohort(round_key)
+            cohort, size = engine.lay_out(group.strategy, drawn, examples)
+            cohorts.append(cohort)
+            outcomes.append(_run_cohort(group.strategy, engine, size, state, data, cohort, run_key))
         sums = [outcome for outcome, _, _ in outcomes]
         records = tuple(
             RoundRecord(cohort, messages, weights)
@@ -223,7 +181,7 @@ def _run_cohort(strategy, engine: Engine, chunk_size, state: ServerState, data, 
     mapped = jax.shard_map(
         on_device,
         mesh=engine.mesh,
-        in_specs=(P(), P(), P(AXIS), P()),
+        in_specs=(P(), engine.data_spec, P(AXIS), P()),
         out_specs=P(),
         # The outputs are equal on all devices by the collectives above; the checker does not know
         # all_gather to be replicating.

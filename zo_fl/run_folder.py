@@ -1,4 +1,7 @@
-"""A run's folder while the run goes on: metrics, checkpoints, what a resumed run cannot redo."""
+"""A run's folder while the run goes on: metrics, checkpoints, what a resumed run cannot redo.
+
+Of several processes all save their part of a checkpoint, and the first writes everything else.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zo_fl import curves, warm_starts, workdir
+from zo_fl import curves, processes, warm_starts, workdir
 from zo_fl.checkpoint import Checkpoints
 from zo_fl.metrics import MetricsWriter, read_metrics
 from zo_fl.schedule import Schedule, Stretch
@@ -52,9 +55,11 @@ class RunFolder:
         done, state, self._progress = warm_starts.restore(donor, like)
         if done == self._schedule.pivot:
             self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
-        rows = read_metrics(donor / "metrics.jsonl")
-        with MetricsWriter(self.path) as writer:
-            writer.write(row for row in rows if row["round"] <= done)
+        with processes.agreed():
+            if processes.is_first():
+                rows = read_metrics(donor / "metrics.jsonl")
+                with MetricsWriter(self.path) as writer:
+                    writer.write(row for row in rows if row["round"] <= done)
         # The checkpoint last: without it nothing is adopted, and the next try starts afresh.
         self.save(state, done)
 
@@ -70,7 +75,10 @@ class RunFolder:
 
     def open(self, done: int) -> None:
         """Opens the metrics, of which rows after ``done`` rounds are dropped."""
-        self._writer, self._done = MetricsWriter(self.path, resume_after=done), done
+        self._done = done
+        with processes.agreed():
+            if processes.is_first():
+                self._writer = MetricsWriter(self.path, resume_after=done)
 
     def close(self) -> None:
         """Closes the metrics."""
@@ -118,8 +126,9 @@ class RunFolder:
             if best is None or row["val_accuracy"] > best:
                 progress["best_val_accuracy"] = row["val_accuracy"]
                 progress["accuracy_at_best_val"] = row["test_accuracy"]
-        assert self._writer is not None, "the folder is not open"
-        self._writer.write(rows)
+        if processes.is_first():
+            assert self._writer is not None, "the folder is not open"
+            self._writer.write(rows)
         self._done = row["round"]
 
     def finish(self, title: str) -> dict[str, Any]:
@@ -140,9 +149,11 @@ class RunFolder:
             "forward_passes": self._schedule.forward_passes(done),
             "wall_seconds": self._seconds(),
         }
-        rows = read_metrics(self.path / "metrics.jsonl")
-        curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
-        workdir.write_json(self.path / "summary.json", summary)
+        with processes.agreed():
+            if processes.is_first():
+                rows = read_metrics(self.path / "metrics.jsonl")
+                curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
+                workdir.write_json(self.path / "summary.json", summary)
         return summary
 
     def _seconds(self) -> float:

@@ -67,7 +67,16 @@ def make_schedule(phases: Sequence[Phase], params, model_state, data) -> Schedul
     return Schedule(tuple(stretches))
 
 
-def next_stop(done: int, end: int, options: Mapping[str, int]) -> int:
-    """Returns where the chunk after ``done`` ends: a full chunk, or sooner to evaluate or save."""
+def chunks(done: int, end: int, options: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Returns the ``(start, stop)`` of the chunks of rounds from ``done`` to ``end``.
+
+    Each is a full chunk, or ends sooner to evaluate or save.
+    """
     cadences = (options["eval_every"], options["checkpoint_every"])
-    return min(done + options["rounds_per_jit"], end, *((done // n + 1) * n for n in cadences))
+    cuts = []
+    while done < end:
+        full = done + options["rounds_per_jit"]
+        stop = min(full, end, *((done // n + 1) * n for n in cadences))
+        cuts.append((done, stop))
+        done = stop
+    return cuts

@@ -1,5 +1,7 @@
 """Runs an experiment: phases, chunks of rounds, evaluation, logs, checkpoints.
 
+Of several processes (``processes``) each runs all of this on its own part of the devices.
+
 All side effects of a run are here, in ``run_folder`` and in ``experiments``. A chunk of rounds is
 one jitted program whose length is an argument, so that each phase compiles once whatever the
 cadence of evaluation. What a chunk leaves behind depends on the round alone, not on where a run was
@@ -10,6 +12,7 @@ states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
 """
 
 import functools
+import itertools
 import signal
 import threading
 import time
@@ -24,15 +27,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import evaluate, experiment, keys, warm_starts, workdir
+from zo_fl import evaluate, experiment, keys, processes, streaming, warm_starts, workdir
 from zo_fl.data import summary as label_summary
 from zo_fl.errors import ConfigError
 from zo_fl.experiment import Experiment
 from zo_fl.progress import Progress
 from zo_fl.provenance import provenance
 from zo_fl.run_folder import RunFolder
-from zo_fl.schedule import Stretch, make_schedule, next_stop
-from zo_fl.types import FederatedAlgorithm, PyTree, ServerState
+from zo_fl.schedule import Stretch, chunks, make_schedule
+from zo_fl.types import FederatedAlgorithm, FederatedData, PyTree, ServerState
 
 _CADENCES = ("rounds_per_jit", "eval_every", "eval_batch_size", "checkpoint_every")
 
@@ -99,23 +102,23 @@ def run_seeds(
 
 def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, quiet: bool):
     """Returns the summaries of runs that differ in their seed alone."""
-    for config, path in zip(configs, paths, strict=True):
-        workdir.check(path, config)
+    processes.check_same([configs, str(donor)], "configs or warm starts")
+    with processes.agreed():
+        for config, path in zip(configs, paths, strict=True):
+            workdir.check(path, config)
     finished = [workdir.read_json(path / "summary.json") for path in paths]
-    if all(finished):
+    if not processes.any_of(not all(finished)):
         return finished
     began = time.perf_counter()
-    config = configs[0]
-    for field in _CADENCES:
-        if config["run"][field] < 1:
-            raise ConfigError(
-                f"{field} is {config['run'][field]}; it must be >= 1; change config.run.{field}"
-            )
-    if donor is not None:
-        warm_starts.check(config, donor)
-    built = experiment.build(config)
-    for one, path in zip(configs, paths, strict=True):
-        workdir.create(path, one, provenance(), built.federation.summary)
+    with processes.agreed():
+        built = _build(configs, donor)
+        if processes.is_first():
+            for config, path in zip(configs, paths, strict=True):
+                workdir.create(path, config, provenance(), built.federation.summary)
+    with processes.agreed():
+        for path in paths:
+            workdir.wait_until_seen(path)
+    quiet = quiet or not processes.is_first()
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with _deferred_signals() as interrupted:
@@ -128,8 +131,30 @@ def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, 
         ]
 
 
+def _build(configs: Sequence[Mapping], donor: Path | None) -> Experiment:
+    """Returns the experiment of runs that differ in their seed alone, all of it checked."""
+    config = configs[0]
+    for field in _CADENCES:
+        if config["run"][field] < 1:
+            raise ConfigError(
+                f"{field} is {config['run'][field]}; it must be >= 1; change config.run.{field}"
+            )
+    if donor is not None:
+        warm_starts.check(config, donor)
+    built = experiment.build(config)
+    if built.engine.streamed and len(configs) > 1:
+        raise ConfigError(
+            "the seeds of --vmap_seeds draw different cohorts, so their data cannot be streamed; "
+            "set config.run.data to 'device', or leave out --vmap_seeds"
+        )
+    return built
+
+
 def make_chunk(
-    algorithm: FederatedAlgorithm, capacity: int, over_seeds: bool = False
+    algorithm: FederatedAlgorithm,
+    capacity: int,
+    over_seeds: bool = False,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
 
@@ -137,6 +162,7 @@ def make_chunk(
       algorithm: what a round does.
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
       over_seeds: states, keys and metrics have a leading axis of seeds; the data are shared.
+      compiler_options: see ``jax.jit``; an engine has those of its devices.
 
     The state is donated. The number of rounds is an argument: one program serves every chunk.
     """
@@ -153,7 +179,7 @@ def make_chunk(
         return jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
 
     mapped = jax.vmap(run_chunk, in_axes=(0, None, 0, None)) if over_seeds else run_chunk
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
 
 
 class _Trainer:
@@ -168,12 +194,17 @@ class _Trainer:
         self.options = configs[0]["run"]
         self.over_seeds = len(configs) > 1
         self.replicated = NamedSharding(built.mesh, P())
-        seeds = [keys.run_key(config["seed"]) for config in configs]
-        self.run_key = jnp.stack(seeds) if self.over_seeds else seeds[0]
+
+        def run_keys():
+            seeds = [keys.run_key(config["seed"]) for config in configs]
+            return jnp.stack(seeds) if self.over_seeds else seeds[0]
+
+        # Made under jit: of several processes, none can send an array to another's devices.
+        self.run_key = jax.jit(run_keys, out_shardings=self.replicated)()
         init = self._lift(lambda key: built.task.init(keys.stream(key, "init")))
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
-        params, model_state = jax.eval_shape(built.task.init, seeds[0])
-        self.schedule = make_schedule(built.phases, params, model_state, built.data)
+        params, model_state = jax.eval_shape(built.task.init, built.run_key)
+        self.schedule = make_schedule(built.phases, params, model_state, built.federation.clients)
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
         self.models = {
             stretch.start: jax.jit(self._lift(stretch.phase.evaluated, (0, None)))
@@ -206,32 +237,46 @@ class _Trainer:
                 if done >= stretch.end or not self._alive():
                     continue
                 for done, state in self._rounds(stretch, state, done):  # noqa: B020
-                    if self.interrupted() and self._alive():
+                    if processes.any_of(self.interrupted()) and self._alive():
                         self._save(state, done)
                         raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
 
     def _rounds(self, stretch: Stretch, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
-        program = self._compile(stretch, state)
-        while done < stretch.end and self._alive():
-            stop = next_stop(done, stretch.end, self.options)
+        cuts = chunks(done, stretch.end, self.options)
+        feed = self._feed(stretch, cuts)
+        data = next(feed)
+        program = self._compile(stretch, state, data)
+        for start, stop in cuts:
             began = time.perf_counter()
-            state, metrics = program(state, self.built.data, self.run_key, jnp.int32(stop - done))
+            state, metrics = program(state, data, self.run_key, np.int32(stop - start))
+            data = next(feed, data)  # the next chunk's, while the devices compute this one
             metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - began
-            self._log(stretch, state, done, stop, metrics, seconds)
-            done = stop
+            self._log(stretch, state, start, stop, metrics, seconds)
             if self._alive() and (
-                done % self.options["checkpoint_every"] == 0 or done == stretch.end
+                stop % self.options["checkpoint_every"] == 0 or stop == stretch.end
             ):
-                self._save(state, done)
-            yield done, state
+                self._save(state, stop)
+            yield stop, state
+            if not self._alive():
+                return
 
-    def _compile(self, stretch: Stretch, state: ServerState):
+    def _feed(self, stretch: Stretch, cuts: Sequence[tuple[int, int]]) -> Iterator[FederatedData]:
+        """Yields the data of each chunk of a phase."""
+        if not self.built.engine.streamed:
+            return itertools.repeat(self.built.data)
+        built = self.built
+        return streaming.stream(
+            built.federation.clients, stretch.phase.groups, built.engine, built.run_key, cuts
+        )
+
+    def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         began = time.perf_counter()
         capacity = self.options["rounds_per_jit"]
-        chunk = make_chunk(stretch.phase.algorithm, capacity, self.over_seeds)
-        program = chunk.lower(state, self.built.data, self.run_key, jnp.int32(1)).compile()
+        options = self.built.engine.compiler_options
+        chunk = make_chunk(stretch.phase.algorithm, capacity, self.over_seeds, options)
+        program = chunk.lower(state, data, self.run_key, np.int32(1)).compile()
         seconds = time.perf_counter() - began
         self.bar.message(f"{stretch.phase.name}: compiled in {seconds:.1f} s")
         return program
@@ -258,7 +303,8 @@ class _Trainer:
 
     def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and statistics that a phase has arrived at."""
-        return self.models[stretch.start](state, self.built.data)
+        data = None if self.built.engine.streamed else self.built.data
+        return self.models[stretch.start](state, data)
 
     def _alive(self) -> list[RunFolder]:
         """Returns the runs that have not diverged."""
@@ -271,8 +317,8 @@ class _Trainer:
 
     def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
-        fresh = self._lift(stretch.phase.algorithm.init, (0, 0, None))(params, model_state, done)
-        return jax.device_put(fresh, self.replicated)
+        init = self._lift(stretch.phase.algorithm.init, (0, 0, None))
+        return jax.jit(init, out_shardings=self.replicated)(params, model_state, np.int32(done))
 
     def _save(self, state: ServerState, done: int) -> None:
         for i, folder in enumerate(self.folders):

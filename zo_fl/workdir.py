@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ def create(
         raise ConfigError(
             f"cannot write to the folder {path} ({error.strerror}); change --workdir"
         ) from None
+
+
+def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
+    """Waits for what another process has created: a network file system may show it late.
+
+    Raises:
+      ConfigError: it does not show.
+    """
+    deadline = time.monotonic() + seconds
+    while not (path / "config.json").exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"the first process made {path.absolute()} and it is not seen here; all "
+                "processes must share its file system; change --workdir"
+            )
+        time.sleep(0.1)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,7 +44,8 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     (phase,) = built.phases
     state = jax.jit(lambda key: phase.algorithm.init(*built.task.init(key)))(built.run_key)
     began = time.perf_counter()
-    chunk = train.make_chunk(phase.algorithm, workload.rounds)
+    options = built.engine.compiler_options
+    chunk = train.make_chunk(phase.algorithm, workload.rounds, compiler_options=options)
     program = chunk.lower(state, built.data, built.run_key, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - began
     forward = _forward_pass(workload, built, config, state)

@@ -39,7 +39,7 @@ class Workload(NamedTuple):
     name: str
     title: str
     algorithm: str
-    model: dict[str, str]
+    model: dict[str, Any]
     clients: int
     images: int
     changes: dict[str, Any]
@@ -124,7 +124,7 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
     Raises:
       ConfigError: bad changes.
     """
-    config = base.get_config()
+    config: Any = base.get_config()
     config.algorithm = workload.algorithm
     config.model.update(workload.model)
     block = {"fedavg": "warmup", "zo": "zo"}[workload.algorithm]
@@ -155,12 +155,12 @@ def _random_federation(workload: Workload) -> Federation:
     return Federation(dataset, clients, val_indices=np.zeros(0, np.int64), summary={})
 
 
-def forward_flops(model: dict[str, str]) -> int:
+def forward_flops(model: Mapping[str, Any]) -> int:
     """Returns floating-point operations of one image's forward pass, in convolutions and products.
 
     Two an entry of a kernel and output position, padded zeros included, as is usual.
     """
-    module = models.create(**{**model, "conv": "xla"}, num_classes=NUM_CLASSES)
+    module = models.create(**model, conv="xla", num_classes=NUM_CLASSES)
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
     program = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, image)

@@ -150,9 +150,16 @@ def phase(
         )
     )
     aggregation = Aggregation(finalize=mean_over_holders(strategies))
-    evaluated = static_statistics(problem) if problem.task.has_statistics else as_trained
+    pools = problem.task.has_statistics
     return make_phase(
-        problem, "heterofl", num_rounds, groups, optax.sgd(1.0), aggregation, evaluated
+        problem,
+        "heterofl",
+        num_rounds,
+        groups,
+        optax.sgd(1.0),
+        aggregation,
+        static_statistics(problem) if pools else as_trained,
+        needs_all_data=pools,
     )
 
 
