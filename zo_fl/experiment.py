@@ -52,17 +52,28 @@ def build(config: Mapping[str, Any]) -> Experiment:
 
 
 def assemble(
-    config: Mapping[str, Any], federation: federated.Federation, engine: Engine
+    config: Mapping[str, Any],
+    federation: federated.Federation,
+    engine: Engine,
+    width: float = 1.0,
 ) -> Experiment:
     """Returns the experiment of a config on a federation that need not be the config's own.
+
+    Args:
+      config: resolved.
+      federation: data, and who holds them.
+      engine: how clients are laid out on the devices.
+      width: share of the channels that the config's model has here.
 
     Raises:
       ConfigError: whatever is wrong with the config, before anything is traced.
     """
     dataset = federation.dataset
 
-    def make_task(width: float) -> task.Task:
-        module = models.create(**config["model"], num_classes=dataset.num_classes, width=width)
+    def make_task(share: float) -> task.Task:
+        module = models.create(
+            **config["model"], num_classes=dataset.num_classes, width=width * share
+        )
         image_shape = dataset.train_images.shape[1:]
         return task.classification(module, image_shape, dataset.mean, dataset.std)
 

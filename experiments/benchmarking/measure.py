@@ -7,12 +7,13 @@ timed is the trainer's: a chunk of rounds, its state donated, its metrics fetche
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import numpy as np
 
 from experiments.benchmarking import workloads
 from experiments.benchmarking.workloads import Workload
-from zo_fl import provenance, train
+from zo_fl import provenance, streaming, train
+from zo_fl.experiment import Experiment
 from zo_fl.metrics import MetricsWriter
+from zo_fl.types import FederatedData
 
 
 def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,10 +46,12 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     built, config = workloads.set_up(workload, changes)
     (phase,) = built.phases
     state = jax.jit(lambda key: phase.algorithm.init(*built.task.init(key)))(built.run_key)
+    feed = _feed(built, workload.rounds, rounds + 1)
+    data = next(feed)
     began = time.perf_counter()
     options = built.engine.compiler_options
     chunk = train.make_chunk(phase.algorithm, workload.rounds, compiler_options=options)
-    program = chunk.lower(state, built.data, built.run_key, jnp.int32(1)).compile()
+    program = chunk.lower(state, data, built.run_key, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - began
     forward = _forward_pass(workload, built, config, state)
     analysis: Any = program.memory_analysis()
@@ -55,8 +60,8 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
         for turn in range(rounds + 1):
             forward_seconds.append(_seconds_of(forward) * phase.forward_passes / workload.images)
             start = time.perf_counter()
-            arguments = built.data, built.run_key, jnp.int32(workload.rounds)
-            state, metrics = program(state, *arguments)
+            state, metrics = program(state, data, built.run_key, jnp.int32(workload.rounds))
+            data = next(feed, data)
             dispatched = time.perf_counter()
             jax.block_until_ready((state, metrics))
             ready = time.perf_counter()
@@ -80,11 +85,22 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
         "flops": flops,
         "forward_seconds": forward_seconds[1:] if forward_only else None,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "temporary_bytes": analysis.temp_size_in_bytes,
+        "argument_bytes": analysis.argument_size_in_bytes,
         "peak_device_bytes": memory.get("peak_bytes_in_use"),
         "compile_seconds": compile_seconds,
         "host_seconds": host_seconds[1:],
     }
+
+
+def _feed(built: Experiment, rounds: int, chunks: int) -> Iterator[FederatedData]:
+    """Returns the data of each chunk of rounds."""
+    if not built.engine.streamed:
+        return itertools.repeat(built.data)
+    cuts = [(i * rounds, (i + 1) * rounds) for i in range(chunks)]
+    groups = built.phases[0].groups
+    return streaming.stream(built.data, groups, built.engine, built.run_key, cuts)
 
 
 def _forward_pass(workload: Workload, built, config, state):
@@ -92,7 +108,7 @@ def _forward_pass(workload: Workload, built, config, state):
     block = config["zo" if workload.algorithm == "zo" else "warmup"]
     batch_statistics = block.get("bn_policy") in ("batch", "batch_sync")
     examples = jax.tree.map(
-        lambda leaf: leaf[: workload.images], (built.data.images, built.data.labels)
+        lambda leaf: jnp.asarray(leaf[: workload.images]), (built.data.images, built.data.labels)
     )
     mask = jnp.ones(workload.images, bool)
 

@@ -34,6 +34,7 @@ class Workload(NamedTuple):
       images: of each client.
       changes: of the algorithm's config block.
       rounds: a dispatch, as ``config.run.rounds_per_jit``.
+      width: share of the model's channels.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Workload(NamedTuple):
     images: int
     changes: dict[str, Any]
     rounds: int = 1
+    width: float = 1.0
 
 
 _CNN = {"name": "cnn_large", "norm": "none"}
@@ -133,7 +135,8 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
     config.update_from_flattened_dict(changes)
     resolved = config.to_dict()
     engine = experiment.make_engine(resolved["run"])
-    return experiment.assemble(resolved, _random_federation(workload), engine), resolved
+    federation = _random_federation(workload)
+    return experiment.assemble(resolved, federation, engine, workload.width), resolved
 
 
 def _random_federation(workload: Workload) -> Federation:
