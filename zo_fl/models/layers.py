@@ -34,6 +34,8 @@ class Conv(nn.Module):
       kernel_size: height and width of the window.
       stride: step along both axes.
       padding: ``"SAME"``, ``"VALID"``, or zeros on each side (PyTorch's convention).
+      pool: maxima of 2x2 windows are taken before the bias is added: the same numbers, a quarter of
+        the work.
       use_bias: False before a norm, where a bias has no gradient but rounding noise, which Adam
         turns into differences.
       implementation: one of ``conv.IMPLEMENTATIONS``.
@@ -44,6 +46,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: str | int = "SAME"
+    pool: bool = False
     use_bias: bool = False
     implementation: str = "auto"
     kernel_init: nn.initializers.Initializer = torch_uniform
@@ -54,6 +57,8 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         y = conv2d(x, kernel.astype(x.dtype), self.stride, self.padding, self.implementation)
+        if self.pool:
+            y = max_pool(y)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + _per_channel(bias).astype(x.dtype)
@@ -223,15 +228,36 @@ def rescale(x: Array, *, train: bool, width: float) -> Array:
     return x / width if train and width != 1.0 else x
 
 
+@jax.custom_vjp
 def max_pool(x: Array) -> Array:
     """Returns the maxima of 2x2 windows, ``f32[n, H, W, c] -> f32[n, H // 2, W // 2, c]``.
 
-    Not ``reduce_window``, whose gradient is a slow ``select-and-scatter`` on a CPU. Entries that
-    tie for a maximum share its gradient.
+    Entries that tie for a maximum share its gradient. It is written out below, because that of
+    ``reduce_window`` is a slow ``select-and-scatter`` on a CPU; there the forward pass is fused
+    with the convolution before it.
     """
-    rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    windows = x[:, :rows, :columns].reshape(x.shape[0], rows // 2, 2, columns // 2, 2, x.shape[3])
-    return windows.max((2, 4))
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+def _max_pool_fwd(x):
+    maxima = max_pool(x)
+    return maxima, (x, maxima)
+
+
+def _max_pool_bwd(residuals, cotangent):
+    x, maxima = residuals
+    n, rows, columns, channels = maxima.shape
+    windows = x[:, : 2 * rows, : 2 * columns].reshape(n, rows, 2, columns, 2, channels)
+    is_largest = windows == maxima[:, :, None, :, None]
+    share = cotangent / is_largest.sum((2, 4), dtype=x.dtype)
+    spread = jnp.where(is_largest, share[:, :, None, :, None], 0)
+    spread = spread.reshape(n, 2 * rows, 2 * columns, channels)
+    left_out = [(0, 0), (0, x.shape[1] - 2 * rows), (0, x.shape[2] - 2 * columns), (0, 0)]
+    return (jnp.pad(spread, left_out),)
+
+
+max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def mean_pool(x: Array) -> Array:
