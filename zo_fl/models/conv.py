@@ -27,7 +27,7 @@ from zo_fl.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "fast_grad", "patches")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CHUNK_BYTES = 3 * 2**19  # of images and cotangents: 5 of 50 for the benchmark CNN
+_CHUNK_BYTES = 2 * 2**20  # of images and cotangents: they stay in the cache
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 

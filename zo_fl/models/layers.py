@@ -61,8 +61,32 @@ class Conv(nn.Module):
             y = max_pool(y)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + _per_channel(bias).astype(x.dtype)
+            y = _add_bias(y, bias.astype(x.dtype))
         return y
+
+
+@jax.custom_vjp
+def _add_bias(x: Array, bias: Array) -> Array:
+    """Returns ``x: f32[n, H, W, c]`` plus ``bias: f32[c]``.
+
+    The gradient by the bias is a product with ones, because XLA:CPU makes a tree of a long sum: 0.3
+    against 2.6 ms for 50 images of 30x30x32.
+    """
+    return x + _per_channel(bias)
+
+
+def _add_bias_fwd(x, bias):
+    return _add_bias(x, bias), None
+
+
+def _add_bias_bwd(residuals, cotangent):
+    del residuals
+    rows = widen(cotangent).reshape(-1, cotangent.shape[-1])
+    total = jnp.matmul(jnp.ones(rows.shape[0], rows.dtype), rows, precision="highest")
+    return cotangent, total.astype(cotangent.dtype)
+
+
+_add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
 
 
 class Dense(nn.Module):
