@@ -7,6 +7,7 @@ timed is the trainer's: a chunk of rounds, its state donated, its metrics fetche
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -114,7 +115,7 @@ def _forward_pass(workload: Workload, built, config, state):
 
     task = built.task.with_precision(block["precision"], "precision")
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=built.engine.compiler_options)
     def losses(params, model_state, images, labels):
         return task.losses(params, model_state, images, labels, mask, batch_statistics)[0]
 

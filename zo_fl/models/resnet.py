@@ -11,6 +11,7 @@ import functools
 import math
 
 import flax.linen as nn
+import jax
 
 from zo_fl.models.layers import Conv, Head, mean_pool, normalize
 from zo_fl.types import Array
@@ -50,7 +51,8 @@ class BasicBlock(nn.Module):
         y = norm("norm2", conv("conv2", y, 3, 1))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = norm("shortcut_norm", conv("shortcut", x, 1, self.stride))
-        return nn.relu(x + y)
+        # A barrier, or XLA adds up the blocks anew, from the first one on, for every use of the sum.
+        return jax.lax.optimization_barrier(nn.relu(x + y))
 
 
 class PreactBlock(nn.Module):
@@ -75,7 +77,7 @@ class PreactBlock(nn.Module):
             x = conv("shortcut", y, 1, self.stride)
         y = conv("conv1", y, 3, self.stride)
         y = nn.relu(norm("norm2", y))
-        return x + conv("conv2", y, 3, 1)
+        return jax.lax.optimization_barrier(x + conv("conv2", y, 3, 1))
 
 
 class ResNet18(nn.Module):

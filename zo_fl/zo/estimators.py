@@ -95,7 +95,7 @@ def two_point(add_direction: AddDirection, *, eps: float, num_directions: int) -
         # weights exists at once, and the model is compiled once.
         def one_pass(item):
             key, sign = item
-            return losses(add_direction(params, key, sign * eps))
+            return losses(_moved(add_direction, params, key, sign * eps))
 
         signs = jnp.tile(jnp.array([1.0, -1.0]), num_directions)
         passes = jax.lax.map(one_pass, (jnp.repeat(keys, 2, axis=0), signs))
@@ -123,7 +123,7 @@ def forward(add_direction: AddDirection, *, eps: float, num_directions: int) -> 
         scales = jnp.concatenate([jnp.zeros(1), jnp.full(num_directions, eps)])
         keys = jnp.concatenate([keys[:1], keys])
         passes = jax.lax.map(
-            lambda item: losses(add_direction(params, item[0], item[1])), (keys, scales)
+            lambda item: losses(_moved(add_direction, params, item[0], item[1])), (keys, scales)
         )
         scalars = jax.vmap(_mean, in_axes=(0, None))(passes[1:] - passes[:1], weights)
         return Estimate(scalars, _mean(passes[0], weights))
@@ -159,6 +159,15 @@ def combine(add_direction: AddDirection, coefficients: Array, keys: Array, start
         return add_direction(total, key, coefficient), None
 
     return jax.lax.scan(add, start, (keys, coefficients))[0]
+
+
+def _moved(add_direction: AddDirection, params: Params, key: Array, scale: Array) -> Params:
+    """Returns ``params + scale * z(key)``, computed once and for all.
+
+    Without the barrier XLA fuses the drawing of a norm's scales and biases into every use of them,
+    once for each activation: 20 ms instead of 2 for a layer of ResNet18 on a CPU.
+    """
+    return jax.lax.optimization_barrier(add_direction(params, key, scale))
 
 
 def _mean(values: Array, weights: Array) -> Array:
