@@ -8,8 +8,10 @@ implementations, so that another process's load meets all alike; compare medians
 of two. Flags of XLA and of the C library are set outside, e.g.
 ``XLA_FLAGS=--xla_cpu_enable_fast_math=true python -m experiments.bench_conv``.
 
-The last case, ``weights``, is a forward pass of the small CNN for several sets of weights at once,
-as in ``clients_per_vmap`` or directions mapped over.
+The last case, ``weights``, is the small CNN for several sets of weights: ``vmap`` (grouped
+convolutions, or with patches batched products), a loop (``lax.map``), or one after the other
+(unrolled); forward passes of the same and of different images, and gradients. It is what
+``config.run.clients_per_vmap`` and ``config.run.unroll`` choose between.
 """
 
 import argparse
@@ -23,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zo_fl import experiment
+from zo_fl.engine import Engine
 from zo_fl.models import create
 from zo_fl.types import Array, PyTree
 
@@ -81,8 +85,8 @@ def _setup(case: Case, implementation: str) -> tuple[Callable, Callable, PyTree,
 def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]]:
     """Returns what is timed, each taking ``case.steps`` steps a call."""
     forward, step, variables, images, labels = _setup(case, implementation)
-    forward, single = jax.jit(forward), jax.jit(step)
-    scanned = jax.jit(functools.partial(jax.lax.scan, step))
+    forward, single = _jit(forward), _jit(step)
+    scanned = _jit(functools.partial(jax.lax.scan, step))
 
     def alone():
         current = variables
@@ -97,31 +101,49 @@ def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]
     }
 
 
-def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:
-    """Returns forward passes for ``WEIGHT_SETS`` sets of weights, by how and of which images."""
+def _jit(function: Callable) -> Callable:
+    """Returns the function compiled as rounds are."""
+    return jax.jit(function, compiler_options=Engine(experiment.make_mesh()).compiler_options)
 
-    def program(implementation, mapped, own_images):
-        forward, _, variables, images, _ = _setup(case, implementation)
+
+def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:
+    """Returns passes for ``WEIGHT_SETS`` sets of weights, by how and of which images."""
+
+    def program(implementation, mapped, own_images, train):
+        forward, step, variables, images, labels = _setup(case, implementation)
         stacked = jax.tree.map(
             lambda v: jnp.stack([v * (1 + i / 10) for i in range(WEIGHT_SETS)]), variables
         )
-        own, shared = images[:WEIGHT_SETS], images[0]
+        x, y = images[:WEIGHT_SETS], labels[:WEIGHT_SETS]
+        if train:
+            run = _jit(lambda v, *batch: mapped(lambda args: step(args[0], args[1:]), (v, *batch)))
+            return lambda: run(stacked, x, y)
         if own_images:
-            run = jax.jit(lambda v, x: mapped(lambda pair: forward(*pair), (v, x)))
-            return lambda: run(stacked, own)
-        run = jax.jit(lambda v, x: mapped(lambda v: forward(v, x), v))
-        return lambda: run(stacked, shared)
+            run = _jit(lambda v, x: mapped(lambda pair: forward(*pair), (v, x)))
+            return lambda: run(stacked, x)
+        run = _jit(lambda v, x: mapped(lambda v: forward(v, x), v))
+        return lambda: run(stacked, images[0])
 
     def vmap(function, stacked):
         return jax.vmap(function)(stacked)
 
-    ways = {"vmap": vmap, "lax.map": jax.lax.map}
-    columns = {"same images": False, "own images": True}
+    def unrolled(function, stacked):
+        each = [
+            function(jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(WEIGHT_SETS)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+    ways = {"vmap": vmap, "a loop": jax.lax.map, "unrolled": unrolled}
+    columns = {
+        "forward, same images": (False, False),
+        "forward, own images": (True, False),
+        "SGD step": (True, True),
+    }
     return {
-        (f"{way}, {implementation}", column): program(implementation, mapped, own_images)
+        (f"{way}, {implementation}", column): program(implementation, mapped, *which)
         for way, mapped in ways.items()
         for implementation in ("xla", "fast_grad", "patches")
-        for column, own_images in columns.items()
+        for column, which in columns.items()
     }
 
 
@@ -157,7 +179,7 @@ def main() -> None:
     for name in arguments.cases.split(","):
         if name == "weights":
             programs = _weight_set_programs(CASES["cnn"])
-            title = f"cnn, {WEIGHT_SETS} sets of weights, ms a forward pass of all"
+            title = f"cnn, {WEIGHT_SETS} sets of weights, ms for all"
             _print_table(title, _medians(programs, arguments.repeats))
             continue
         case = CASES[name]

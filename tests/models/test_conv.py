@@ -28,8 +28,8 @@ CASES = [
 def _operands(size, kernel_size, clients=None):
     keys = jax.random.split(jax.random.key(0))
     lead = () if clients is None else (clients,)
-    x = jax.random.normal(keys[0], (*lead, 2, *size, 3))
-    return x, jax.random.normal(keys[1], (*lead, kernel_size, kernel_size, 3, 4))
+    x = jax.random.normal(keys[0], (*lead, 2, *size, 5))
+    return x, jax.random.normal(keys[1], (*lead, kernel_size, kernel_size, 5, 4))
 
 
 def _value_and_gradients(implementation, stride, padding):
@@ -84,7 +84,7 @@ def test_a_kernel_gradient_summed_over_chunks_is_the_whole_one(n, monkeypatch):
     keys = jax.random.split(jax.random.key(0))
     x, kernel = jax.random.normal(keys[0], (n, 5, 5, 3)), jax.random.normal(keys[1], (3, 3, 3, 4))
     expected = jax.jit(_value_and_gradients("xla", 1, "SAME"))(x, kernel)
-    monkeypatch.setattr(conv, "_CHUNK_BYTES", 3 * 25 * 27 * 4)  # three examples' patches
+    monkeypatch.setattr(conv, "_CHUNK_BYTES", 3 * 25 * (3 + 4) * 4)  # three examples
     actual = jax.jit(_value_and_gradients("fast_grad", 1, "SAME"))(x, kernel)
     _assert_close(expected, actual)
 

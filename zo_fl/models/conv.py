@@ -3,10 +3,10 @@
 Three implementations of one function, equal up to rounding:
 
 ``xla``        ``lax.conv_general_dilated`` and XLA's own gradients. Best on GPUs and TPUs.
-``fast_grad``  the same forward pass; the gradient by the kernel is a product of patches and
-               cotangent, the gradient by the input a forward convolution. XLA:CPU compiles the
-               gradient convolutions that autodiff makes to naive loops inside ``scan``, 5 to 15
-               times slower than outside (jax issue #12868). Has no forward-mode derivative.
+``fast_grad``  the same forward pass; both gradients are written as forward convolutions, that by
+               the kernel over a few examples at a time. XLA:CPU compiles the gradient convolutions
+               that autodiff makes to naive loops inside ``scan``, 5 to 15 times slower than outside
+               (jax issue #12868). Has no forward-mode derivative.
 ``patches``    shifted slices and one matrix product. ``vmap`` over kernels (one set of weights a
                client or a direction) gives a batched matrix product, where the other two give a
                grouped convolution (jax issue #26568), at the price of ``kh * kw`` times the input's

@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
         y = norm("norm2", conv("conv2", y, 3, 1))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = norm("shortcut_norm", conv("shortcut", x, 1, self.stride))
-        # A barrier, or XLA adds up the blocks anew, from the first one on, for every use of the sum.
+        # A barrier, or XLA adds up all blocks so far anew for every use of the sum.
         return jax.lax.optimization_barrier(nn.relu(x + y))
 
 
