@@ -76,12 +76,12 @@ def main(argv: list[str]) -> int:
 
 def _table(name: str, of_all: Mapping[str, Figures]) -> Table:
     table = Table(title=f"{name}: {workloads.WORKLOADS[name].title}", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in (
-        *("s a round", "smallest, largest", "ratio", "images/s", "GFLOP/s", "inference"),
-        *("peak memory", "reserved", "compile", "host"),
+        *("s a round", "range", "ratio", "images/s", "GFLOP/s", "inference"),
+        *("memory", "reserved", "compile", "host"),
     ):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     ours = statistics.median(of_all["zo_fl"]["seconds"])
     for who, figures in of_all.items():
         table.add_row(who, *_cells(figures, ours))
@@ -94,7 +94,7 @@ def _cells(figures: Figures, ours: float) -> list[str]:
     host = figures.get("host_seconds")
     return [
         f"{seconds:.3g}",
-        f"{min(figures['seconds']):.3g}, {max(figures['seconds']):.3g}",
+        f"{min(figures['seconds']):.3g}–{max(figures['seconds']):.3g}",
         f"{seconds / ours:.2f}",
         f"{figures['images'] / seconds:,.0f}",
         f"{figures['flops'] / seconds / 1e9:,.0f}",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from zo_fl import engine
 from zo_fl.engine import EXAMPLES_AT_ONCE, Engine
 from zo_fl.experiment import make_mesh
 from zo_fl.types import ClientStrategy, Cohort
@@ -28,9 +29,9 @@ ONE_MODEL = OWN_WEIGHTS._replace(one_model=True)
 def test_every_device_gets_whole_chunks_and_every_client_a_place(
     cohort_size, devices, clients_per_vmap, examples, strategy
 ):
-    engine = Engine(make_mesh("cpu", devices), clients_per_vmap)
+    layout = Engine(make_mesh("cpu", devices), clients_per_vmap)
     ids = jnp.arange(cohort_size, dtype=jnp.int32) + 3
-    padded, size = engine.lay_out(strategy, Cohort(ids, jnp.ones(cohort_size, bool)), examples)
+    padded, size = layout.lay_out(strategy, Cohort(ids, jnp.ones(cohort_size, bool)), examples)
     assert padded.client_ids.shape[0] % (devices * size) == 0
     assert padded.client_ids.shape[0] - cohort_size < devices * size
     np.testing.assert_array_equal(padded.client_ids[:cohort_size], ids)
@@ -66,3 +67,23 @@ def test_one_batch_for_all_clients_gives_what_clients_one_by_one_give(run):
     got = after()
     chex.assert_trees_all_close(got[0].params, expected[0].params, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(got[1]["loss"], expected[1]["loss"], rtol=1e-5)
+
+
+def test_only_options_that_the_compiler_knows_are_used(monkeypatch):
+    mesh = make_mesh("cpu", 1)
+    known = {"xla_cpu_enable_fast_math": "false"}
+    monkeypatch.setattr(engine, "_COMPILER_OPTIONS", {"cpu": known | {"xla_no_such": "1"}})
+    assert Engine(mesh).compiler_options == known
+    monkeypatch.setattr(engine, "_COMPILER_OPTIONS", {"tpu": known})
+    assert Engine(mesh).compiler_options == {}
+
+
+def test_a_barrier_keeps_perturbed_weights_and_residual_sums_from_being_computed_anew():
+    built = tiny.build("zo", model__name="resnet18", model__norm="group")
+    (phase,) = built.phases
+    state = tiny.start(built, phase)
+    options = built.engine.compiler_options
+    assert len(options) == 3, "an option is gone: measure again (experiments/PERFORMANCE.md)"
+    step = jax.jit(phase.algorithm.round, compiler_options=options)
+    text = step.lower(state, built.data, built.run_key).compile().as_text()
+    assert "opt-barrier" in text

@@ -1,7 +1,9 @@
 """How clients are laid out on the hardware: what changes speed and memory, never the result."""
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -57,7 +59,8 @@ class Engine(NamedTuple):
     @property
     def compiler_options(self) -> dict[str, Any]:
         """What to compile rounds with, see ``jax.jit``."""
-        return _COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform, {})
+        options = _COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform, {})
+        return {name: value for name, value in options.items() if _is_known(name, value)}
 
     def chunk_size(self, strategy: ClientStrategy, cohort_size: int, examples: int) -> int:
         """Returns how many clients of ``examples`` each a device evaluates at once."""
@@ -84,3 +87,13 @@ class Engine(NamedTuple):
         padding = -count % (self.mesh.size * size)
         ids, valid = (jnp.pad(leaf, (0, padding)) for leaf in cohort)
         return Cohort(ids, valid), size
+
+
+@functools.cache
+def _is_known(option: str, value: str) -> bool:
+    """Returns whether this version of the compiler has an option; they come and go."""
+    try:
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

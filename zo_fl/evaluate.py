@@ -1,7 +1,7 @@
 """Evaluation: mean loss and accuracy over a fixed set of examples, as one jitted program."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +52,17 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
     )
 
 
-def make_evaluate(task: Task) -> Callable[..., dict[str, Array]]:
+def make_evaluate(
+    task: Task, compiler_options: dict[str, Any] | None = None
+) -> Callable[..., dict[str, Array]]:
     """Returns jitted ``(params, model_state, evaluation_set) -> {"loss": f32[], "accuracy":
     f32[]}``.
 
     Running statistics are used, whatever the policy of the training phase. An empty set gives NaN.
+
+    Args:
+      task: the learning problem, at the precision of the evaluation.
+      compiler_options: see ``jax.jit``; an engine has those of its devices.
     """
 
     def evaluate(params, model_state, examples: EvaluationSet):
@@ -71,4 +77,4 @@ def make_evaluate(task: Task) -> Callable[..., dict[str, Array]]:
         loss, accuracy = totals / jnp.sum(examples.mask)
         return {"loss": loss, "accuracy": accuracy}
 
-    return jax.jit(evaluate)
+    return jax.jit(evaluate, compiler_options=compiler_options)

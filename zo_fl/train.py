@@ -211,7 +211,7 @@ class _Trainer:
             for stretch in self.schedule.stretches
         }
         precise = built.task.with_precision(self.options["eval_precision"], "run.eval_precision")
-        measure = evaluate.make_evaluate(precise)
+        measure = evaluate.make_evaluate(precise, built.engine.compiler_options)
         self.evaluate = self._lift(measure, (0, 0, None))
         self.sets = _evaluation_sets(built, self.options["eval_batch_size"])
 
