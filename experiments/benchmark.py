@@ -43,7 +43,7 @@ _JSON = flags.DEFINE_string("json", None, "Also write all figures to this file."
 def main(argv: list[str]) -> int:
     """Runs the workloads of the flags, prints a table of each, returns the exit status."""
     cli.reject_positional(argv)
-    console = Console(width=118, highlight=False)
+    console = Console(width=132, highlight=False)
     names = _ONLY.value or workloads.SUITES[_SUITE.value]
     unknown = [name for name in names if name not in workloads.WORKLOADS]
     if unknown:

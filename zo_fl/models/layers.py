@@ -34,22 +34,22 @@ class Conv(nn.Module):
       kernel_size: height and width of the window.
       stride: step along both axes.
       padding: ``"SAME"``, ``"VALID"``, or zeros on each side (PyTorch's convention).
-      pool: maxima of 2x2 windows are taken before the bias is added: the same numbers, a quarter of
-        the work.
       use_bias: False before a norm, where a bias has no gradient but rounding noise, which Adam
         turns into differences.
       implementation: one of ``conv.IMPLEMENTATIONS``.
       kernel_init: initializer of ``kernel``; PyTorch's default. ``bias`` starts at 0.
+      pool: maxima of 2x2 windows are taken before the bias is added: the same numbers, a quarter of
+        the work.
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     padding: str | int = "SAME"
-    pool: bool = False
     use_bias: bool = False
     implementation: str = "auto"
     kernel_init: nn.initializers.Initializer = torch_uniform
+    pool: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
