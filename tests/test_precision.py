@@ -31,9 +31,10 @@ def equations(jaxpr):
 
 
 def products(function, *arguments):
-    """Returns every matrix product and convolution of a function."""
+    """Returns every matrix product and convolution of a function, but for sums written as ones."""
     program = jax.make_jaxpr(function)(*arguments)
-    return [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name in PRODUCTS]
+    found = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name in PRODUCTS]
+    return [eqn for eqn in found if min(v.aval.ndim for v in eqn.invars) > 1]
 
 
 def gradient(learning):
