@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments import cli
 from experiments.benchmarking import measure
@@ -85,7 +86,8 @@ def exponent(points: Sequence[Point], field: str) -> float:
     """Returns the slope of the upper half of a line on logarithmic axes."""
     upper = sorted(points, key=lambda point: point.size)[-max(2, (len(points) + 1) // 2) :]
     sizes = np.log([point.size for point in upper])
-    return float(np.polyfit(sizes, np.log([getattr(p, field) for p in upper]), 1)[0])
+    slope = np.polyfit(sizes, np.log([getattr(p, field) for p in upper]), 1)[0]
+    return round(float(slope), 3) + 0.0  # not -0
 
 
 def draw(points: Sequence[Point]) -> Figure:
@@ -93,26 +95,26 @@ def draw(points: Sequence[Point]) -> Figure:
     lines = list(dict.fromkeys(point.line for point in points))
     colours = figure_style.colours(lines)
     names = list(dict.fromkeys(point.axis for point in points))
-    figure = figure_style.new_figure("Growth of a round (in brackets: exponents)", 2.2 * len(names))
+    figure = figure_style.new_figure("Growth of a round; numbers are exponents", 2.2 * len(names))
     grid = figure.subplots(len(names), len(FIELDS), squeeze=False)
     for panels, axis in zip(grid, names, strict=True):
         for panel, (field, label) in zip(panels, FIELDS.items(), strict=True):
             figure_style.decorate(panel)
+            slopes = []
             for line in lines:
                 of_line = [p for p in points if (p.axis, p.line) == (axis, line)]
                 if of_line:
                     xs, ys = zip(*[(p.size, getattr(p, field)) for p in of_line], strict=True)
-                    slope = f"{exponent(of_line, field):.2f}"
                     panel.loglog(xs, ys, marker="o", ms=3, color=colours[line], label=line)
-                    panel.annotate(
-                        f"({slope})",
-                        (xs[-1], ys[-1]),
-                        xytext=(-4, 3),
-                        fontsize=7,
-                        textcoords="offset points",
-                        ha="right",
-                        color=colours[line],
-                    )
+                    slopes.append((f"{exponent(of_line, field):.2f}", colours[line]))
+            for i, (slope, colour) in enumerate(slopes):
+                where = {"transform": panel.transAxes, "va": "top", "fontsize": 8}
+                panel.text(0.04, 0.97 - 0.13 * i, slope, color=colour, **where)
+            low, high = panel.get_ylim()
+            if high < 1000 * low:  # a flat line should look flat
+                middle = (low * high) ** 0.5
+                panel.set_ylim(middle / 1000**0.5, middle * 1000**0.5)
+            panel.yaxis.set_minor_formatter(NullFormatter())
             panel.set_xlabel(AXES[axis])
             panel.set_title(label, fontsize=9, color=figure_style.INK)
     figure_style.add_legend(figure, grid[0, 0])

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from experiments import growth
 from experiments.benchmarking import contest, measure, workloads
 from zo_fl.errors import ConfigError
 
@@ -55,3 +56,31 @@ def test_peers_without_an_environment_are_left_out(tmp_path):
     (tmp_path / "jax" / "bin").mkdir(parents=True)
     (tmp_path / "jax" / "bin" / "python").touch()
     assert list(contest.contestants("W2", tmp_path, [])) == ["zo_fl", "plain JAX"]
+
+
+def test_exponents_are_those_of_the_upper_half_of_a_line():
+    sizes = (1, 10, 100, 1000)
+    points = [growth.Point("S", "a", n, max(5.0, 0.1 * n**1.5), 7, 3 * n) for n in sizes]
+    slopes = [growth.exponent(points, field) for field in growth.FIELDS]
+    assert slopes == pytest.approx([1.5, 0, 1], abs=1e-3)
+
+
+def test_growth_is_drawn_with_a_panel_a_quantity():
+    points = [
+        growth.Point(axis, line, n, n / 100, 1000, 50 * n)
+        for axis in growth.AXES
+        for line in ("FedAvg", "Zeroth order")
+        for n in (1, 10, 100)
+    ]
+    figure = growth.draw(points)
+    assert len(figure.axes) == len(growth.AXES) * len(growth.FIELDS)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "1.00"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0.00", "0.00"]
+
+
+def test_growth_covers_every_axis_with_work_that_runs():
+    cases = list(growth.cases(10))
+    assert {axis for axis, *_ in cases} == growth.AXES.keys()
+    smallest = {(axis, line): rest for axis, line, *rest in reversed(cases)}
+    size, work, changes = smallest["clients", "Ten of all, streamed"]
+    assert size == 10 and measure.measure(work, 1, changes)["seconds"][0] > 0
