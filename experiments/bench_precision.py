@@ -1,7 +1,7 @@
 """Prints how exact the scalars of a zeroth-order client are in each precision, and how long a pass
 takes. See PERFORMANCE.md.
 
-    python -m experiments.bench_precision [--model=cnn] [--norm=group] [--eps=1e-4] [--images=100]
+    python -m experiments.bench_precision [--model=cnn] [--norm=group] [--eps=1e-4] [--images=32]
 
 Loss differences F(w + eps z) - F(w - eps z) of freshly initialized weights and random images for
 the same directions, against the same in float64: the root of the mean squared error over that of
@@ -29,8 +29,8 @@ TAU = 0.75
 REPEATS = 5
 
 
-def _scalars(task, params, images, labels, eps: float, num_directions: int):
-    """Returns ``f[S]`` and the median seconds of a pass."""
+def _scalars(task, params, images, labels, eps: float, num_directions: int, repeats: int):
+    """Returns ``f[S]`` and the median seconds of a pass in ``repeats`` calls after a first one."""
     add = directions.create(distribution="rademacher", tau=TAU)
     estimator = estimators.create("two_point", add, eps=eps, num_directions=num_directions)
     mask = jnp.ones(len(labels), bool)
@@ -46,11 +46,11 @@ def _scalars(task, params, images, labels, eps: float, num_directions: int):
     program = jax.jit(run, compiler_options=options)
     arguments = params, images, labels, jax.random.split(keys.run_key(1), num_directions)
     seconds = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         start = time.perf_counter()
         scalars = jax.block_until_ready(program(*arguments))
         seconds.append((time.perf_counter() - start) / (2 * num_directions))
-    return np.asarray(scalars, np.float64), statistics.median(seconds[1:])
+    return np.asarray(scalars, np.float64), statistics.median(seconds[1:] or seconds)
 
 
 def main() -> None:
@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--model", default="cnn")
     parser.add_argument("--norm", default="group", help="one without batch statistics")
     parser.add_argument("--eps", type=float, default=1e-4)
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--directions", type=int, default=16)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--directions", type=int, default=8)
     given = parser.parse_args()
     module = models.create(name=given.model, norm=given.norm, num_classes=workloads.NUM_CLASSES)
     half = np.full(3, 0.5, np.float32)
@@ -72,13 +72,13 @@ def main() -> None:
     rest = images, labels, given.eps, given.directions
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
-        exact, _ = _scalars(task.with_precision("float64", "precision"), wide, *rest)
+        exact, _ = _scalars(task.with_precision("float64", "precision"), wide, *rest, 0)
     device = jax.devices()[0].device_kind
     table = Table(title=f"{given.model}, eps {given.eps:g}, {given.images} images, {device}")
     for column in ("precision", "relative error of a scalar", "ms a pass"):
         table.add_column(column, justify="right")
     for name in PRECISIONS[:-1]:
-        scalars, seconds = _scalars(task.with_precision(name, "precision"), params, *rest)
+        scalars, seconds = _scalars(task.with_precision(name, "precision"), params, *rest, REPEATS)
         error = np.sqrt(np.mean((scalars - exact) ** 2) / np.mean(exact**2))
         table.add_row(name, f"{error:.2g}", f"{1e3 * seconds:.1f}")
     Console(width=100, highlight=False).print(table)

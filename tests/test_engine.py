@@ -71,7 +71,7 @@ def test_one_batch_for_all_clients_gives_what_clients_one_by_one_give(run):
 
 def test_only_options_that_the_compiler_knows_are_used(monkeypatch):
     mesh = make_mesh("cpu", 1)
-    known = {"xla_cpu_enable_fast_math": "false"}
+    known = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     monkeypatch.setattr(engine, "_COMPILER_OPTIONS", {"cpu": known | {"xla_no_such": "1"}})
     assert Engine(mesh).compiler_options == known
     monkeypatch.setattr(engine, "_COMPILER_OPTIONS", {"tpu": known})
