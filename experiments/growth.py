@@ -1,9 +1,9 @@
 """Measures how time and memory of a round grow, and draws them on logarithmic axes.
 
-    python -m experiments.growth [--most=10000] [--png=growth.png] [--json=F]
+    python -m experiments.growth [--most=10000] [--rounds=3] [--png=growth.png] [--json=F]
 
 Four quantities grow one at a time: clients, images of each, directions S and parameters d (widths
-of ResNet18). Time is the median of three rounds; memory is what the compiled round reserves beyond
+of ResNet18). Time is the median of the timed rounds; memory is what the compiled round reserves beyond
 its arguments, and the arguments themselves: the data and the state. "Streamed" is a cohort of ten
 out of all clients, their images kept on the host. Exponents are fitted to the upper half of each
 line: 1 is linear, 0 is flat. Synthetic pixels, a small MLP except for d.
@@ -26,6 +26,7 @@ from experiments.benchmarking.workloads import Workload
 from experiments.reporting import figure_style
 
 _MOST = flags.DEFINE_integer("most", 10_000, "Most clients.", lower_bound=10)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds a point.", lower_bound=1)
 _PNG = flags.DEFINE_string("png", "growth.png", "The picture.")
 _JSON = flags.DEFINE_string("json", None, "Also write all figures to this file.")
 
@@ -126,7 +127,7 @@ def _decades(first: int, last: int) -> list[int]:
 
 
 def _measured(axis: str, line: str, given: int | None, work: Workload, changes) -> Point:
-    figures = measure.measure(work, 3, changes)
+    figures = measure.measure(work, _ROUNDS.value, changes)
     size = figures["parameters"] if given is None else given
     return Point(
         axis,
