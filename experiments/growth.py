@@ -3,10 +3,10 @@
     python -m experiments.growth [--most=10000] [--rounds=3] [--png=growth.png] [--json=F]
 
 Four quantities grow one at a time: clients, images of each, directions S and parameters d (widths
-of ResNet18). Time is the median of the timed rounds; memory is what the compiled round reserves beyond
-its arguments, and the arguments themselves: the data and the state. "Streamed" is a cohort of ten
-out of all clients, their images kept on the host. Exponents are fitted to the upper half of each
-line: 1 is linear, 0 is flat. Synthetic pixels, a small MLP except for d.
+of ResNet18). Time is the median of the timed rounds; memory is what the compiled round reserves
+beyond its arguments, and the arguments themselves: the data and the state. "Streamed" is a cohort
+of ten out of all clients, their images kept on the host. Exponents are fitted to the upper half of
+each line: 1 is linear, 0 is flat. Synthetic pixels, a small MLP except for d.
 """
 
 import json
