@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
             server_lr=1.0,
             server=_server(),
             augment=True,  # random crop and flip
-            precision="float32",  # tf32, bfloat16: zo_fl/precision.py
+            precision="float32",  # tf32, bfloat16: zo_fl/core/precision.py
         )
     )
     config.zo = _zo()  # zo_fl.algorithms.zo.phase
@@ -147,13 +147,13 @@ def _zo(without: tuple[str, ...] = ()) -> ConfigDict:
         aggregation="mean",  # mean, or the printed algorithm's sum over clients and directions
         local_steps=1,  # a client's own steps a round
         batch_size=0,  # examples a local step; 0 = the client's examples split evenly over them
-        bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: zo_fl/zo_client.py
+        bn_policy="batch_sync",  # frozen, batch, batch_sync, recalibrate: clients/zeroth_order.py
         microbatch=0,  # examples a forward pass; 0 = all of a step at once
         lr=0.0,  # server and client rates multiplied; scaled for aggregation="mean"
         local_lr=0.0,  # between a client's own steps; 0 = lr
         server=_server(),
         augment=False,
-        precision="float32",  # tf32, bfloat16: zo_fl/precision.py
+        precision="float32",  # tf32, bfloat16: zo_fl/core/precision.py
     )
     return ConfigDict({name: value for name, value in fields.items() if name not in without})
 

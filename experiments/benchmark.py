@@ -24,11 +24,12 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from experiments.benchmarking import contest, workloads
-from experiments.benchmarking.contest import Figures
-from zo_fl import units
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import units
+
+from . import cli
+from .benchmarking import contest, workloads
+from .benchmarking.contest import Figures
 
 _SUITE = flags.DEFINE_enum("suite", "cpu", list(workloads.SUITES), "Which workloads.")
 _ONLY = flags.DEFINE_list("only", [], "These workloads, of any suite, e.g. W1,W2.")

@@ -15,7 +15,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
 
 BAD_INPUT = 2
 

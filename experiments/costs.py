@@ -15,10 +15,14 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from zo_fl import cost, experiment, models, units
-from zo_fl.phase import Phase
-from zo_fl.types import Group
+from zo_fl import experiment, models
+from zo_fl.core.phase import Phase
+from zo_fl.core.types import Group
+from zo_fl.host import units
+from zo_fl.host.traffic import cumulative, group_traffic, phase_traffic
+
+from . import cli
+from .benchmarking import client_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py."
@@ -26,7 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 _TIME = flags.DEFINE_bool("time", False, "Also run each client's step, four times, and time it.")
 
-# As printed in Table 1, in MB per client; its communication columns are scrambled (see cost.py).
+# As printed in Table 1, in MB per client; its communication columns are scrambled.
 PAPER = {
     "warmup": {"uplink": "S K 4e-6", "downlink": "44.7", "memory": "533.2"},
     "zo": {"uplink": "S 4e-6", "downlink": "44.7", "memory": "89.4"},
@@ -44,7 +48,7 @@ def main(argv: list[str]) -> int:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     dataset = built.federation.dataset
     module = models.create(**config["model"], num_classes=dataset.num_classes)
-    sizes = cost.activations(module, dataset.train_images.shape[1:])
+    sizes = client_step.activations(module, dataset.train_images.shape[1:])
     console = Console(width=100, highlight=False)
     console.print(
         f"{config['model']['name']}, {num_params:,} parameters; activations of one image: "
@@ -60,7 +64,7 @@ def main(argv: list[str]) -> int:
     console.print(_totals(built, params, model_state))
     console.print(
         "Table 1 scrambles its communication columns as printed; the formulas are A.3's, read "
-        "consistently (zo_fl/cost.py). Measured bytes include BatchNorm statistics that travel."
+        "consistently. Measured bytes include BatchNorm statistics that travel."
     )
     if num_params != PAPER_PARAMS:
         console.print(f"The paper's figures are for ResNet18 with {PAPER_PARAMS:,} parameters.")
@@ -90,12 +94,12 @@ def _reference(config, built, phase: Phase, group: Group, num_params: int, sizes
     model = 4 * num_params
     if phase.name == "warmup":
         batch = config["warmup"]["batch_size"]
-        memory = cost.memory_formula(num_params, batch, sizes.total)
+        memory = client_step.memory_formula(num_params, batch, sizes.total)
         return Reference(model, model, memory, f", {batch} images at once")
     if phase.name == "zo":
         scalars = 4 * config["zo"]["num_directions"]
         batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]
-        memory = cost.memory_formula(num_params, batch, sizes.largest)
+        memory = client_step.memory_formula(num_params, batch, sizes.largest)
         return Reference(scalars, scalars * group.cohort_size, memory, f", {batch} images at once")
     return Reference(None, None, None, "")
 
@@ -103,16 +107,16 @@ def _reference(config, built, phase: Phase, group: Group, num_params: int, sizes
 def _group_rows(config, built, phase: Phase, group: Group, num_params: int, sizes):
     """Yields the table's rows for one client of a group in one round."""
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    step = cost.compile_step(phase, group, params, model_state, built.data, built.engine)
-    memory = cost.step_memory(step, phase, group, params, model_state)
-    traffic = cost.group_traffic(group, phase, params, model_state, built.data)
+    step = client_step.compile_step(phase, group, params, model_state, built.data, built.engine)
+    memory = client_step.step_memory(step, phase, group, params, model_state)
+    traffic = group_traffic(group, phase, params, model_state, built.data)
     reference = _reference(config, built, phase, group, num_params, sizes)
     name = f"{phase.name}, {group.name}" if group.name else phase.name
     replays = all(other.strategy.replays for other in phase.groups)
     yield from _rows(name, group, traffic, memory, reference, PAPER.get(phase.name, {}), replays)
     if _TIME.value:
         params, model_state = built.task.init(built.run_key)
-        seconds = cost.step_seconds(step, phase, params, model_state, built.data)
+        seconds = client_step.step_seconds(step, phase, params, model_state, built.data)
         yield "", "time here", "", "", f"{seconds:.3g} s"
 
 
@@ -150,8 +154,8 @@ def _totals(built, params, model_state) -> Table:
     ):
         table.add_column(name, justify="left" if name == "phase" else "right")
     for phase in built.phases:
-        traffic = cost.phase_traffic(phase, params, model_state, built.data)
-        uplink, downlink = cost.cumulative(traffic, phase.num_rounds)
+        traffic = phase_traffic(phase, params, model_state, built.data)
+        uplink, downlink = cumulative(traffic, phase.num_rounds)
         table.add_row(
             phase.name,
             str(phase.num_rounds),

@@ -3,7 +3,7 @@
 import jax
 from absl import flags
 
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
 
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a Slurm, TPU pod, Open MPI or GKE job."

@@ -18,10 +18,12 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import cli, distributed
-from zo_fl import processes, train
-from zo_fl.errors import ConfigError
-from zo_fl.progress import print_closing_table, print_seeds_table
+from zo_fl import train
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import processes
+from zo_fl.host.progress import print_closing_table, print_seeds_table
+
+from . import cli, distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py."

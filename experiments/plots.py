@@ -13,9 +13,10 @@ from typing import Any
 import matplotlib
 from absl import app
 
-from experiments import cli
-from experiments.reporting import figures, runs
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
+
+from . import cli
+from .reporting import figures, runs
 
 # The same picture is the same file.
 _SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}

@@ -11,9 +11,10 @@ import sys
 
 from absl import app, flags
 
-from experiments import cli
+from zo_fl.core.errors import ConfigError
 from zo_fl.data import prepare
-from zo_fl.errors import ConfigError
+
+from . import cli
 
 _DATASET = flags.DEFINE_string("dataset", "cifar10", "cifar10, or another TFDS name.")
 _DATA_DIR = flags.DEFINE_string(

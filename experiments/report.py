@@ -17,13 +17,14 @@ from typing import Any
 from absl import app
 from matplotlib.figure import Figure
 
-from experiments import cli, tables
-from experiments.reporting import comparison, figures, html_page, runs
-from experiments.reporting.html_page import element
-from experiments.reporting.runs import Run, SweepRuns
-from experiments.reporting.text_tables import TextTable
-from zo_fl import units
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import units
+
+from . import cli, tables
+from .reporting import comparison, figures, html_page, runs
+from .reporting.html_page import element
+from .reporting.runs import Run, SweepRuns
+from .reporting.text_tables import TextTable
 
 _PROVENANCE = {
     "commit": "git.revision",

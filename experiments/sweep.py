@@ -24,11 +24,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import cli
-from experiments.sweeping import jobs, pool, record
-from experiments.sweeping.display import SweepDisplay
-from experiments.sweeping.jobs import Job
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
+
+from . import cli
+from .sweeping import jobs, pool, record
+from .sweeping.display import SweepDisplay
+from .sweeping.jobs import Job
 
 
 def main(argv: list[str]) -> int:

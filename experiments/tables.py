@@ -13,12 +13,13 @@ from pathlib import Path
 from absl import app
 from rich.console import Console
 
-from experiments import cli
-from experiments.reporting import comparison, paper, runs, text_tables
-from experiments.reporting.comparison import Cell
-from experiments.reporting.runs import SweepRuns
-from experiments.reporting.text_tables import TextTable
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
+
+from . import cli
+from .reporting import comparison, paper, runs, text_tables
+from .reporting.comparison import Cell
+from .reporting.runs import SweepRuns
+from .reporting.text_tables import TextTable
 
 _NONE = "–"
 _CSV = (

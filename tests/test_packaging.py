@@ -55,7 +55,8 @@ def test_everything_imported_is_required(monkeypatch):
             if path.is_relative_to(ROOT / "experiments" / "peers"):
                 continue  # each peer has an environment of its own
             for node in ast.walk(ast.parse(path.read_text())):
-                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                absolute = isinstance(node, ast.ImportFrom) and not node.level
+                modules = [node.module or ""] if absolute else []
                 if isinstance(node, ast.Import):
                     modules = [alias.name for alias in node.names]
                 for module in modules:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl import run_folder, train
-from zo_fl.checkpoint import Checkpoints
-from zo_fl.errors import ConfigError
+from zo_fl import train
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import run_folder
+from zo_fl.host.checkpoint import Checkpoints
 
 OVERRIDES = dict(
     warmup__num_rounds=3,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
-from zo_fl import experiment, keys
-from zo_fl.data import federated
+from zo_fl import experiment
+from zo_fl.core import cohorts, keys
 
 ROUNDS = 2
 
@@ -59,7 +59,7 @@ def only_strategy(phase):
 
 def gather(built, client_ids):
     """Returns the batches of some clients, leading axis the clients."""
-    return federated.gather(built.data, jnp.array(client_ids, jnp.int32))
+    return cohorts.gather(built.data, jnp.array(client_ids, jnp.int32))
 
 
 def dotted(tree, prefix=""):

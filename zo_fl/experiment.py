@@ -8,12 +8,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import algorithms, keys, models, processes, task
+from zo_fl import algorithms, models
+from zo_fl.core import keys, task
+from zo_fl.core.engine import AXIS, Engine
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import Phase, Problem
+from zo_fl.core.types import Array, FederatedData
 from zo_fl.data import federated
-from zo_fl.engine import AXIS, Engine
-from zo_fl.errors import ConfigError
-from zo_fl.phase import Phase, Problem
-from zo_fl.types import Array, FederatedData
+from zo_fl.host import processes
 
 
 class Experiment(NamedTuple):

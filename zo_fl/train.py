@@ -27,15 +27,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl import evaluate, experiment, keys, processes, streaming, warm_starts, workdir
+from zo_fl import experiment
+from zo_fl.core import keys
+from zo_fl.core.chunk import make_chunk
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import FederatedData, PyTree, ServerState
 from zo_fl.data import summary as label_summary
-from zo_fl.errors import ConfigError
 from zo_fl.experiment import Experiment
-from zo_fl.progress import Progress
-from zo_fl.provenance import provenance
-from zo_fl.run_folder import RunFolder
-from zo_fl.schedule import Stretch, chunks, make_schedule
-from zo_fl.types import FederatedAlgorithm, FederatedData, PyTree, ServerState
+from zo_fl.host import evaluate, processes, streaming, warm_starts, workdir
+from zo_fl.host.progress import Progress
+from zo_fl.host.provenance import provenance
+from zo_fl.host.run_folder import RunFolder
+from zo_fl.host.schedule import Stretch, chunks, make_schedule
 
 _CADENCES = ("rounds_per_jit", "eval_every", "eval_batch_size", "checkpoint_every")
 
@@ -148,38 +151,6 @@ def _build(configs: Sequence[Mapping], donor: Path | None) -> Experiment:
             "set config.run.data to 'device', or leave out --vmap_seeds"
         )
     return built
-
-
-def make_chunk(
-    algorithm: FederatedAlgorithm,
-    capacity: int,
-    over_seeds: bool = False,
-    compiler_options: dict[str, Any] | None = None,
-) -> Callable[..., Any]:
-    """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
-
-    Args:
-      algorithm: what a round does.
-      capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
-      over_seeds: states, keys and metrics have a leading axis of seeds; the data are shared.
-      compiler_options: see ``jax.jit``; an engine has those of its devices.
-
-    The state is donated. The number of rounds is an argument: one program serves every chunk.
-    """
-
-    def run_chunk(state: ServerState, data, run_key, num_rounds):
-        shapes = jax.eval_shape(algorithm.round, state, data, run_key)[1]
-        buffers = jax.tree.map(lambda leaf: jnp.zeros(capacity, leaf.dtype), shapes)
-
-        def body(i, carry):
-            state, buffers = carry
-            state, metrics, _ = algorithm.round(state, data, run_key)
-            return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffers, metrics)
-
-        return jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
-
-    mapped = jax.vmap(run_chunk, in_axes=(0, None, 0, None)) if over_seeds else run_chunk
-    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
 
 
 class _Trainer:

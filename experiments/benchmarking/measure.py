@@ -22,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarking import workloads
-from experiments.benchmarking.workloads import Workload
-from zo_fl import provenance, streaming, train
+from zo_fl.core.chunk import make_chunk
+from zo_fl.core.types import FederatedData
 from zo_fl.experiment import Experiment
-from zo_fl.metrics import MetricsWriter
-from zo_fl.types import FederatedData
+from zo_fl.host import provenance, streaming
+from zo_fl.host.metrics import MetricsWriter
+
+from . import workloads
+from .workloads import Workload
 
 
 def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     data = next(feed)
     began = time.perf_counter()
     options = built.engine.compiler_options
-    chunk = train.make_chunk(phase.algorithm, workload.rounds, compiler_options=options)
+    chunk = make_chunk(phase.algorithm, workload.rounds, compiler_options=options)
     program = chunk.lower(state, data, built.run_key, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - began
     forward = _forward_pass(workload, built, config, state)

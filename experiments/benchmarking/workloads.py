@@ -14,9 +14,9 @@ import numpy as np
 
 from configs import base
 from zo_fl import experiment, models
+from zo_fl.core.types import HIGH, Dataset, FederatedData
 from zo_fl.data.federated import Federation
 from zo_fl.experiment import Experiment
-from zo_fl.types import HIGH, Dataset, FederatedData
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10

@@ -4,8 +4,8 @@ import fedjax
 import jax
 import numpy as np
 
-from experiments.peers import jax_models, timing
-from experiments.peers.workloads import LEARNING_RATE, WORKLOADS, client_data
+from . import jax_models, timing
+from .workloads import LEARNING_RATE, WORKLOADS, client_data
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ import functools
 
 from torch import Tensor
 
-from experiments.peers import torch_fedavg, torch_models
-from experiments.peers.workloads import WORKLOADS
+from . import torch_fedavg, torch_models
+from .workloads import WORKLOADS
 
 
 @functools.cache

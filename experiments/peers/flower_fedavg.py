@@ -16,8 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from experiments.peers import timing, torch_models
-from experiments.peers.workloads import WORKLOADS
+from . import timing, torch_models
+from .workloads import WORKLOADS
 
 
 class TimedFedAvg(FedAvg):
@@ -46,7 +46,7 @@ def client_app(name: str, threads: int, device: str) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         # Imported in the actor, which then keeps data and model for its next client.
-        from experiments.peers import flower_actor
+        from . import flower_actor
 
         weights, examples = flower_actor.train(
             message.content["arrays"].to_torch_state_dict(),

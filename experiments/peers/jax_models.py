@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.peers.workloads import GROUPS, STAGES, Workload
+from .workloads import GROUPS, STAGES, Workload
 
 Weights = dict[str, jax.Array]
 

@@ -17,8 +17,8 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch.nn import functional
 
-from experiments.peers import timing, torch_models
-from experiments.peers.workloads import LEARNING_RATE, WORKLOADS
+from . import timing, torch_models
+from .workloads import LEARNING_RATE, WORKLOADS
 
 
 class Clock(TrainingProcessCallback):

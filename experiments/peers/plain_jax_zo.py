@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.peers import jax_models, timing
-from experiments.peers.workloads import EPSILON, WORKLOADS, ZO_LEARNING_RATE, client_data
+from . import jax_models, timing
+from .workloads import EPSILON, WORKLOADS, ZO_LEARNING_RATE, client_data
 
 
 def draw(key: jax.Array, weights: jax_models.Weights) -> jax_models.Weights:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from experiments.peers.workloads import WORKLOADS
+from .workloads import WORKLOADS
 
 
 def parser(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.peers import timing, torch_models
-from experiments.peers.workloads import LEARNING_RATE, WORKLOADS, Workload
+from . import timing, torch_models
+from .workloads import LEARNING_RATE, WORKLOADS, Workload
 
 
 def train_locally(model: nn.Module, images: Tensor, labels: Tensor, workload: Workload) -> None:

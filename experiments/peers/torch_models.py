@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.peers.workloads import GROUPS, STAGES, Workload, client_data
+from .workloads import GROUPS, STAGES, Workload, client_data
 
 
 def _norm(kind: str, channels: int) -> nn.Module:

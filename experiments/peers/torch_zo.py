@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.peers import timing, torch_models
-from experiments.peers.workloads import EPSILON, WORKLOADS, ZO_LEARNING_RATE, seeds
+from . import timing, torch_models
+from .workloads import EPSILON, WORKLOADS, ZO_LEARNING_RATE, seeds
 
 Loss = Callable[[], Tensor]
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import scipy.stats
 
-from experiments.reporting import paper, runs
-from experiments.reporting.runs import Run, SweepRuns
+from . import paper, runs
+from .runs import Run, SweepRuns
 
 _CHANCE = 1.1  # times chance: at most this is no convergence
 

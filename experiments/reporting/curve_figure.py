@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reporting import figure_style, paper, runs
-from experiments.reporting.figure_style import INK, plain
-from experiments.reporting.runs import Run, SweepRuns
+from . import figure_style, paper, runs
+from .figure_style import INK, plain
+from .runs import Run, SweepRuns
 
 ROWS = ("High Res Only", "High Res Only, all rounds", "ZOWarmUp")
 

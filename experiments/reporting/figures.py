@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from experiments.reporting import comparison, curve_figure, figure_style
-from experiments.reporting.comparison import Cell
-from experiments.reporting.figure_style import FAINT, INK, number_in, plain
-from experiments.reporting.runs import SweepRuns
+from . import comparison, curve_figure, figure_style
+from .comparison import Cell
+from .figure_style import FAINT, INK, number_in, plain
+from .runs import SweepRuns
 
 _SEEDS = "large: mean and standard deviation over seeds; small: single seeds"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
-from experiments.reporting.text_tables import TextTable
+from .text_tables import TextTable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #595959; --line: #ddd; --back: #fff;

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reporting import runs
+from . import runs
 
 # Other sets, such as the sample that comes with the package, are not the paper's.
 _SETS = {"cifar10": "cifar10", "imagenet_resized/32x32": "imagenet32"}

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.sweeping import record
-from zo_fl.errors import ConfigError
-from zo_fl.metrics import read_metrics
+from zo_fl.core.errors import ConfigError
+from zo_fl.host.metrics import read_metrics
+
+from ..sweeping import record
 
 FINISHED, UNFINISHED, MISSING, DAMAGED = "finished", "unfinished", "missing", "damaged"
 _NOT_SWEEPS = ("warmups", "tables", "plots")

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from experiments.sweeping import pool
-from experiments.sweeping.jobs import Job
-from zo_fl import units
+from zo_fl.host import units
+
+from . import pool
+from .jobs import Job
 
 _SHOWN = 8  # running jobs that are named
 

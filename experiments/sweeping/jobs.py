@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs.sweeps.common import Point, Sweep
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
 
 Overrides = dict[str, Any]
 

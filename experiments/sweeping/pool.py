@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from experiments.sweeping.jobs import Job
-from zo_fl import workdir
+from zo_fl.host import workdir
+
+from .jobs import Job
 
 WAITING, RUNNING, DONE, FAILED, BLOCKED = "waiting", "running", "done", "failed", "blocked"
 _POLL_SECONDS = 0.1

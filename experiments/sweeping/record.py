@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.sweeps.common import Sweep
-from experiments.sweeping.jobs import Overrides, distinct, point_folder
-from zo_fl import workdir
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import workdir
+
+from .jobs import Overrides, distinct, point_folder
 
 
 def make(

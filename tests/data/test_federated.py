@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import base
+from zo_fl.core import cohorts
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import HIGH
 from zo_fl.data import federated
-from zo_fl.errors import ConfigError
-from zo_fl.types import HIGH
 
 BLOCK: dict[str, Any] = dict(
     name="synthetic", data_dir="", num_clients=8, partition="dirichlet", alpha=0.1,
@@ -90,7 +91,7 @@ def test_an_unknown_partition_lists_those_allowed():
 def test_gather_inside_jit_returns_each_clients_examples():
     found = _load()
     ids = jnp.array([5, 2, 2], jnp.int32)
-    batch = jax.jit(federated.gather)(found.clients, ids)
+    batch = jax.jit(cohorts.gather)(found.clients, ids)
     rows = found.clients.client_indices[np.array(ids)]
     np.testing.assert_array_equal(batch.images, found.dataset.train_images[rows])
     np.testing.assert_array_equal(batch.labels, found.dataset.train_labels[rows])
@@ -101,6 +102,6 @@ def test_gather_inside_jit_returns_each_clients_examples():
 
 def test_gather_masks_what_lies_beyond_a_clients_size():
     clients = _load().clients._replace(client_sizes=np.arange(8, dtype=np.int32))
-    batch = federated.gather(jax.tree.map(jnp.asarray, clients), jnp.array([0, 3], jnp.int32))
+    batch = cohorts.gather(jax.tree.map(jnp.asarray, clients), jnp.array([0, 3], jnp.int32))
     np.testing.assert_array_equal(batch.mask.sum(axis=1), [0, 3])
     assert batch.mask[1, :3].all()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.data import fakes
+from zo_fl.core.errors import ConfigError
 from zo_fl.data import cache, cifar10, datasets, prepare
-from zo_fl.errors import ConfigError
 
 PER_FILE = 3
 

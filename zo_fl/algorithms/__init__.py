@@ -21,8 +21,8 @@ from zo_fl.algorithms import (
     zo,
     zowarmup,
 )
-from zo_fl.errors import ConfigError
-from zo_fl.phase import Phase, Problem
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import Phase, Problem
 
 ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
     "baffle": baffle.phases,

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl import server_optimizers
 from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.errors import ConfigError
-from zo_fl.phase import Phase, Problem, make_phase
-from zo_fl.types import Aggregation, ServerState
+from zo_fl.core import server_optimizers
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import Phase, Problem, make_phase
+from zo_fl.core.types import Aggregation, ServerState
 
 
 def phases(problem: Problem, *, baffle: dict) -> tuple[Phase, ...]:

@@ -16,7 +16,7 @@ Optimization", ICLR 2025 (arXiv 2405.15861).
 """
 
 from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.phase import Phase, Problem
+from zo_fl.core.phase import Phase, Problem
 
 
 def phases(problem: Problem, *, decomfl: dict) -> tuple[Phase, ...]:

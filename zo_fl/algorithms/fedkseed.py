@@ -26,10 +26,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl import keys, zo_client
-from zo_fl.errors import ConfigError
-from zo_fl.phase import Phase, Problem, eligible_clients, make_group, make_phase
-from zo_fl.types import (
+from zo_fl.clients import estimators, zeroth_order
+from zo_fl.clients.zeroth_order import Prober, check_name
+from zo_fl.core import keys
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import Phase, Problem, eligible_clients, make_group, make_phase
+from zo_fl.core.types import (
     Aggregation,
     Array,
     ClientBatch,
@@ -38,8 +40,6 @@ from zo_fl.types import (
     Params,
     ServerState,
 )
-from zo_fl.zo import estimators
-from zo_fl.zo_client import Prober, check_name
 
 CLIP = 1000.0
 WEIGHTS = ("examples", "uniform")
@@ -96,7 +96,7 @@ def phase(
       weights: of clients in the mean: ``examples`` or ``uniform``.
       candidate_seeds: K.
       lr: step size of the clients' steps, and so of the rebuilt model.
-      **probing: see ``zo_client.make_prober``.
+      **probing: see ``zeroth_order.make_prober``.
 
     Raises:
       ConfigError: an unknown name or a number out of range.
@@ -109,13 +109,13 @@ def phase(
         )
     if not lr >= 0:
         raise ConfigError(f"lr is {lr}; it must be >= 0; change config.fedkseed.lr")
-    prober = zo_client.make_prober(problem.task, block="fedkseed", local_lr=lr, **probing)
+    prober = zeroth_order.make_prober(problem.task, block="fedkseed", local_lr=lr, **probing)
     size = cohort_size or len(eligible_clients(problem, "fedkseed", tiers))
     drawn = size * prober.local_steps * prober.num_directions
     group = make_group(
         problem,
         pool_strategy(prober, candidate_seeds, adaptive, uniform=weights == "uniform"),
-        lambda clients, examples: zo_client.forward_passes(prober, clients, examples),
+        lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
         block="fedkseed",
         tiers=tiers,
         cohort_size=cohort_size,
@@ -142,7 +142,7 @@ def pool_strategy(
         def draw_keys(step):
             return pool_keys(run_key, draw(state, run_key, batch.client_id, step))
 
-        probes = zo_client.probe(prober, state, batch, run_key, draw_keys)
+        probes = zeroth_order.probe(prober, state, batch, run_key, draw_keys)
         weight = (probes.size > 0).astype(jnp.float32) if uniform else probes.size
         return ClientResult(probes.scalars, weight, probes.statistics, {"loss": probes.loss})
 
@@ -195,7 +195,7 @@ def pool_aggregation(
         )
         return gradient, jax.tree.map(jnp.add, state.strategy_state, gains)
 
-    finalize_state = zo_client.finalize_state(prober.bn_policy)
+    finalize_state = zeroth_order.finalize_state(prober.bn_policy)
     return Aggregation(init, finalize, finalize_state)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from zo_fl import server_optimizers, zo_client
-from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.phase import Phase, Problem, make_group, make_phase
-from zo_fl.types import Aggregation, ClientBatch, ClientResult, ClientStrategy, ServerState
+from zo_fl.clients import scalars, zeroth_order
+from zo_fl.core import server_optimizers
+from zo_fl.core.phase import Phase, Problem, make_group, make_phase
+from zo_fl.core.types import Aggregation, ClientBatch, ClientResult, ClientStrategy, ServerState
 
 
 def phases(problem: Problem, *, fedzo: dict) -> tuple[Phase, ...]:
@@ -48,14 +48,14 @@ def phase(
       participation: see above.
       lr: server step size along the mean delta.
       server: server optimizer, see ``server_optimizers.create``.
-      **probing: see ``zo_client.make_prober``.
+      **probing: see ``zeroth_order.make_prober``.
     """
-    prober = zo_client.make_prober(problem.task, block="fedzo", **probing)
+    prober = zeroth_order.make_prober(problem.task, block="fedzo", **probing)
 
     def client_update(state: ServerState, batch: ClientBatch, run_key):
-        root = zo_rounds.directions_root(state, run_key, batch.client_id)
-        probes = zo_client.probe(
-            prober, state, batch, run_key, lambda step: zo_rounds.step_keys(prober, root, step)
+        root = scalars.directions_root(state, run_key, batch.client_id)
+        probes = zeroth_order.probe(
+            prober, state, batch, run_key, lambda step: scalars.step_keys(prober, root, step)
         )
         weight = (probes.size > 0).astype(jnp.float32)
         delta = optax.tree.sub(state.params, probes.params)
@@ -64,12 +64,12 @@ def phase(
     group = make_group(
         problem,
         ClientStrategy(client_update),
-        lambda clients, examples: zo_client.forward_passes(prober, clients, examples),
+        lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
         block="fedzo",
         tiers=tiers,
         cohort_size=cohort_size,
         participation=participation,
     )
-    aggregation = Aggregation(finalize_state=zo_client.finalize_state(prober.bn_policy))
+    aggregation = Aggregation(finalize_state=zeroth_order.finalize_state(prober.bn_policy))
     optimizer = server_optimizers.create(lr=lr, **server)
     return make_phase(problem, "fedzo", num_rounds, (group,), optimizer, aggregation)

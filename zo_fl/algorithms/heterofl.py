@@ -25,13 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zo_fl import keys, statistics
 from zo_fl.algorithms import fedavg
-from zo_fl.data.sampling import largest_remainder, make_sampler
-from zo_fl.errors import ConfigError
-from zo_fl.phase import Phase, Problem, as_trained, group_of, make_phase
-from zo_fl.task import Task
-from zo_fl.types import (
+from zo_fl.clients import batch_statistics, first_order
+from zo_fl.core import keys
+from zo_fl.core.cohorts import largest_remainder, make_sampler
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import Phase, Problem, as_trained, group_of, make_phase
+from zo_fl.core.task import Task
+from zo_fl.core.types import (
     HIGH,
     Aggregation,
     Array,
@@ -106,7 +107,7 @@ def phase(
       clip_norm: largest norm of a client's gradient; 0 = any.
       mask_logits: set logits of absent classes to 0 in local training.
       augment: random crop and flip.
-      precision: of local training, see ``zo_fl/precision.py``.
+      precision: of local training, see ``zo_fl/core/precision.py``.
 
     Raises:
       ConfigError: an unknown name or a number out of range.
@@ -114,14 +115,14 @@ def phase(
     _check(levels, assignment)
     widths = [WIDTHS[level] / WIDTHS[levels[0]] for level in levels]
 
-    def training(round_idx) -> fedavg.LocalTraining:
+    def training(round_idx) -> first_order.LocalTraining:
         decays = jnp.sum(round_idx >= jnp.array(milestones, jnp.int32))
         optimizer = optax.chain(
             optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-            fedavg.sgd(lr * 0.1**decays, momentum, weight_decay),
+            first_order.sgd(lr * 0.1**decays, momentum, weight_decay),
         )
         ragged = fedavg.has_ragged_clients(problem)
-        return fedavg.LocalTraining(optimizer, local_epochs, batch_size, augment, ragged)
+        return first_order.LocalTraining(optimizer, local_epochs, batch_size, augment, ragged)
 
     def task_of(width) -> Task:
         return problem.task if width == 1.0 else problem.narrow_task(width)
@@ -181,7 +182,7 @@ def embed(tree: PyTree, like: PyTree) -> PyTree:
 
 def slice_strategy(
     task: Task,
-    training: Callable[[Array], fedavg.LocalTraining],
+    training: Callable[[Array], first_order.LocalTraining],
     *,
     level: int,
     num_levels: int,
@@ -214,7 +215,7 @@ def slice_strategy(
             return task.cross_entropy(logits, labels), model_state
 
         client_key = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
-        after, _, loss = fedavg.train(
+        after, _, loss = first_order.train(
             training(state.round_idx), losses, params, model_state, batch, client_key
         )
         weight = jnp.any(batch.mask).astype(jnp.float32)
@@ -296,7 +297,7 @@ def static_statistics(problem: Problem) -> Callable[[ServerState, FederatedData]
     def evaluated(state: ServerState, data: FederatedData):
         def one(inputs):
             rows, mask = inputs
-            moments = statistics.batch_moments(
+            moments = batch_statistics.batch_moments(
                 problem.task,
                 state.params,
                 state.model_state,
@@ -307,7 +308,7 @@ def static_statistics(problem: Problem) -> Callable[[ServerState, FederatedData]
 
         sums = jax.lax.map(one, (held.reshape(-1, size), mask.reshape(-1, size)))
         moments = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / mask.sum(), sums)
-        return state.params, statistics.from_moments(moments)
+        return state.params, batch_statistics.from_moments(moments)
 
     return evaluated
 

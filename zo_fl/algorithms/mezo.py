@@ -15,7 +15,7 @@ Source: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 
 """
 
 from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.phase import Phase, Problem
+from zo_fl.core.phase import Phase, Problem
 
 
 def phases(problem: Problem, *, mezo: dict) -> tuple[Phase, ...]:

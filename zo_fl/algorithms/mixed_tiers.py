@@ -10,13 +10,13 @@ deltas travel, rounds cannot be replayed from scalars: everyone receives the mod
 Source: ZOWarmUp, Table 7; how the two kinds of update are weighed is not in the paper.
 """
 
-from zo_fl import server_optimizers, trees
 from zo_fl.algorithms import fedavg
 from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.data.sampling import largest_remainder
-from zo_fl.errors import ConfigError
-from zo_fl.phase import Phase, Problem, eligible_clients, make_phase
-from zo_fl.types import ClientStrategy
+from zo_fl.core import server_optimizers, trees
+from zo_fl.core.cohorts import largest_remainder
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import Phase, Problem, eligible_clients, make_phase
+from zo_fl.core.types import ClientStrategy
 
 
 def phases(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:

@@ -10,7 +10,7 @@ Resource Clients", PMLR 330 (arXiv 2509.03503), Algorithm 1.
 
 from zo_fl.algorithms import fedavg
 from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.phase import Phase, Problem
+from zo_fl.core.phase import Phase, Problem
 
 
 def phases(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:

@@ -1,5 +1,5 @@
-"""Data: named data sets as arrays, their partition over clients, and the pure functions of a round.
+"""Data sets as arrays, and their partition over clients: once, on the host, in NumPy.
 
-``datasets.load`` -> ``partition`` -> ``federated.load`` run once on the host, in NumPy;
-``sampling``, ``federated.gather``, ``batches`` and ``augment`` run inside ``jit``.
+``datasets.load`` -> ``partition`` -> ``federated.load``; what then runs inside ``jit`` is in
+``core``: ``cohorts`` (who takes part, and their examples) and ``augment``.
 """

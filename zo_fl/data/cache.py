@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
 
 ENV = "ZO_FL_CACHE"
 _FORMAT = 1  # part of each fingerprint: raise it when what is written changes

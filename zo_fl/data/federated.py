@@ -2,13 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import Dataset, FederatedData
 from zo_fl.data import datasets, summary
 from zo_fl.data import partition as partitions
-from zo_fl.errors import ConfigError
-from zo_fl.types import Array, ClientBatch, Dataset, FederatedData
 
 PARTITIONS = ("dirichlet", "iid", "shards")
 
@@ -81,30 +80,6 @@ def load(
     clients = FederatedData(dataset.train_images, labels, train, sizes, tiers)
     described = summary.summarize(labels, train, tiers, dataset.num_classes)
     return Federation(dataset, clients, np.sort(val, axis=None), described)
-
-
-def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
-    """Returns all training examples of some clients, for use inside ``jit``.
-
-    Args:
-      data: the federation's arrays, as an argument of the jitted function: captured arrays would be
-        baked into the program.
-      client_ids: ``i32[C]``.
-
-    Returns:
-      A ``ClientBatch`` with a leading ``C``: images ``u8[C, n, H, W, c]``, labels ``i32[C, n]``,
-      mask ``bool[C, n]``.
-    """
-    rows = data.client_indices[client_ids]
-    sizes = data.client_sizes[client_ids]
-    mask = jnp.arange(rows.shape[1])[None, :] < sizes[:, None]
-    return ClientBatch(
-        client_id=client_ids,
-        tier=data.client_tiers[client_ids],
-        images=data.images[rows],
-        labels=data.labels[rows],
-        mask=mask,
-    )
 
 
 def _check_kind(kind: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import flax.linen as nn
 
-from zo_fl.errors import ConfigError
+from zo_fl.core.errors import ConfigError
 from zo_fl.models.conv import IMPLEMENTATIONS
 from zo_fl.models.layers import NORMS
 from zo_fl.models.resnet import ResNet18

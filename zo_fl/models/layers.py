@@ -1,7 +1,7 @@
 """Layers shared by every model: convolution, dense layer, norms, pooling.
 
 All parameters are ``float32``; the only collections are ``params`` and ``batch_stats``. Activations
-keep the dtype of the images, ``f32`` below for short (see ``zo_fl/precision.py``); statistics are
+keep the dtype of the images, ``f32`` below for short (see ``core.precision``); statistics are
 computed in float32 all the same. Data flow: ``conv.py`` -> here -> ``resnet.py``, ``vit.py``,
 ``small.py``.
 """
@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zo_fl.core.precision import widen
+from zo_fl.core.types import Array
 from zo_fl.models.conv import conv2d
-from zo_fl.precision import widen
-from zo_fl.types import Array
 
 NORMS = ("batch", "group", "layer", "none")
 NUM_GROUPS = 2  # the paper's author's choice for GroupNorm

@@ -13,8 +13,8 @@ import math
 import flax.linen as nn
 import jax
 
+from zo_fl.core.types import Array
 from zo_fl.models.layers import Conv, Head, mean_pool, normalize
-from zo_fl.types import Array
 
 STAGES = (64, 128, 256, 512)
 BLOCKS_PER_STAGE = 2

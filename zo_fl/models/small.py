@@ -9,8 +9,8 @@ import math
 
 import flax.linen as nn
 
+from zo_fl.core.types import Array
 from zo_fl.models.layers import Conv, Dense, Head, max_pool, mean_pool, normalize, rescale
-from zo_fl.types import Array
 
 
 class CNN(nn.Module):

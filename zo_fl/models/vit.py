@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zo_fl.core.precision import widen
+from zo_fl.core.types import Array
 from zo_fl.models import layers
-from zo_fl.precision import widen
-from zo_fl.types import Array
 
 INIT_STD = 0.02
 

@@ -1,0 +1,197 @@
+"""Times the convolutions of ``zo_fl.models.conv`` in whole models. Results: PERFORMANCE.md.
+
+    python -m experiments.benchmarking.conv [--cases=cnn_large,cnn] [--implementations=xla]
+
+For each model and implementation: a forward pass, an SGD step in a Python loop over a jitted step
+("alone"), and an SGD step inside ``lax.scan``. Rounds of measurements are interleaved over the
+implementations, so that another process's load meets all alike; compare medians of one table, never
+of two. Flags of XLA and of the C library are set outside, e.g.
+``XLA_FLAGS=--xla_cpu_enable_fast_math=true python -m experiments.benchmarking.conv``.
+
+The last case, ``weights``, is the small CNN for several sets of weights: ``vmap`` (grouped
+convolutions, or with patches batched products), a loop (``lax.map``), or one after the other
+(unrolled); forward passes of the same and of different images, and gradients. It is what
+``config.run.clients_per_vmap`` and ``config.run.unroll`` choose between.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zo_fl import experiment
+from zo_fl.core.engine import Engine
+from zo_fl.core.types import Array, PyTree
+from zo_fl.models import create
+
+LEARNING_RATE = 0.01
+WEIGHT_SETS = 8
+
+
+class Case(NamedTuple):
+    """A model and how it is trained.
+
+    Attributes:
+      name: of ``zo_fl.models``.
+      norm: its norm.
+      batch_size: images a step.
+      steps: of the scan, and of the loop.
+    """
+
+    name: str
+    norm: str
+    batch_size: int
+    steps: int
+
+
+CASES = {
+    "cnn_large": Case("cnn_large", "none", 50, 10),
+    "cnn": Case("cnn", "group", 16, 10),
+    "resnet18": Case("resnet18", "batch", 64, 2),
+}
+
+
+def _setup(case: Case, implementation: str) -> tuple[Callable, Callable, PyTree, Array, Array]:
+    """Returns ``forward``, ``step``, variables, images ``f32[steps, n, 32, 32, 3]``, labels."""
+    module = create(name=case.name, norm=case.norm, conv=implementation, num_classes=10)
+    keys = jax.random.split(jax.random.key(0))
+    shape = (case.steps, case.batch_size)
+    images = jax.random.normal(keys[0], (*shape, 32, 32, 3))
+    labels = jax.random.randint(keys[1], shape, 0, 10)
+    variables = jax.jit(functools.partial(module.init, train=False))(keys[0], images[0])
+
+    def loss(params, state, x, y):
+        inputs = {"params": params, **state}
+        logits, state = module.apply(inputs, x, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), state
+
+    def step(variables, batch):
+        state = dict(variables)
+        params = state.pop("params")
+        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, *batch)
+        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+        return {"params": params, **state}, value
+
+    forward = functools.partial(module.apply, train=False)
+    return forward, step, variables, images, labels
+
+
+def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]]:
+    """Returns what is timed, each taking ``case.steps`` steps a call."""
+    forward, step, variables, images, labels = _setup(case, implementation)
+    forward, single = _jit(forward), _jit(step)
+    scanned = _jit(functools.partial(jax.lax.scan, step))
+
+    def alone():
+        current = variables
+        for index in range(case.steps):
+            current, value = single(current, (images[index], labels[index]))
+        return current, value
+
+    return {
+        "forward": lambda: [forward(variables, x) for x in images],
+        "step alone": alone,
+        "step in a scan": lambda: scanned(variables, (images, labels)),
+    }
+
+
+def _jit(function: Callable) -> Callable:
+    """Returns the function compiled as rounds are."""
+    return jax.jit(function, compiler_options=Engine(experiment.make_mesh()).compiler_options)
+
+
+def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:
+    """Returns passes for ``WEIGHT_SETS`` sets of weights, by how and of which images."""
+
+    def program(implementation, mapped, own_images, train):
+        forward, step, variables, images, labels = _setup(case, implementation)
+        stacked = jax.tree.map(
+            lambda v: jnp.stack([v * (1 + i / 10) for i in range(WEIGHT_SETS)]), variables
+        )
+        x, y = images[:WEIGHT_SETS], labels[:WEIGHT_SETS]
+        if train:
+            run = _jit(lambda v, *batch: mapped(lambda args: step(args[0], args[1:]), (v, *batch)))
+            return lambda: run(stacked, x, y)
+        if own_images:
+            run = _jit(lambda v, x: mapped(lambda pair: forward(*pair), (v, x)))
+            return lambda: run(stacked, x)
+        run = _jit(lambda v, x: mapped(lambda v: forward(v, x), v))
+        return lambda: run(stacked, images[0])
+
+    def vmap(function, stacked):
+        return jax.vmap(function)(stacked)
+
+    def unrolled(function, stacked):
+        each = [
+            function(jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(WEIGHT_SETS)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+    ways = {"vmap": vmap, "a loop": jax.lax.map, "unrolled": unrolled}
+    columns = {
+        "forward, same images": (False, False),
+        "forward, own images": (True, False),
+        "SGD step": (True, True),
+    }
+    return {
+        (f"{way}, {implementation}", column): program(implementation, mapped, *which)
+        for way, mapped in ways.items()
+        for implementation in ("xla", "fast_grad", "patches")
+        for column, which in columns.items()
+    }
+
+
+def _medians(programs: dict[tuple, Callable[[], PyTree]], repeats: int) -> dict[tuple, float]:
+    """Returns each program's median milliseconds a call, measured in interleaved rounds."""
+    milliseconds = {key: [] for key in programs}
+    for program in programs.values():
+        jax.block_until_ready(program())
+    for _ in range(repeats):
+        for key, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            milliseconds[key].append(1e3 * (time.perf_counter() - start))
+    return {key: statistics.median(values) for key, values in milliseconds.items()}
+
+
+def _print_table(title: str, values: dict[tuple[str, str], float]) -> None:
+    """Prints values by (row, column) as a Markdown table."""
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    print(f"\n{title}\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for row in rows:
+        cells = [f"{values[row, column]:.1f}" for column in columns]
+        print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Parses the command line, measures, prints Markdown tables."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--cases", default="cnn_large,cnn,weights")
+    parser.add_argument("--implementations", default="xla,fast_grad,patches")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    for name in arguments.cases.split(","):
+        if name == "weights":
+            programs = _weight_set_programs(CASES["cnn"])
+            title = f"cnn, {WEIGHT_SETS} sets of weights, ms for all"
+            _print_table(title, _medians(programs, arguments.repeats))
+            continue
+        case = CASES[name]
+        programs = {
+            (implementation, column): program
+            for implementation in arguments.implementations.split(",")
+            for column, program in _programs(case, implementation).items()
+        }
+        medians = _medians(programs, arguments.repeats)
+        title = f"{name}, norm {case.norm}, batch {case.batch_size}, ms a step"
+        _print_table(title, {key: value / case.steps for key, value in medians.items()})
+
+
+if __name__ == "__main__":
+    main()

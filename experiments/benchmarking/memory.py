@@ -1,0 +1,86 @@
+"""Prints what one client's step holds in memory, against the paper's formulas. See PERFORMANCE.md.
+
+    python -m experiments.benchmarking.memory [--batches=1,64,900] [--model=resnet18] [--norm=batch]
+
+For each number of images at once: FedAvg's step, and the zeroth-order step with running statistics
+("frozen") and with the batch's ("batch_sync"). Measured is what the compiler reserves: weights,
+images, message and temporaries at their peak; on a device with an allocator of its own (a GPU),
+``--run`` also runs each step and prints the allocator's peak, over all steps so far.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from zo_fl import models
+from zo_fl.core import cohorts, keys, trees
+from zo_fl.host import units
+
+from . import client_step, workloads
+from .workloads import Workload
+
+IMAGES = 900  # of the client, all in the device's memory
+
+
+def _steps(model: dict[str, Any], batch: int):
+    """Yields ``(label, floats of the formula, workload)``."""
+    module = models.create(**model, num_classes=workloads.NUM_CLASSES)
+    sizes = client_step.activations(module, workloads.IMAGE_SHAPE)
+    training = {"tiers": "all", "augment": False, "local_epochs": 1, "batch_size": batch}
+    yield "FedAvg", sizes.total, Workload("", "", "fedavg", model, 1, IMAGES, training)
+    policies = ("frozen", "batch_sync") if model["norm"] == "batch" else ("frozen",)
+    for policy in policies:
+        probing = {"microbatch": batch, "bn_policy": policy}
+        label = f"ZO, {policy}" if len(policies) > 1 else "ZO"
+        yield label, sizes.largest, Workload("", "", "zo", model, 1, IMAGES, probing)
+
+
+def _row(label: str, batch: int, floats: int, workload: Workload, run: bool) -> list[str]:
+    built, _ = workloads.set_up(workload, {})
+    (phase,) = built.phases
+    (group,) = phase.groups
+    params, model_state = jax.eval_shape(built.task.init, built.run_key)
+    step = client_step.compile_step(phase, group, params, model_state, built.data, built.engine)
+    memory = client_step.step_memory(step, phase, group, params, model_state)
+    formula = client_step.memory_formula(
+        sum(p.size for p in jax.tree.leaves(params)), batch, floats
+    )
+    measured = memory.arguments + memory.outputs + memory.temporaries
+    row = [label, str(batch), *map(units.num_bytes, (formula, measured, memory.temporaries))]
+    return [*row, f"{measured / formula:.1f}", *([_allocated(built, phase, step)] if run else [])]
+
+
+def _allocated(built, phase, step) -> str:
+    """Runs a step and returns the peak of the device's allocator so far."""
+    state = phase.algorithm.init(*built.task.init(keys.run_key(0)))._replace(opt_state=())
+    batch = trees.squeeze(jax.jit(cohorts.gather)(built.data, jax.numpy.zeros(1, int)))
+    jax.block_until_ready(step(state, batch, keys.run_key(0)))
+    return units.num_bytes((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"))
+
+
+def main() -> None:
+    """Parses the command line, compiles, prints a table."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--batches", default="1,64,900")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--norm", default="batch")
+    parser.add_argument("--run", action="store_true")
+    arguments = parser.parse_args()
+    model = {"name": arguments.model, "norm": arguments.norm}
+    title = f"One client's step, {arguments.model}, {arguments.norm} norm, {IMAGES} images"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "at once", "formula", "measured", "of it temporaries", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    if arguments.run:
+        table.add_column("allocator's peak", justify="right")
+    for batch in map(int, arguments.batches.split(",")):
+        for label, floats, workload in _steps(model, batch):
+            table.add_row(*_row(label, batch, floats, workload, arguments.run))
+    Console(width=100, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""BatchNorm's running statistics under every policy of the zeroth-order phase."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl.clients import batch_statistics
+from zo_fl.clients.zeroth_order import BN_POLICIES
+from zo_fl.core import trees
+from zo_fl.host.traffic import phase_traffic
+
+BATCH_NORM = dict(
+    model__name="cnn", model__norm="batch", data__num_clients=20, zo__cohort_size=3, zo__lr=1e-3
+)
+
+
+def one_round(policy, **overrides):
+    built = tiny.build("zo", **BATCH_NORM | {"zo__bn_policy": policy} | overrides)
+    (phase,) = built.phases
+    before = tiny.start(built, phase)
+    # Statistics as after some training, unlike any batch's.
+    state = jax.tree.map(lambda leaf: leaf + 0.25, before.model_state)
+    before = before._replace(model_state=state)
+    after, metrics, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    return built, phase, before, after, metrics, record
+
+
+def client_moments(built, before, record):
+    """Exact moments of each client's activations at the unperturbed weights."""
+    moments = []
+    for client_id in record.cohort.client_ids:
+        batch = trees.expand(trees.squeeze(tiny.gather(built, [client_id])))
+        moments.append(
+            batch_statistics.batch_moments(
+                built.task, before.params, before.model_state, batch.images, batch.mask
+            )
+        )
+    return moments
+
+
+def mean_of(trees_):
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees_)
+
+
+@pytest.mark.parametrize("policy", ("frozen", "batch"))
+def test_statistics_stay_bit_for_bit_and_nothing_travels(policy):
+    built, phase, before, after, *_ = one_round(policy)
+    chex.assert_trees_all_equal(after.model_state, before.model_state)
+    traffic = phase_traffic(phase, before.params, before.model_state, built.data)
+    assert traffic.uplink == 3 * 12
+
+
+@pytest.mark.parametrize("policy", ("batch_sync", "recalibrate"))
+def test_statistics_that_travel_are_billed(policy):
+    built, phase, before, *_ = one_round(policy)
+    statistics_bytes = trees.num_bytes(before.model_state)
+    assert statistics_bytes == 4 * 2 * (16 + 32 + 64)
+    traffic = phase_traffic(phase, before.params, before.model_state, built.data)
+    assert traffic.uplink == 3 * (12 + statistics_bytes)
+    assert traffic.downlink == 20 * (3 * 12 + statistics_bytes)
+    assert phase.forward_passes == 3 * 90 * (2 * 3 + 1)
+
+
+def test_batch_sync_moves_statistics_by_one_unperturbed_pass_averaged_over_clients():
+    built, _, before, after, _, record = one_round("batch_sync")
+    moved = [
+        batch_statistics.move(before.model_state, batch_statistics.from_moments(moments))
+        for moments in client_moments(built, before, record)
+    ]
+    chex.assert_trees_all_close(after.model_state, mean_of(moved), rtol=1e-4, atol=1e-6)
+
+
+def test_recalibrate_replaces_statistics_by_the_exact_pooled_ones():
+    built, _, before, after, _, record = one_round("recalibrate")
+    pooled = batch_statistics.from_moments(mean_of(client_moments(built, before, record)))
+    chex.assert_trees_all_close(after.model_state, pooled, rtol=1e-3, atol=1e-5)
+    # Pooled means of all clients' examples in one batch: the law of total variance holds.
+    batch = tiny.gather(built, record.cohort.client_ids)
+    images = batch.images.reshape(1, -1, *batch.images.shape[2:])
+    together = batch_statistics.batch_moments(
+        built.task, before.params, before.model_state, images, batch.mask.reshape(1, -1)
+    )
+    first = "norm0"  # later layers see activations that were normalised client by client
+    chex.assert_trees_all_close(
+        after.model_state[first],
+        batch_statistics.from_moments(together)[first],
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so():
+    def scalars(policy, shift):
+        built = tiny.build("zo", **BATCH_NORM | {"zo__bn_policy": policy})
+        (phase,) = built.phases
+        state = tiny.start(built, phase)
+        moved = jax.tree.map(lambda leaf: leaf + shift, state.model_state)
+        state = state._replace(model_state=moved)
+        return jax.jit(phase.algorithm.round)(state, built.data, built.run_key)[2][0].messages
+
+    for policy in BN_POLICIES:
+        same = bool(jnp.all(scalars(policy, 0.0) == scalars(policy, 0.5)))
+        assert same == (policy in ("batch", "batch_sync")), policy
+
+
+def test_momentum_statistics_equal_those_of_the_model_s_own_training_pass():
+    built = tiny.build("zo", **BATCH_NORM)
+    params, state = built.task.init(built.run_key)
+    batch = tiny.gather(built, [5])
+    _, trained = built.task.logits(params, state, batch.images[0], batch.mask[0], True)
+    moments = batch_statistics.batch_moments(built.task, params, state, batch.images, batch.mask)
+    moved = batch_statistics.move(state, batch_statistics.from_moments(moments))
+    chex.assert_trees_all_close(moved, trained, rtol=1e-4, atol=1e-6)
+
+
+def test_microbatches_pool_their_moments():
+    built = tiny.build("zo", **BATCH_NORM)
+    params, state = built.task.init(built.run_key)
+    batch = tiny.gather(built, [5])
+    whole = batch_statistics.batch_moments(built.task, params, state, batch.images, batch.mask)
+    halves = jax.tree.map(
+        lambda leaf: leaf[:, :90].reshape(3, 30, *leaf.shape[2:]), (batch.images, batch.mask)
+    )
+    parts = batch_statistics.batch_moments(built.task, params, state, *halves)
+    assert batch.mask.shape[1] == 90
+    chex.assert_trees_all_close(parts["norm0"], whole["norm0"], rtol=1e-4, atol=1e-6)
+
+
+def test_first_order_warm_up_averages_the_clients_statistics():
+    overrides = BATCH_NORM | {"warmup__cohort_size": 2, "data__high_fraction": 0.1}
+    built = tiny.build("fedavg", **overrides)
+    (phase,) = built.phases
+    before = tiny.start(built, phase)
+    after, _, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    update = jax.jit(tiny.only_strategy(phase).client_update)
+    results = [
+        update(before, trees.squeeze(tiny.gather(built, [i])), built.run_key)
+        for i in record.cohort.client_ids
+    ]
+    expected = mean_of([result.model_state for result in results])
+    chex.assert_trees_all_close(after.model_state, expected, rtol=1e-4, atol=1e-5)
+    first = after.model_state["norm0"]
+    assert not np.allclose(first["mean"], 0)

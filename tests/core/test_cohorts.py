@@ -1,0 +1,95 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zo_fl.core import cohorts as sampling
+from zo_fl.core import keys
+from zo_fl.core.errors import ConfigError
+
+TIERS = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1, 0], np.int32)
+EVERYONE = np.arange(10, dtype=np.int32)
+
+
+def _cohorts(sample, count=200):
+    """Returns the cohorts of many rounds, stacked."""
+    round_keys = jax.vmap(lambda r: keys.round_key(keys.run_key(0), r))(np.arange(count))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(sample))(round_keys))
+
+
+@pytest.mark.parametrize("participation", sampling.PARTICIPATION)
+def test_cohort_size_0_is_everyone_eligible_in_order_in_every_round(participation):
+    eligible = np.array([7, 2, 5], np.int32)
+    cohorts = _cohorts(sampling.make_sampler(eligible, 0, TIERS, participation), 5)
+    np.testing.assert_array_equal(cohorts.client_ids, [[2, 5, 7]] * 5)
+    assert cohorts.valid.all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    eligible=st.sets(st.integers(0, 9), min_size=1),
+    data=st.data(),
+    participation=st.sampled_from(sampling.PARTICIPATION),
+)
+def test_a_cohort_is_sorted_eligible_and_without_repetition(eligible, data, participation):
+    size = data.draw(st.integers(1, len(eligible)))
+    ids = np.array(sorted(eligible), np.int32)
+    cohorts = _cohorts(sampling.make_sampler(ids, size, TIERS, participation), 4)
+    assert cohorts.client_ids.dtype == np.int32 and cohorts.client_ids.shape == (4, size)
+    assert cohorts.valid.all()
+    for chosen in cohorts.client_ids:
+        assert (np.diff(chosen) > 0).all() and set(chosen) <= eligible
+
+
+def test_uniform_takes_each_client_equally_often():
+    cohorts = _cohorts(sampling.make_sampler(EVERYONE, 3, TIERS, "uniform"), 2000)
+    share = np.bincount(cohorts.client_ids.ravel(), minlength=10) / 2000
+    np.testing.assert_allclose(share, 0.3, atol=0.06)
+
+
+def test_stratified_gives_each_tier_its_share_and_each_client_of_a_tier_the_same():
+    cohorts = _cohorts(sampling.make_sampler(EVERYONE, 6, TIERS, "stratified"), 2000)
+    assert (TIERS[cohorts.client_ids].sum(axis=1) == 2).all()
+    share = np.bincount(cohorts.client_ids.ravel(), minlength=10) / 2000
+    np.testing.assert_allclose(share, np.where(TIERS == 1, 2 / 3, 4 / 7), atol=0.06)
+
+
+def test_a_cohort_is_a_function_of_the_round_key():
+    sample = jax.jit(sampling.make_sampler(EVERYONE, 4, TIERS, "uniform"))
+    first, again, other = (sample(keys.round_key(keys.run_key(0), r)) for r in (0, 0, 1))
+    np.testing.assert_array_equal(first.client_ids, again.client_ids)
+    assert not np.array_equal(first.client_ids, other.client_ids)
+
+
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=4), data=st.data())
+def test_largest_remainder_gives_out_every_place_and_nobody_more_than_there_are(sizes, data):
+    if not sum(sizes):
+        return
+    total = data.draw(st.integers(0, sum(sizes)))
+    counts = sampling.largest_remainder(total, sizes)
+    assert sum(counts) == total
+    for count, size in zip(counts, sizes, strict=True):
+        assert count <= size and abs(count - total * size / sum(sizes)) < 1
+
+
+def test_largest_remainder_known_answers():
+    assert sampling.largest_remainder(10, [5, 45]) == [1, 9]
+    assert sampling.largest_remainder(5, [5, 45]) == [1, 4], "a tie goes to the first group"
+    assert sampling.largest_remainder(3, [5, 45]) == [0, 3]
+
+
+@pytest.mark.parametrize("size", [-1, 4])
+def test_a_cohort_larger_than_the_eligible_clients_names_the_field(size):
+    with pytest.raises(ConfigError, match=r"config\.zo\.cohort_size=.* 1 to 3 .* 0 for all"):
+        sampling.make_sampler(EVERYONE[:3], size, TIERS, "uniform", field="config.zo.cohort_size")
+
+
+def test_nobody_eligible_is_an_error():
+    with pytest.raises(ConfigError, match="no client is eligible"):
+        sampling.make_sampler(EVERYONE[:0], 0, TIERS, "uniform")
+
+
+def test_an_unknown_participation_names_its_field():
+    with pytest.raises(ConfigError, match=r"config\.zo\.participation='all'.*uniform, stratified"):
+        sampling.make_sampler(EVERYONE, 0, TIERS, "all", field="config.zo.cohort_size")

@@ -1,0 +1,85 @@
+"""The benchmark's workloads, those for a GPU too, run as they are at a tiny size."""
+
+import json
+import sys
+
+import pytest
+
+from experiments.benchmarking import contest, growth, measure, workloads
+from zo_fl.core.errors import ConfigError
+
+KEYS = {"seconds", "images", "flops", "forward_seconds", "peak_rss_bytes", "temporary_bytes"}
+
+
+@pytest.mark.parametrize("name", ["W1", "W3", "W4", "W5", "W6-zo", "W6-fedavg"])
+def test_a_workload_runs_and_says_what_it_took(name):
+    work = workloads.tiny(workloads.WORKLOADS[name])
+    figures = measure.measure(work, 1, {})
+    assert figures.keys() >= KEYS
+    assert len(figures["seconds"]) == len(figures["host_seconds"]) == 1
+    assert 0 < figures["host_seconds"][0] < figures["seconds"][0]
+    assert (figures["forward_seconds"] is None) == (work.algorithm == "fedavg")
+    passes = {"W1": 1, "W3": 6, "W4": 7, "W5": 3, "W6-zo": 6, "W6-fedavg": 1}[name]
+    assert figures["images"] == passes * work.clients * work.images
+    json.dumps(figures)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [("W1", 33_670_400), ("W3", 2 * 555_422_720), ("W6-zo", 2 * (3072 * 64 + 64 * 10))],
+)
+def test_flops_are_those_of_the_convolutions_and_products(name, flops):
+    assert workloads.forward_flops(workloads.WORKLOADS[name].model) == flops
+
+
+def test_a_change_of_the_config_reaches_the_round():
+    work = workloads.tiny(workloads.WORKLOADS["W6-zo"])
+    built, config = workloads.set_up(work, {"zo.num_directions": 5, "run.data": "stream"})
+    assert config["zo"]["num_directions"] == 5 and built.engine.streamed
+    assert measure.measure(work, 1, {"run.data": "stream"})["images"] == 2 * 4 * 6
+
+
+def test_contestants_take_turns_in_processes_of_their_own(tmp_path):
+    script = "import json; print('hello'); print(json.dumps({'seconds': [1, 2]}))"
+    one = contest.run([sys.executable, "-c", script], 2)
+    both = contest.merge([one | {"peak_rss_bytes": 5}, {"seconds": [3], "peak_rss_bytes": 9}])
+    assert both == {"seconds": [1, 2, 3], "peak_rss_bytes": 9}
+    with pytest.raises(ConfigError, match="failed: ValueError: no"):
+        contest.run([sys.executable, "-c", "raise ValueError('no')"], 1)
+
+
+def test_peers_without_an_environment_are_left_out(tmp_path):
+    assert list(contest.contestants("W2", None, [])) == ["zo_fl"]
+    with pytest.raises(ConfigError, match="leave out --peers"):
+        contest.contestants("W2", tmp_path, [])
+    (tmp_path / "jax" / "bin").mkdir(parents=True)
+    (tmp_path / "jax" / "bin" / "python").touch()
+    assert list(contest.contestants("W2", tmp_path, [])) == ["zo_fl", "plain JAX"]
+
+
+def test_exponents_are_those_of_the_upper_half_of_a_line():
+    sizes = (1, 10, 100, 1000)
+    points = [growth.Point("S", "a", n, max(5.0, 0.1 * n**1.5), 7, 3 * n) for n in sizes]
+    slopes = [growth.exponent(points, field) for field in growth.FIELDS]
+    assert slopes == pytest.approx([1.5, 0, 1], abs=1e-3)
+
+
+def test_growth_is_drawn_with_a_panel_a_quantity():
+    points = [
+        growth.Point(axis, line, n, n / 100, 1000, 50 * n)
+        for axis in growth.AXES
+        for line in ("FedAvg", "Zeroth order")
+        for n in (1, 10, 100)
+    ]
+    figure = growth.draw(points)
+    assert len(figure.axes) == len(growth.AXES) * len(growth.FIELDS)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "1.00"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0.00", "0.00"]
+
+
+def test_growth_covers_every_axis_with_work_that_runs():
+    cases = list(growth.cases(10))
+    assert {axis for axis, *_ in cases} == growth.AXES.keys()
+    smallest = {(axis, line): rest for axis, line, *rest in reversed(cases)}
+    size, work, changes = smallest["clients", "Ten of all, streamed"]
+    assert size == 10 and measure.measure(work, 1, changes)["seconds"][0] > 0

@@ -1,0 +1,96 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FAST = (
+    "--config.data.name=synthetic",
+    "--config.model.name=mlp",
+    "--config.model.norm=none",
+    "--config.run.num_devices=1",
+)
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", f"experiments.{module}", *arguments]
+
+
+def call(module, *arguments):
+    return subprocess.run(
+        command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    (
+        (("--config.zo.epz=1",), "unknown field config.zo.epz; did you mean config.zo.eps"),
+        (("--config.zo.eps=abc",), "config.zo.eps=abc"),
+        (("--config.zoo=1",), "unknown field config.zoo"),
+        (("--zo.eps=1",), "zo.eps"),
+        (("config.zo.eps=1",), "unexpected argument 'config.zo.eps=1'"),
+        (("--config=configs/cifar100.py",), "no config file 'configs/cifar100.py'; there are: "),
+        (("--config.data.high_fraction=0.0",), "config.data.high_fraction"),
+        (("--config.zo.cohort_size=21",), "config.zo.cohort_size=21 is outside what is allowed"),
+        (("--config.data.name=cifar10", "--config.data.data_dir=nowhere"), "prepare_data"),
+        (("--config.run.device=tpu",), "config.run.device"),
+        (("--config.model.name=resnet81",), "config.model.name"),
+    ),
+)
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path, arguments, expected):
+    workdir = tmp_path / "run"
+    got = call("main", "--config=configs/quickstart.py", f"--workdir={workdir}", *arguments)
+    assert got.returncode == 2, got.stderr
+    assert got.stdout == "" and got.stderr.count("\n") == 1, got.stderr
+    assert expected in got.stderr
+    assert not workdir.exists()
+
+
+def test_no_config_is_one_line_that_names_one():
+    got = call("main")
+    assert got.returncode == 2 and "--config=configs/quickstart.py" in got.stderr
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    arguments = command(
+        "main",
+        "--config=configs/quickstart.py",
+        *FAST,
+        "--config.warmup.num_rounds=3000",
+        "--config.zo.num_rounds=1",
+        "--config.run.rounds_per_jit=5",
+        f"--workdir={tmp_path}",
+    )
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command" in message and str(tmp_path) in message
+    rounds = metrics.read_text().count("\n")
+    resumed = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while metrics.read_text().count("\n") <= rounds:
+        assert resumed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    resumed.send_signal(signal.SIGINT)
+    assert resumed.wait(timeout=60) == 130
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_costs_prints_formula_and_measurement_of_both_phases():
+    got = call("costs", "--config=configs/quickstart.py", *FAST)
+    assert got.returncode == 0, got.stderr
+    assert "12 B" in got.stdout and "240 B" in got.stdout and "warmup" in got.stdout

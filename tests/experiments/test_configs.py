@@ -1,0 +1,70 @@
+"""Every config runs, on a small scale: two rounds on synthetic data."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from tests import tiny
+from zo_fl import experiment, train
+
+NAMES = sorted(
+    path.stem
+    for path in (Path(__file__).parents[2] / "configs").glob("*.py")
+    if path.stem not in ("__init__", "base")
+)
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_rounds_run_on_synthetic_data(name, tmp_path):
+    config = load(name).get_config()
+    config.data.name = "synthetic"
+    config.model.update(name="mlp", norm="none")
+    rounds = 2 if "+" not in config.algorithm and config.algorithm != "zowarmup" else 1
+    for block in config.values():
+        small = dict(num_rounds=rounds, cohort_size=2, local_epochs=1, local_steps=2, microbatch=7)
+        small |= dict(num_directions=2)
+        if isinstance(block, ConfigDict):
+            block.update({field: small[field] for field in small if field in block})
+    config.heterofl.cohort_size = (
+        0  # a cohort of two would leave some of its levels without clients
+    )
+    config.run.update(num_devices=1, rounds_per_jit=2, eval_every=10, checkpoint_every=10)
+    summary = train.run(config.to_dict(), tmp_path, quiet=True)
+    assert summary["rounds"] == 2 and summary["diverged_round"] is None
+    assert summary["uplink_bytes"] > 0 and 0 <= summary["final_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_gives_the_command_and_the_file_sets_known_fields_only(name):
+    module = load(name)
+    assert f"python -m experiments.main --config=configs/{name}.py" in module.__doc__
+    assert set(tiny.dotted(module.get_config().to_dict())) == set(tiny.dotted(tiny.config()))
+
+
+@pytest.mark.parametrize("data", ("cifar10", "imagenet32"))
+def test_the_five_splits_differ_in_nothing_but_the_share_of_high_resource_clients(data):
+    shares, rest = [], []
+    for split in ("10_90", "30_70", "50_50", "70_30", "90_10"):
+        config = load(f"{data}_{split}").get_config()
+        shares.append(config.data.high_fraction)
+        config.data.high_fraction = 0.0
+        rest.append(config.to_dict())
+    assert shares == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert all(one == rest[0] for one in rest)
+
+
+def test_the_paper_s_setting_is_the_paper_s():
+    config = load("cifar10_10_90").get_config()
+    config.data.name = "synthetic"  # its clients are smaller; their number is what matters
+    config.run.num_devices = 1
+    built = experiment.build(config.to_dict())
+    warmup, zo = built.phases
+    assert (warmup.num_rounds, warmup.cohort_size) == (200, 5)
+    assert (zo.num_rounds, zo.cohort_size) == (300, 50)
+    assert (config.zo.eps, config.zo.tau) == (1e-4, 0.75)

@@ -1,0 +1,130 @@
+"""Pictures of sweeps are made, from whole sweeps and from half of one, and tell the truth."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import plots
+from experiments.reporting import comparison, figures, runs
+from tests.experiments import fake_sweeps
+
+ROOT = Path(__file__).parents[2]
+PIVOTS = ("1 of 4", "2 of 4", "3 of 4")
+TAUS = ("tau 0.1", "tau 0.25")
+DIRECTIONS = ("S = 1", "S = 3")
+KINDS = {
+    "splits": dict(columns=("10/90", "50/50")),
+    "methods": dict(rows=("High Res Only", "ZOWarmUp", "$cheap$ 100 %")),
+    "pivot": dict(rows=("10/90",), columns=PIVOTS, table="Figure 4", reference=""),
+    "direction": dict(rows=("Gaussian", "Other"), columns=TAUS, table="Figure 6", reference=""),
+    "num_directions": dict(rows=("ZOWarmUp",), columns=DIRECTIONS, table="Figure 7", reference=""),
+    "timed": dict(table="", quantity="seconds"),
+}
+
+
+def only(root):
+    return runs.read(root).sweeps[0]
+
+
+def texts(figure):
+    figure.canvas.draw()
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_sweep_is_drawn_as_png_and_svg(tmp_path, name):
+    fake_sweeps.make(tmp_path, name=name, **KINDS[name])
+    written = plots.write(only(tmp_path), tmp_path / "plots")
+    expected = [name] + [f"{name}-curves"] * (name in ("splits", "methods"))
+    assert [path.stem for path in written] == expected
+    for path in written:
+        picture = np.asarray(Image.open(path).convert("L"))
+        assert picture.shape[1] >= 600 and picture.min() < 100
+        assert "</svg>" in path.with_suffix(".svg").read_text()
+
+
+def test_half_a_sweep_is_drawn_and_an_empty_one_is_not(tmp_path):
+    folders = fake_sweeps.make(tmp_path, columns=("10/90", "50/50"), seeds=(0,))
+    for (row, column, _), folder in folders.items():
+        if row == "ZOWarmUp" or column == "50/50":
+            (folder / "summary.json").unlink()
+        (folder / "metrics.jsonl").unlink()
+    drawn = figures.of(only(tmp_path))
+    assert texts(drawn["s"]).count("missing") == 3
+    (folders["High Res Only", "10/90", 0] / "summary.json").unlink()
+    assert figures.of(only(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("table", ("Figure 4", "Figure 6", "Figure 7"))
+def test_a_figure_of_one_finished_run_is_drawn(tmp_path, table):
+    folders = fake_sweeps.make(
+        tmp_path, rows=("ZOWarmUp",), columns=("S = 1", "S = 3"), table=table, reference=""
+    )
+    for (_, column, seed), folder in folders.items():
+        if (column, seed) != ("S = 1", 0):
+            (folder / "summary.json").unlink()
+    assert plots.write(only(tmp_path), tmp_path / "plots")
+
+
+def test_a_method_that_did_not_converge_says_so(tmp_path):
+    fake_sweeps.make(tmp_path, accuracy=lambda row, *_: 0.1 if row == "ZOWarmUp" else 0.5)
+    assert texts(figures.of(only(tmp_path))["s"]) == ["nc"]
+
+
+def test_methods_are_sorted_by_their_mean_the_best_on_top(tmp_path):
+    values = {"High Res Only": 0.3, "good": 0.6, "bad": 0.2}
+    fake_sweeps.make(tmp_path, rows=tuple(values), accuracy=lambda row, *_: values[row])
+    axes = figures.of(only(tmp_path))["s"].axes[0]
+    heights = {label.get_text(): y for label, y in zip(axes.get_yticklabels(), axes.get_yticks())}  # noqa: B905
+    assert sorted(heights, key=heights.__getitem__) == ["good", "High Res Only", "bad"]
+    assert axes.yaxis_inverted()
+
+
+def test_the_interval_of_a_variance_is_chi_squared():
+    """Of 1, 2, 3: variance 1; chi^2 of 2 degrees at 2.5 and 97.5 %: 0.050636 and 7.377759."""
+    cell = comparison.Cell("r", "c", {0: 1.0, 1: 2.0, 2: 3.0}, [], 0, 3, None, None)
+    low, variance, high = figures.variance_interval(cell)
+    assert math.isclose(variance, 1.0)
+    assert math.isclose(low, 2 / 7.377759, rel_tol=1e-5)
+    assert math.isclose(high, 2 / 0.0506356, rel_tol=1e-5)
+
+
+def test_the_paper_is_marked_for_its_own_setting_only(tmp_path):
+    setting = {
+        "data.name": "cifar10",
+        "data.num_clients": 50,
+        "data.alpha": 0.1,
+        "model.name": "resnet18",
+        "warmup.num_rounds": 200,
+        "zo.num_rounds": 300,
+    }
+    for name, expected in (("cifar10", True), ("cifar10_sample", False)):
+        root = tmp_path / name
+        fake_sweeps.make(root, config=setting | {"data.name": name})
+        for figure in figures.of(only(root)).values():
+            labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+            assert any("the paper" in label for label in labels) == expected
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums(), plt.get_backend()
+    fake_sweeps.make(tmp_path)
+    plots.write(only(tmp_path), tmp_path / "plots")
+    assert (plt.get_fignums(), plt.get_backend()) == before
+
+
+def test_the_command_writes_pictures_and_names_what_is_missing(tmp_path):
+    folders = fake_sweeps.make(tmp_path)
+    (folders["ZOWarmUp", "10/90", 0] / "summary.json").unlink()
+    command = [sys.executable, "-m", "experiments.plots", f"--runs={tmp_path}"]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert got.returncode == 0, got.stderr
+    assert "1 of 6 runs missing" in got.stdout
+    assert (tmp_path / "plots" / "s.svg").exists()

@@ -1,0 +1,387 @@
+"""Sweeps: what they expand to, and how their runs are run. The runs are fakes, but for one test."""
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.sweeps import common
+from configs.sweeps.common import Point, Sweep
+from experiments import sweep
+from experiments.sweeping import display, jobs, pool, record
+from zo_fl import experiment
+from zo_fl.core.errors import ConfigError
+from zo_fl.host.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted(
+    path.stem
+    for path in (ROOT / "configs" / "sweeps").glob("*.py")
+    if path.stem not in ("__init__", "common")
+)
+CONFIGS = ("quickstart", "cifar10_10_90")
+
+# Stands in for a run: notes that it began, then ends as told, in time for none to be seen waiting.
+FAKE = """
+import json, pathlib, signal, sys, time
+folder, after, how = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "began").open("a") as file:
+    file.write(after + "\\n")
+print("some output")
+def stop(*_):
+    (folder / "saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+if how == "hang":
+    (folder / "ready").touch()
+    time.sleep(60)
+if how == "fail":
+    print("error: it is broken", file=sys.stderr)
+    sys.exit(2)
+(folder / "summary.json").write_text(json.dumps({"diverged_round": 3 if how == "nc" else None}))
+sys.exit(1 if how == "nc" else 0)
+"""
+
+
+def config(name="quickstart"):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def plan(points, root, seeds=(0,), given=None, name="quickstart"):
+    given = given or {}
+    base = jobs.resolve(config(name), given)
+    return jobs.plan(Sweep("title", "", points), base, given, seeds, root, "name")
+
+
+def point(row, algorithm="zowarmup", **overrides):
+    changed = {field.replace("__", "."): value for field, value in overrides.items()}
+    return Point(row, "c", {"algorithm": algorithm, **changed})
+
+
+class Watch:
+    """A display that keeps the greatest number of runs at a time, and may interrupt."""
+
+    def __init__(self, interrupt_when=None):
+        self.most, self.interrupt_when = 0, interrupt_when
+
+    def update(self, job, statuses):
+        running = [s for s in statuses.values() if s.state == pool.RUNNING]
+        self.most = max(self.most, len(running))
+        if self.interrupt_when is not None and running:
+            deadline = time.monotonic() + 20
+            while not self.interrupt_when.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+
+
+def run(planned, how=None, parallel=2, display=None):
+    """Runs fakes; ``how`` says for a part of a folder's name how a run ends."""
+
+    def command(job, after):
+        ends = [end for part, end in (how or {}).items() if part in str(job.folder)]
+        return [sys.executable, "-c", FAKE, str(job.folder), str(after), *(ends or ["fine"])]
+
+    statuses = pool.run(planned, parallel, command, display or Watch())
+    return {job.name: statuses[job.folder] for job in planned}
+
+
+def began(folder):
+    path = folder / "began"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("base", CONFIGS)
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_file_expands_to_known_fields(name, base, tmp_path):
+    given = config(base)
+    before = given.to_dict()
+    made = jobs.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py", given)
+    assert given.to_dict() == before, "a sweep file must not write to the config"
+    planned = jobs.plan(made, given, {}, range(2), tmp_path, name)
+    assert len({job.folder for job in planned}) == len(planned)
+    assert made.title and made.quantity in ("accuracy", "seconds")
+    rows = {point.row for point in made.points}
+    assert made.reference == "" or made.reference in rows
+    module = importlib.import_module(f"configs.sweeps.{name}")
+    assert f"--sweep=configs/sweeps/{name}.py" in module.__doc__.replace("\\\n", " ")
+
+
+def test_every_method_of_the_methods_sweep_can_be_built():
+    base = config()
+    base.data.name, base.run.num_devices = "synthetic", 1
+    for point in importlib.import_module("configs.sweeps.methods").get_sweep(base).points:
+        built = experiment.build(jobs.resolve(base, point.overrides).to_dict())
+        rounds = sum(phase.num_rounds for phase in built.phases)
+        alone = point.row == common.HIGH_RES_ONLY
+        assert rounds == (base.warmup.num_rounds if alone else common.total_rounds(base)), point
+
+
+def test_at_one_seed_all_points_have_its_partition_and_tiers(tmp_path):
+    planned = plan([point("a"), point("b", "zo")], tmp_path, seeds=(3, 4))
+    for seed in (3, 4):
+        of_seed = [job for job in planned if job.name.endswith(f"seed {seed}")]
+        assert len(of_seed) == 3
+        for job in of_seed:
+            assert job.overrides["seed"] == job.overrides["data.partition_seed"] == seed
+
+
+def test_equal_warmups_are_one_and_a_shorter_one_starts_a_longer_one(tmp_path):
+    points = [
+        point("a", "fedavg"),
+        point("b", "zowarmup", zo__lr=0.5),
+        point("long", "fedavg", warmup__num_rounds=60),
+        point("other", "zowarmup", warmup__lr=0.1),
+        point("scratch", "zo"),
+    ]
+    planned = plan(points, tmp_path)
+    by_row = {job.folder.parent.name.split("--")[0]: job for job in planned}
+    warmups = {job.folder: job for job in planned if job.folder.parent.name == "warmups"}
+    assert len(warmups) == 3 and all(
+        job.overrides["algorithm"] == "fedavg" for job in warmups.values()
+    )
+    assert by_row["a"].after == by_row["b"].after
+    long = warmups[by_row["long"].after]
+    assert long.overrides["warmup.num_rounds"] == 60 and long.after == by_row["a"].after
+    assert warmups[by_row["other"].after].after is None
+    assert by_row["scratch"].after is None
+    order = [job.folder for job in planned]
+    assert all(
+        job.after is None or order.index(job.after) < order.index(job.folder) for job in planned
+    )
+
+
+def test_a_warmup_does_not_depend_on_what_comes_after_it(tmp_path):
+    one = plan([point("a")], tmp_path, given={"zo.lr": 0.3})[0]
+    two = plan([point("b", "fedavg")], tmp_path)[0]
+    assert one.folder == two.folder and one.overrides == two.overrides
+    assert plan([point("b", "fedavg")], tmp_path, given={"data.alpha": 1.0})[0] != two
+
+
+def test_the_numbers_of_the_pivot_sweep_scale_with_the_config():
+    for name in CONFIGS:
+        given = config(name)
+        total = common.total_rounds(given)
+        made = importlib.import_module("configs.sweeps.pivot").get_sweep(given)
+        sums = [
+            p.overrides["warmup.num_rounds"] + p.overrides["zo.num_rounds"] for p in made.points
+        ]
+        assert sums == [total] * 6
+    assert [p.column for p in made.points][3] == "200 of 500"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    (
+        (
+            {"zo.epz": 1.0},
+            "unknown field config.zo.epz in the sweep's overrides; did you mean zo.eps",
+        ),
+        ({"zoo": 1.0}, "unknown field config.zoo"),
+        ({"zo.num_rounds": "many"}, "config.zo.num_rounds='many'"),
+    ),
+)
+def test_bad_overrides_fail_in_one_line(tmp_path, overrides, expected):
+    with pytest.raises(ConfigError) as caught:
+        plan([Point("a", "b", overrides)], tmp_path)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_points_of_one_folder_must_be_the_same(tmp_path):
+    assert len(plan([point("a b", "zo"), point("a b", "zo")], tmp_path)) == 1
+    with pytest.raises(ConfigError, match="have the same folder"):
+        plan([point("a b", "zo"), point("A-b", "zo")], tmp_path)
+
+
+def test_a_warmup_runs_once_before_its_points_which_are_told_of_it(tmp_path):
+    watch = Watch()
+    planned = plan([point("a", "fedavg"), point("b"), point("c", "zo")], tmp_path)
+    statuses = run(planned, display=watch)
+    assert {status.state for status in statuses.values()} == {pool.DONE}
+    warmup, a, b, c = planned
+    assert began(warmup.folder) == ["None"] and began(c.folder) == ["None"]
+    assert began(a.folder) == began(b.folder) == [str(warmup.folder)]
+    assert watch.most == 2
+
+
+def test_what_is_finished_is_skipped_and_what_failed_is_run_again(tmp_path):
+    planned = plan([point("good", "zo"), point("bad", "mlp")], tmp_path)
+    first = run(planned, {"bad--": "fail"})
+    good, bad = planned
+    assert first[good.name].state == pool.DONE and first[bad.name].state == pool.FAILED
+    assert first[bad.name].message == "exit status 2: error: it is broken"
+    assert "some output" in pool.log_path(bad).read_text()
+    again = run(planned)
+    assert {status.state for status in again.values()} == {pool.DONE}
+    assert len(began(good.folder)) == 1 and len(began(bad.folder)) == 2
+    assert again[good.name].seconds is None, "an earlier command's work counts in no estimate"
+
+
+def test_a_failed_warmup_blocks_its_points_and_longer_warmups_only(tmp_path):
+    points = [point("a"), point("long", warmup__num_rounds=60), point("scratch", "zo")]
+    planned = plan(points, tmp_path)
+    statuses = run(planned, {str(planned[0].folder): "fail"})
+    states = [statuses[job.name].state for job in planned]
+    assert states == [pool.FAILED] + [pool.BLOCKED] * 3 + [pool.DONE]
+    assert str(planned[0].folder) in statuses[planned[2].name].message
+
+
+def test_a_run_that_diverged_is_a_result_and_nothing_starts_from_it(tmp_path):
+    planned = plan([point("a")], tmp_path)
+    statuses = run(planned, {"warmups": "nc"})
+    assert {status.state for status in statuses.values()} == {pool.DONE}
+    assert began(planned[1].folder) == ["None"]
+
+
+def test_exit_status_1_without_a_summary_is_a_failure(tmp_path, monkeypatch):
+    planned = plan([point("a", "zo")], tmp_path)
+    command = [sys.executable, "-c", "raise RuntimeError('a bug')"]
+    statuses = pool.run(planned, 1, lambda *_: command, Watch())
+    assert statuses[planned[0].folder].message == "exit status 1: RuntimeError: a bug"
+
+
+def test_an_interrupt_lets_the_runs_save_and_starts_no_more(tmp_path):
+    planned = plan([point("a", "zo"), point("b", "zo")], tmp_path)
+    watch = Watch(interrupt_when=planned[0].folder / "ready")
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, {"a--": "hang"}, parallel=1, display=watch)
+    assert (planned[0].folder / "saved").exists() and not planned[1].folder.exists()
+
+
+def test_failures_are_reported_at_the_end_with_their_log(tmp_path, capfd, monkeypatch):
+    planned = plan([point("good", "zo"), point("bad", "zo", zo__lr=0.5)], tmp_path)
+
+    def command(job, after, config_file):
+        how = "fail" if "bad--" in str(job.folder) else "fine"
+        return [sys.executable, "-c", FAKE, str(job.folder), str(after), how]
+
+    monkeypatch.setattr(sweep, "command_line", command)
+    assert sweep.run(planned, 2, "c.py") == 1
+    out, err = capfd.readouterr()
+    assert "1 of 2 runs are finished" in out
+    assert "bad, c, seed 0" in err and "it is broken" in err and "0.log" in err
+    monkeypatch.setattr(
+        sweep, "command_line", lambda job, *_: [sys.executable, "-c", FAKE, job.folder, "", ""]
+    )
+    assert sweep.run(planned, 2, "c.py") == 0
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "run", interrupted)
+    assert sweep.run(plan([point("a")], tmp_path), 1, "c.py") == 130
+    assert "to resume, run the same command" in capfd.readouterr().err
+
+
+def test_the_command_of_a_run_names_all_that_it_needs(tmp_path):
+    job = plan([point("a", zo__augment=True, zo__lr=1e-5)], tmp_path, seeds=(7,))[1]
+    command = sweep.command_line(job, job.after, "configs/quickstart.py")
+    assert command[1:4] == ["-m", "experiments.main", "--config=configs/quickstart.py"]
+    expected = {
+        "--config.algorithm=zowarmup",
+        "--config.zo.augment=true",
+        "--config.zo.lr=1e-05",
+        "--config.seed=7",
+        "--config.data.partition_seed=7",
+        f"--workdir={job.folder}",
+        f"--warm_start={job.after}",
+    }
+    assert expected <= set(command)
+
+
+def test_the_record_is_extended_by_seeds_and_kept_from_other_configs(tmp_path):
+    path = tmp_path / "name" / "sweep.json"
+    made = Sweep("title", "Table 2", [point("a")])
+
+    def write(seeds, given=None, points=made):
+        record.write(path, record.make(points, "c.py", given or {}, "command", seeds))
+
+    write(range(2))
+    write(range(1, 4))
+    assert json.loads(path.read_text())["seeds"] == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="change it back, or --workdir"):
+        write(range(2), {"zo.lr": 0.1})
+    with pytest.raises(ConfigError, match="other overrides for 'a'"):
+        write(range(2), points=Sweep("title", "", [point("a", "zo")]))
+    path.write_text('{"seeds": [0, ')
+    write(range(2))
+    assert json.loads(path.read_text())["points"][0]["folder"] == "a--c"
+
+
+def test_the_time_left_is_from_the_mean_of_what_this_command_finished():
+    states = [
+        pool.Status(pool.DONE),
+        pool.Status(pool.DONE, 10.0),
+        pool.Status(pool.DONE, 20.0),
+        pool.Status(pool.RUNNING),
+        pool.Status(pool.RUNNING),
+        *[pool.Status(pool.WAITING)] * 5,
+    ]
+    statuses = {Path(str(i)): status for i, status in enumerate(states)}
+    assert display.seconds_left(statuses, 2) == 15 * (5 + 1) / 2
+    assert display.counts(statuses) == {"done": 3, "running": 2, "failed": 0, "left": 5}
+    assert display.seconds_left({Path("a"): pool.Status(pool.WAITING)}, 1) is None
+
+
+def call(*arguments):
+    command = [sys.executable, "-m", "experiments.sweep", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path):
+    bad = "--config.seed=1"  # the unknown fields are found by what all commands share
+    got = call(
+        "--config=configs/quickstart.py",
+        "--sweep=configs/sweeps/splits.py",
+        f"--workdir={tmp_path / 'R'}",
+        bad,
+    )
+    assert got.returncode == 2 and got.stderr.count("\n") == 1
+    assert "use --first_seed and --seeds" in got.stderr
+    assert not (tmp_path / "R").exists()
+
+
+def test_a_sweep_file_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match="in configs/sweeps there are: alpha, bn_policy"):
+        jobs.load_sweep("configs/sweeps/split.py", config())
+    path = tmp_path / "broken.py"
+    path.write_text("def get_sweep(config):\n    return config.zo.epz\n")
+    with pytest.raises(ConfigError, match="broken.py: AttributeError"):
+        jobs.load_sweep(path, config())
+
+
+def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(ROOT)
+    tiny = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
+    tiny |= {"warmup.num_rounds": 1, "zo.num_rounds": 1, "run.num_devices": 1}
+    planned = plan([point("a")], tmp_path, given=tiny)
+    assert sweep.run(planned, 2, "configs/quickstart.py") == 0, capfd.readouterr()
+    warmup, run = [read_metrics(job.folder / "metrics.jsonl") for job in planned]
+    assert len(warmup) == 1 and len(run) == 2
+    assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
+    assert sweep.run(planned, 2, "configs/quickstart.py") == 0
+    assert "2 runs, 2 of them finished before" in capfd.readouterr().out
+
+
+def test_list_prints_the_runs_and_runs_none(tmp_path):
+    got = call(
+        "--config=configs/quickstart.py",
+        "--sweep=configs/sweeps/splits.py",
+        "--seeds=2",
+        f"--workdir={tmp_path / 'R'}",
+        "--list",
+    )
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.count("\n") == 2 * (5 + 10)
+    assert "splits/zowarmup--10-90/1: algorithm=zowarmup" in got.stdout
+    assert not (tmp_path / "R").exists()

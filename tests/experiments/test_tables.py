@@ -1,0 +1,251 @@
+"""Means, spreads and paired differences of sweeps, and how they are written."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import report, tables
+from experiments.reporting import comparison, figures, paper, runs, text_tables
+from experiments.reporting.text_tables import TextTable
+from tests.experiments import fake_sweeps
+
+ROOT = Path(__file__).parents[2]
+
+
+def only(root):
+    found = runs.read(root)
+    assert len(found.sweeps) == 1
+    return found.sweeps[0]
+
+
+def by_row(sweep):
+    return {cell.row: cell for cell in comparison.cells(sweep)}
+
+
+def printed(sweep):
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))
+    tables.show(sweep, console)
+    console.file.close()
+    return console.export_text()
+
+
+def test_the_paired_interval_is_student_s():
+    """Differences 1, 2, 6: mean 3, s = sqrt(7), t(0.975, 2) = 4.302653, half width 6.5724."""
+    got = comparison.paired(
+        {0: 11.0, 1: 22.0, 2: 36.0, 9: 1.0}, {0: 10.0, 1: 20.0, 2: 30.0, 8: 2.0}
+    )
+    assert got.n == 3 and math.isclose(got.mean, 3.0)
+    assert math.isclose(got.half_width, 4.302653 * math.sqrt(7 / 3), rel_tol=1e-6)
+
+
+def test_one_pair_has_no_interval_and_none_no_difference():
+    assert comparison.paired({0: 2.0}, {0: 1.0}) == (1.0, None, 1)
+    assert comparison.paired({0: 2.0}, {1: 1.0}) is None
+
+
+def test_mean_and_spread_are_over_seeds_and_differences_are_paired(tmp_path):
+    values = {"High Res Only": (0.20, 0.30, 0.40), "ZOWarmUp": (0.22, 0.33, 0.44)}
+    fake_sweeps.make(tmp_path, accuracy=lambda row, column, seed: values[row][seed])
+    cells = by_row(only(tmp_path))
+    assert tables.cell_text(cells["High Res Only"]) == "30.0(10.0)"
+    assert tables.cell_text(cells["ZOWarmUp"]) == "33.0(11.0)"
+    assert cells["High Res Only"].difference is None
+    difference = cells["ZOWarmUp"].difference
+    assert math.isclose(difference.mean, 3.0) and difference.n == 3
+    assert math.isclose(difference.half_width, 4.302653 / math.sqrt(3), rel_tol=1e-6)
+    assert [round(gain, 9) for gain in cells["ZOWarmUp"].gains] == [5.0] * 3
+
+
+def test_runs_that_did_not_converge_are_counted_and_left_out(tmp_path):
+    folders = fake_sweeps.make(
+        tmp_path,
+        rows=("High Res Only", "some", "none"),
+        accuracy=lambda row, column, seed: 0.1 if row == "none" else 0.5,
+    )
+    path = folders["some", "10/90", 0] / "summary.json"
+    fake_sweeps.write(path, json.loads(path.read_text()) | {"diverged_round": 3})
+    cells = by_row(only(tmp_path))
+    assert tables.cell_text(cells["none"]) == "nc"
+    assert tables.cell_text(cells["some"]) == "50.0(0.0), 1 nc"
+    assert cells["some"].difference.n == 2 and cells["none"].difference is None
+    assert "nc: did not converge" in printed(only(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state", "problem"),
+    (
+        ("summary.json", None, runs.UNFINISHED, "no summary.json"),
+        ("summary.json", '{"final_accuracy": 0.', runs.DAMAGED, "summary.json is damaged"),
+        ("summary.json", "[]", runs.DAMAGED, "summary.json is damaged"),
+        ("summary.json", "{}", runs.DAMAGED, "no final_accuracy"),
+        ("summary.json", '{"final_accuracy": "x", "diverged_round": null}', runs.DAMAGED, "'x'"),
+        ("config.json", None, runs.DAMAGED, "config.json is missing"),
+        ("config.json", "\x00", runs.DAMAGED, "config.json is damaged"),
+        ("partition.json", "{", runs.DAMAGED, "partition.json is damaged"),
+    ),
+)
+def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path, name, content, state, problem):
+    folders = fake_sweeps.make(tmp_path)
+    path = folders["ZOWarmUp", "10/90", 1] / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    sweep = only(tmp_path)
+    states = [run.state for run in sweep.runs]
+    assert states.count(state) == 1 and states.count(runs.FINISHED) == 5
+    line = runs.unfinished(sweep)[0]
+    assert problem in line and "ZOWarmUp, 10/90, seed 1" in line
+    assert line in printed(sweep) and len(by_row(sweep)["ZOWarmUp"].values) == 2
+
+
+NO_POINT = (
+    '{"title": "", "table": "", "reference": "", "quantity": "", "config": "", "command": "", '
+    '"seeds": [0], "points": [{"row": 1}]}'
+)
+NO_SEED = NO_POINT.replace("[0]", '["a"]')
+
+
+@pytest.mark.parametrize(
+    "content", ("{", "[]", "{}", '{"title": 3}', "", "\x00", NO_POINT, NO_SEED)
+)
+def test_a_damaged_record_is_named_and_other_sweeps_are_shown(tmp_path, content):
+    fake_sweeps.make(tmp_path, name="good")
+    fake_sweeps.make(tmp_path, name="bad")
+    (tmp_path / "bad" / "sweep.json").write_text(content)
+    found = runs.read(tmp_path)
+    assert [sweep.name for sweep in found.sweeps] == ["good"]
+    assert len(found.problems) == 1 and str(tmp_path / "bad") in found.problems[0]
+
+
+def test_odd_values_in_other_files_hurt_nothing(tmp_path):
+    folders = fake_sweeps.make(tmp_path, quantity="seconds")
+    odd = {
+        "config.json": '{"config": [1], "provenance": 2}',
+        "partition.json": '{"num_classes": 0}',
+        "metrics.jsonl": '{"phase": "zo"}\n7\n{"round": 1, "phase": "zo", "seconds": null}\n',
+    }
+    for folder in folders.values():
+        for name, content in odd.items():
+            (folder / name).write_text(content)
+    assert printed(only(tmp_path))
+    assert figures.of(only(tmp_path)) == {} and report.page(runs.read(tmp_path))
+
+
+def test_runs_without_a_record_and_records_without_runs_are_named(tmp_path):
+    fake_sweeps.make(tmp_path, name="a")
+    (tmp_path / "a" / "sweep.json").unlink()
+    fake_sweeps.make(tmp_path, name="b", rows=())
+    found = runs.read(tmp_path)
+    assert "runs without sweep.json" in found.problems[0]
+    assert printed(found.sweeps[0])
+    assert "no sweep in it" in runs.read(tmp_path / "a" / "high-res-only--10-90").problems[0]
+
+
+def test_the_paper_is_shown_for_its_own_setting_only(tmp_path):
+    setting = {
+        "data.name": "cifar10",
+        "data.num_clients": 50,
+        "data.alpha": 0.1,
+        "model.name": "resnet18",
+        "warmup.num_rounds": 200,
+        "zo.num_rounds": 300,
+    }
+    fake_sweeps.make(tmp_path / "same", config=setting)
+    cell = by_row(only(tmp_path / "same"))["ZOWarmUp"]
+    assert cell.paper == (54.3, 4.8, True)
+    assert "54.3(4.8)" in printed(only(tmp_path / "same"))
+    for i, change in enumerate(({"data.name": "cifar10_sample"}, {"model.name": "cnn"})):
+        root = tmp_path / str(i)
+        fake_sweeps.make(root, config=setting | change)
+        assert by_row(only(root))["ZOWarmUp"].paper is None
+        assert "54.3" not in printed(only(root)) and "left out" in printed(only(root))
+
+
+def test_the_paper_s_nc_and_spreads_without_means_are_shown_as_such():
+    config = fake_sweeps.config({"data.name": "imagenet_resized/32x32", "data.num_clients": 50})
+    config["data"]["alpha"] = 0.1
+    config["model"]["name"] = "resnet18"
+    config["warmup"]["num_rounds"], config["zo"]["num_rounds"] = 200, 300
+    figure = paper.lookup("Table 2", config, "FedKSeed from scratch", "10/90")
+    assert tables.paper_text(figure) == "nc"
+    config["data"]["name"] = "cifar10"
+    assert tables.paper_text(paper.lookup("Figure 7", config, "ZOWarmUp", "S = 1")) == "–(3.0)"
+    assert paper.lookup("Table 99", config, "ZOWarmUp", "10/90") is None
+
+
+def test_every_table_a_sweep_names_is_in_the_paper_s_file():
+    known = json.loads((ROOT / "experiments" / "reporting" / "paper.json").read_text())
+    for entry in known.values():
+        assert entry["source"]
+        for of_set in entry["sets"].values():
+            widths = {len(row) for row in of_set["rows"].values()}
+            assert widths == {len(of_set["columns"])}
+
+
+def test_seconds_are_the_median_of_the_last_phase(tmp_path):
+    fake_sweeps.make(tmp_path, quantity="seconds", accuracy=lambda *_: 0.1)
+    sweep = only(tmp_path)
+    assert set(by_row(sweep)["ZOWarmUp"].values.values()) == {0.25}
+    assert "seconds a round" in printed(sweep)
+
+
+HOSTILE = r"a|b*c_d`e<f>&g%h$i#j{k}~l^m\n"
+
+
+def test_markdown_and_latex_are_escaped():
+    table = TextTable("t", ["", HOSTILE], [[HOSTILE, "1 − 2"]])
+    lines = text_tables.markdown(table).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        unescaped = line.replace("\\\\", "").replace("\\|", "")
+        assert unescaped.count("|") == 3
+    escaped = text_tables.escape_latex(HOSTILE)
+    for mark in "&%$#_{}":
+        assert f"\\{mark}" in escaped
+    assert r"\textbackslash{}n" in escaped and r"\textasciitilde{}" in escaped
+    assert text_tables.escape_latex("[a]") == "{[}a]"
+    latex = text_tables.latex(table)
+    assert latex.count("&") - latex.count(r"\&") == 2 and r"1 $-$ 2 \\" in latex
+
+
+def test_csv_holds_the_numbers_in_full(tmp_path):
+    fake_sweeps.make(tmp_path, rows=("High Res Only", 'odd, "row"'), accuracy=lambda *_: 1 / 3)
+    tables.write(only(tmp_path), tmp_path / "out")
+    with (tmp_path / "out" / "s.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert lines[1]["row"] == 'odd, "row"' and math.isclose(
+        float(lines[1]["mean"]), 100 / 3, rel_tol=1e-15
+    )
+    assert lines[1]["pairs"] == "3" and lines[1]["paper_mean"] == ""
+
+
+def test_a_table_of_several_columns_also_looks_like_the_paper_s(tmp_path):
+    fake_sweeps.make(tmp_path, columns=("10/90", "50/50"))
+    tables.write(only(tmp_path), tmp_path / "out")
+    text = (tmp_path / "out" / "s.md").read_text()
+    assert "|  | 10/90 | 50/50 |" in text or "|   | 10/90 | 50/50 |" in text
+    assert text.count("ZOWarmUp") >= 3
+    assert (tmp_path / "out" / "s.tex").read_text().count(r"\begin{tabular}") == 2
+
+
+def call(*arguments):
+    command = [sys.executable, "-m", "experiments.tables", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_shows_writes_and_fails_in_one_line(tmp_path):
+    folders = fake_sweeps.make(tmp_path / "R")
+    (folders["ZOWarmUp", "10/90", 0] / "summary.json").write_text("{")
+    got = call(f"--runs={tmp_path / 'R'}")
+    assert got.returncode == 0, got.stderr
+    assert "ZOWarmUp, 10/90, seed 0" in got.stdout
+    written = sorted(path.name for path in (tmp_path / "R" / "tables").iterdir())
+    assert written == ["s.csv", "s.md", "s.tex"]
+    got = call(f"--runs={tmp_path / 'nowhere'}")
+    assert got.returncode == 2 and got.stderr.count("\n") == 1 and "--runs" in got.stderr

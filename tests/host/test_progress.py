@@ -1,0 +1,157 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from zo_fl.host.progress import WIDTH, Progress, closing_table
+
+
+class Screen:
+    """A console that keeps what it shows, and a clock that is set by hand."""
+
+    def __init__(self, terminal=False):
+        self.file = io.StringIO()
+        self.console = Console(
+            file=self.file, force_terminal=terminal, width=WIDTH, color_system=None
+        )
+        self.now = 0.0
+
+    def progress(self, total, done=0, quiet=False):
+        return Progress(total, done, quiet, console=self.console, clock=lambda: self.now)
+
+    @property
+    def lines(self):
+        return self.file.getvalue().splitlines()
+
+
+def chunk(end, num_rounds=10, phase="warmup", evaluated=True):
+    rows = [
+        {"round": end - num_rounds + i + 1, "phase": phase, "train_loss": 1.234}
+        for i in range(num_rounds)
+    ]
+    if evaluated:
+        rows[-1] |= {"test_accuracy": 0.234, "val_accuracy": 0.25, "test_loss": 2, "val_loss": 2}
+    return rows
+
+
+def test_off_a_terminal_an_evaluation_is_one_plain_line():
+    screen = Screen()
+    with screen.progress(80, 30) as progress:
+        progress.update(chunk(40), images=32_000, seconds=10)
+    what = "round 40/80  warmup  loss 1.234  test acc 23.4 %  val acc 25.0 %"
+    assert screen.lines == [f"{what}  3,200 images/s  0:40 left"]
+
+
+def test_off_a_terminal_chunks_without_evaluation_are_silent():
+    screen = Screen()
+    with screen.progress(80) as progress:
+        progress.update(chunk(10, evaluated=False), images=100, seconds=1)
+    assert screen.lines == []
+
+
+def test_time_left_forgets_a_first_chunk_that_compiled():
+    screen = Screen()
+    with screen.progress(100) as progress:
+        for end, now, seconds in ((10, 500, 500), (20, 510, 10), (30, 520, 10)):
+            screen.now = now
+            progress.update(chunk(end), images=100, seconds=seconds)
+    assert screen.lines[-1].endswith("1:10 left")
+
+
+def test_time_left_and_speed_start_afresh_with_a_phase():
+    screen = Screen()
+    with screen.progress(100) as progress:
+        for end in (10, 20, 30):
+            screen.now += 60
+            progress.update(chunk(end), images=600, seconds=60)
+        screen.now += 200  # compiles, then needs 5 s
+        progress.update(chunk(40, phase="zo"), images=500, seconds=5)
+    assert screen.lines[-1].endswith("100 images/s  0:30 left")
+
+
+def test_time_left_counts_evaluation_and_saving():
+    screen = Screen()
+    with screen.progress(30) as progress:
+        for end in (10, 20):
+            screen.now += 15
+            progress.update(chunk(end), images=100, seconds=5)
+    assert screen.lines[-1].endswith("0:15 left")
+
+
+def test_the_last_line_has_no_time_left():
+    screen = Screen()
+    with screen.progress(10) as progress:
+        progress.update(chunk(10), images=100, seconds=1)
+    assert "left" not in screen.lines[-1]
+
+
+def test_missing_values_do_not_break_a_line():
+    screen = Screen()
+    rows = [{"round": 1, "phase": "zo", "train_loss": float("nan"), "test_accuracy": 0.1}]
+    with screen.progress(10) as progress:
+        progress.update(rows, images=0, seconds=0)
+    assert screen.lines == ["round  1/10  zo      loss –  test acc 10.0 %  0:00 left"]
+
+
+def test_a_terminal_shows_phase_rounds_accuracy_loss_speed_and_time_left():
+    screen = Screen(terminal=True)
+    with screen.progress(80) as progress:
+        progress.update(chunk(10), images=32_000, seconds=10)
+        progress.update(chunk(20, evaluated=False), images=32_000, seconds=10)
+    shown = screen.file.getvalue()
+    for part in ("warmup", "20/80", "test 23.4 %", "loss 1.234", "3,200 images/s", "left"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_messages_are_shown_as_they_are(terminal):
+    screen = Screen(terminal)
+    with screen.progress(80) as progress:
+        progress.message("compiled [bold] in 12.3 s")
+    assert "compiled [bold] in 12.3 s" in screen.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_quiet_shows_nothing(terminal):
+    screen = Screen(terminal)
+    with screen.progress(80, quiet=True) as progress:
+        progress.message("compiled")
+        progress.update(chunk(10), images=100, seconds=1)
+    assert screen.file.getvalue() == ""
+
+
+SUMMARY = {
+    "pivot_accuracy": 0.234,
+    "final_accuracy": 0.33,
+    "best_val_accuracy": 0.35,
+    "delta_lo": 0.096,
+    "uplink_bytes": 44_700_000,
+    "downlink_bytes": 1_340_000_000,
+    "forward_passes": 1_234_567,
+    "wall_seconds": 4021.2,
+    "workdir": "runs/quickstart",
+}
+
+
+def test_the_closing_table_has_every_entry_in_human_units():
+    table = closing_table(SUMMARY)
+    for text in ("23.4 %", "33.0 %", "35.0 %", "+9.6 points", "44.7 MB", "1.34 GB", "1,234,567"):
+        assert text in table
+    assert "1:07:01" in table and "runs/quickstart" in table
+
+
+@pytest.mark.parametrize("name", SUMMARY)
+def test_the_closing_table_leaves_out_what_is_missing(name):
+    rest = {key: value for key, value in SUMMARY.items() if key != name}
+    assert closing_table(SUMMARY | {name: None}) == closing_table(rest)
+
+
+def test_the_closing_table_fits_80_columns_and_loses_nothing():
+    path = "/home/someone/" + "experiments-of-a-long-name/" * 8
+    table = closing_table(SUMMARY | {"workdir": path})
+    assert max(map(len, table.splitlines())) <= WIDTH
+    assert path in "".join(line.strip() for line in table.splitlines())
+
+
+def test_an_empty_summary_is_no_error():
+    closing_table({})

@@ -1,0 +1,185 @@
+"""Streamed cohorts: what a device is sent, and that no result tells it from having everything."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from tests import tiny
+from tests.test_train import rows_of
+from zo_fl import experiment, train
+from zo_fl.core import cohorts, keys
+from zo_fl.core.chunk import make_chunk
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import Cohort
+from zo_fl.data import federated
+from zo_fl.host import run_folder, streaming
+from zo_fl.host.checkpoint import Checkpoints
+
+PARTIAL = dict(
+    warmup__num_rounds=3,
+    warmup__cohort_size=2,
+    zo__num_rounds=5,
+    zo__cohort_size=3,
+    run__rounds_per_jit=2,
+    run__eval_every=3,
+    run__checkpoint_every=4,
+)
+
+
+@pytest.fixture
+def uneven(monkeypatch):
+    """Makes clients hold 225, 200, 175, ... examples."""
+    load = federated.load
+
+    def loaded(**config):
+        federation = load(**config)
+        sizes = 225 - 25 * np.arange(8, dtype=np.int32)
+        indices = federation.clients.client_indices
+        indices = np.where(np.arange(225) < sizes[:, None], indices, 0)
+        clients = federation.clients._replace(client_indices=indices, client_sizes=sizes)
+        return federation._replace(clients=clients)
+
+    monkeypatch.setattr(federated, "load", loaded)
+
+
+def feed(built, phase, chunks):
+    return streaming.stream(
+        built.federation.clients, phase.groups, built.engine, built.run_key, chunks
+    )
+
+
+def three_rounds(**overrides):
+    """Returns states and metrics after two chunks of each phase."""
+    built = tiny.build(**PARTIAL | overrides)
+    results = []
+    for phase in built.phases:
+        chunk, state = make_chunk(phase.algorithm, capacity=2), tiny.start(built, phase)
+        chunks = [(0, 2), (2, 3)]
+        data = feed(built, phase, chunks) if built.engine.streamed else [built.data] * 2
+        for (start, stop), part in zip(chunks, data, strict=True):
+            state, metrics = chunk(state, part, built.run_key, np.int32(stop - start))
+            results += jax.tree.leaves(jax.device_get((state, metrics)))
+        assert chunk._cache_size() == 1
+    return results
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    (
+        dict(run__num_devices=2),  # cohorts of 2 and 3 are padded to 2 and 4
+        dict(run__num_devices=8),  # and to 8
+        dict(algorithm="mixed_tiers", run__num_devices=2, zo__cohort_size=4),  # two groups
+    ),
+)
+def test_streamed_rounds_are_bit_identical(uneven, overrides):
+    whole = three_rounds(**overrides)
+    streamed = three_rounds(**overrides, run__data="stream")
+    for got, expected in zip(streamed, whole, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_streamed_run_stopped_and_resumed_ends_bit_identical(tmp_path, uneven, monkeypatch):
+    def run(data):
+        config = tiny.config(**PARTIAL, run__data=data)
+        train.run(config, tmp_path / data, quiet=True)
+        built = experiment.build(config)
+        _, state, _ = Checkpoints(tmp_path / data).restore_latest(
+            tiny.start(built, built.phases[1])
+        )
+        return rows_of(tmp_path / data), jax.tree.leaves(state)
+
+    write = run_folder.MetricsWriter.write
+
+    def interrupting(self, rows):
+        write(self, rows)
+        if rows[-1]["round"] == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder.MetricsWriter, "write", interrupting)
+        with pytest.raises(train.Interrupted):
+            run("stream")
+    (rows, arrays), (expected_rows, expected) = run("stream"), run("device")
+    assert rows == expected_rows
+    jax.tree.map(np.testing.assert_array_equal, arrays, expected)
+
+
+@pytest.mark.parametrize("devices", (1, 2, 8))
+def test_every_device_holds_what_its_clients_hold_under_other_row_numbers(devices):
+    built = tiny.build(**PARTIAL, run__data="stream", run__num_devices=devices)
+    phase = built.phases[1]
+    (group,) = phase.groups
+    clients, chunks = built.federation.clients, [(3, 5), (5, 6), (6, 8)]
+    examples = clients.client_indices.shape[1]
+    for (start, stop), data in zip(chunks, feed(built, phase, chunks), strict=True):
+        parts = [
+            jax.tree.map(lambda leaf, d=d: leaf.addressable_shards[d].data, data)
+            for d in range(devices)
+        ]
+        for round_idx in range(start, stop):
+            drawn = group.sample_cohort(keys.round_key(built.run_key, round_idx))
+            cohort, _ = built.engine.lay_out(group.strategy, drawn, examples)
+            blocks = jax.tree.map(lambda leaf: leaf.reshape(devices, -1), cohort)
+            for device, part in enumerate(parts):
+                block = Cohort(blocks.client_ids[device], blocks.valid[device])
+                ids = np.asarray(block.client_ids)[np.asarray(block.valid)]
+                assert len(part.images) <= 2 * len(block.valid) * examples  # two rounds at most
+                got = cohorts.gather(jax.device_get(part), ids)
+                expected = cohorts.gather(clients, ids)
+                jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_what_a_device_holds_does_not_grow_with_the_population():
+    def sizes(num_clients):
+        built = tiny.build(
+            data__num_clients=num_clients, zo__cohort_size=4, run__data="stream", run__num_devices=2
+        )
+        data = next(feed(built, built.phases[1], [(2, 3)]))
+        per_client = 2000 // num_clients * 9 // 10
+        return {shard.data.shape[0] / per_client for shard in data.images.addressable_shards}
+
+    assert sizes(8) == sizes(40) == {2.0}  # clients' worth of images
+
+
+def test_chunks_are_equal_in_shape_whoever_takes_part():
+    built = tiny.build(**PARTIAL, run__data="stream")
+    fed = list(feed(built, built.phases[1], [(3, 5), (5, 6), (6, 8)]))
+    assert all(jax.tree.map(np.shape, data) == jax.tree.map(np.shape, fed[0]) for data in fed)
+    assert all(leaf.sharding.spec == P("clients") for leaf in fed[0])
+
+
+def test_nothing_is_sent_again_if_all_clients_take_part(monkeypatch):
+    built = tiny.build(run__data="stream", run__num_devices=2)
+    data = feed(built, built.phases[1], [(2, 3), (3, 4), (4, 5)])
+    first = next(data)
+    monkeypatch.setattr(jax, "device_put", None)
+    assert all(other is first for other in data)
+
+
+def test_it_is_the_default_where_there_are_several_processes(monkeypatch):
+    assert not experiment.is_streamed("auto") and experiment.is_streamed("stream")
+    monkeypatch.setattr(experiment.processes, "several", lambda: True)
+    assert experiment.is_streamed("auto") and not experiment.is_streamed("device")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    (
+        dict(run__data="host"),
+        dict(algorithm="heterofl", model__name="cnn", model__norm="batch", run__data="stream"),
+    ),
+)
+def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path, overrides):
+    with pytest.raises(ConfigError, match="config.run.data") as caught:
+        train.run(tiny.config(**overrides), tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_seeds_as_one_program_draw_different_cohorts_and_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config.run.data"):
+        train.run_seeds(tiny.config(run__data="stream"), tmp_path / "run", 2, quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,1 @@
+"""What one client computes, one file a kind. Knows nothing of ``host`` and ``algorithms``."""

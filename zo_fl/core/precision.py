@@ -1,0 +1,51 @@
+"""The numbers that a pass through a model computes with. Weights, statistics, losses and updates
+are float32 whatever the choice.
+
+name        activations  matrix products and convolutions
+float32     float32      float32
+tf32        float32      inputs rounded to 10 bits of mantissa on GPUs that have TensorFloat-32;
+                         three products of bfloat16 on TPUs; float32 on CPUs
+bfloat16    bfloat16     inputs have 7 bits of mantissa, sums are float32
+float64     float64      float64; only with jax_enable_x64: the yardstick for the others
+
+A zeroth-order probe moves each weight by eps * tau = 7.5e-5, less than the distance between two
+numbers around 0.02 in bfloat16 (1.2e-4) and five of them in TensorFloat-32: measured accuracies of
+the scalars are in ``experiments/PERFORMANCE.md``. JAX's own default on recent GPUs is
+TensorFloat-32, and bfloat16 on TPUs; here it is always float32 unless a config says otherwise.
+"""
+
+import jax.numpy as jnp
+
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import Array
+
+_CHOICES = {
+    "float32": (jnp.float32, "highest"),
+    "tf32": (jnp.float32, "high"),
+    "bfloat16": (jnp.bfloat16, "default"),
+    "float64": (jnp.float64, "highest"),
+}
+PRECISIONS = tuple(_CHOICES)
+
+
+def check(name: str, field: str) -> None:
+    """Raises a ConfigError that names ``field`` unless ``name`` is one of ``PRECISIONS``."""
+    if name not in PRECISIONS:
+        raise ConfigError(
+            f"unknown precision {name!r}; allowed: {', '.join(PRECISIONS)}; change config.{field}"
+        )
+
+
+def activation_dtype(name: str) -> type:
+    """Returns the dtype of the images that a model is given; its layers keep to it."""
+    return _CHOICES[name][0]
+
+
+def products(name: str) -> str:
+    """Returns what ``jax.default_matmul_precision`` is to be."""
+    return _CHOICES[name][1]
+
+
+def widen(x: Array) -> Array:
+    """Returns activations in float32, or more if they are: for sums and for the last layer."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

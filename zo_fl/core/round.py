@@ -1,0 +1,232 @@
+"""One federated round as one pure function: the only loop over clients in the project.
+
+    sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
+                         (each device of the mesh its share)           (optax, on every device)
+
+A strategy says what a client sends and what a message means (``types.ClientStrategy``), a group who
+does so; an aggregation says what becomes of the mean over all groups. There are two ways home for
+messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise,
+and one ``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a
+few floats a client, and every device rebuilds the same update from them and the keys: no model ever
+crosses between devices, just as none crosses between clients and server. That second half alone is
+``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from zo_fl.core import cohorts, keys, trees
+from zo_fl.core.engine import AXIS, Engine
+from zo_fl.core.types import (
+    Aggregation,
+    Array,
+    ClientStrategy,
+    Cohort,
+    FederatedAlgorithm,
+    FederatedData,
+    Group,
+    PyTree,
+    RoundRecord,
+    ServerState,
+)
+
+
+class _Sums(NamedTuple):
+    """Sums over clients, each client times its weight."""
+
+    update: PyTree
+    model_state: PyTree
+    metrics: dict[str, Array]
+    weight: Array
+
+
+def make_algorithm(
+    groups: Sequence[Group],
+    aggregation: Aggregation,
+    server_optimizer: optax.GradientTransformation,
+    engine: Engine,
+) -> FederatedAlgorithm:
+    """Returns the federated algorithm of some groups of clients and a server.
+
+    Args:
+      groups: who does what. Their updates have one structure; the mean is over all clients.
+      aggregation: what becomes of the mean.
+      server_optimizer: descends along the pseudo-gradient (delta = before - after).
+      engine: how clients are laid out on the hardware.
+    """
+
+    def init(params, model_state, round_idx=0):
+        return ServerState(
+            params,
+            model_state,
+            server_optimizer.init(params),
+            aggregation.init(params),
+            jnp.int32(round_idx),
+        )
+
+    def step(state: ServerState, mean_update, run_key) -> ServerState:
+        gradient, strategy_state = aggregation.finalize(mean_update, state, run_key)
+        updates, opt_state = server_optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return ServerState(
+            params, state.model_state, opt_state, strategy_state, state.round_idx + 1
+        )
+
+    def apply(state: ServerState, records: Sequence[RoundRecord], run_key) -> ServerState:
+        nothing = [None] * len(records)
+        return step(state, _mean_update(groups, records, nothing, state, run_key), run_key)
+
+    def round_(state: ServerState, data: FederatedData, run_key):
+        round_key = keys.round_key(run_key, state.round_idx)
+        examples = data.client_indices.shape[1]
+        cohorts, outcomes = [], []
+        for group in groups:
+            drawn = group.sample_cohort(round_key)
+            cohort, size = engine.lay_out(group.strategy, drawn, examples)
+            cohorts.append(cohort)
+            outcomes.append(_run_cohort(group.strategy, engine, size, state, data, cohort, run_key))
+        sums = [outcome for outcome, _, _ in outcomes]
+        records = tuple(
+            RoundRecord(cohort, messages, weights)
+            for cohort, (_, messages, weights) in zip(cohorts, outcomes, strict=True)
+        )
+        new = step(state, _mean_update(groups, records, sums, state, run_key), run_key)
+        # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the
+        # run.
+        metrics = _mean([s.metrics for s in sums], [s.weight for s in sums])
+        metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
+        uploads = [s for s in sums if jax.tree.leaves(s.model_state)]
+        uploaded = _mean([s.model_state for s in uploads], [s.weight for s in uploads])
+        model_state = aggregation.finalize_state(state.model_state, uploaded)
+        return new._replace(model_state=model_state), metrics, records
+
+    return FederatedAlgorithm(init, round_, apply)
+
+
+def _add(*summands: PyTree) -> PyTree:
+    return jax.tree.map(lambda first, *others: sum(others, first), *summands)
+
+
+def _mean(sums: Sequence[PyTree], weights: Sequence[Array]) -> PyTree:
+    """Returns the sum of some trees over the sum of their weights; ``{}`` of no trees."""
+    if not sums:
+        return {}
+    return trees.scale_down(_add(*sums), _add(*weights))
+
+
+def _mean_update(groups, records, sums, state: ServerState, run_key) -> PyTree:
+    """Returns the weighted mean of all clients' updates.
+
+    Where a group replays, from its messages alone: the server and a late joiner do the same sums,
+    bit for bit.
+    """
+    weights = [
+        jnp.sum(record.weights) if group.strategy.replays else part.weight
+        for group, record, part in zip(groups, records, sums, strict=True)
+    ]
+    total = jnp.maximum(_add(*weights), 1e-12)
+    means = [
+        _decode_record(group.strategy, record, state, run_key, total)
+        if group.strategy.replays
+        else trees.scale_down(part.update, total)
+        for group, record, part in zip(groups, records, sums, strict=True)
+    ]
+    return _add(*means)
+
+
+def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array) -> PyTree:
+    """Returns the sum of a group's decoded messages, in the cohort's order, each times its share.
+
+    Args:
+      strategy: of the group.
+      record: what was sent.
+      state: the server's, before the round.
+      run_key: ``key[]``.
+      total: ``f32[]`` weight of all clients of all groups.
+    """
+    state = state._replace(opt_state=())
+
+    def add(sum_, item):
+        message, client_id, weight = item
+        update = strategy.decode(message, client_id, state, run_key)
+        share = weight / total
+        # A padding client's message may be NaN, and 0 * NaN would spread.
+        return jax.tree.map(
+            lambda t, u: t + share * jnp.where(weight > 0, u, 0), sum_, update
+        ), None
+
+    items = (record.messages, record.cohort.client_ids, record.weights)
+    first = jax.tree.map(lambda leaf: leaf[0], items)
+    shapes = jax.eval_shape(strategy.decode, first[0], first[1], state, run_key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, items)[0]
+
+
+def _run_cohort(strategy, engine: Engine, chunk_size, state: ServerState, data, cohort, run_key):
+    """Runs every client once; returns summed results, and the messages if the strategy replays."""
+
+    def on_device(state, data, cohort, run_key):
+        run = _scan_chunks(strategy, chunk_size, engine.unroll, state, data, run_key)
+        sums, messages, weights = run(cohort)
+        sums = jax.lax.psum(sums, AXIS)
+        gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
+        return sums, jax.tree.map(gather, messages), jax.tree.map(gather, weights)
+
+    mapped = jax.shard_map(
+        on_device,
+        mesh=engine.mesh,
+        in_specs=(P(), engine.data_spec, P(AXIS), P()),
+        out_specs=P(),
+        # The outputs are equal on all devices by the collectives above; the checker does not know
+        # all_gather to be replicating.
+        check_vma=False,
+    )
+    return mapped(state._replace(opt_state=()), data, cohort, run_key)
+
+
+def _scan_chunks(strategy: ClientStrategy, chunk_size: int, unroll: int, state, data, run_key):
+    """Returns ``cohort -> (sums, messages, weights)`` that accumulates over chunks of clients.
+
+    Accumulating keeps memory flat in the number of clients; stacking updates would not.
+    """
+
+    def one_client(batch):
+        result = strategy.client_update(state, batch, run_key)
+        if strategy.replays:
+            return result, ()
+        return result, strategy.decode(result.message, batch.client_id, state, run_key)
+
+    def run_chunk(chunk: Cohort):
+        batch = cohorts.gather(data, chunk.client_ids)
+        batch = batch._replace(mask=batch.mask & chunk.valid[:, None])
+        if chunk_size == 1:  # vmap would turn every convolution into a grouped one, group count 1
+            result, update = trees.expand(one_client(trees.squeeze(batch)))
+        else:
+            result, update = jax.vmap(one_client)(batch)
+        weights = jnp.where(chunk.valid, result.weight, 0.0)
+        sums = _Sums(
+            *trees.weighted_sum((update, result.model_state, result.metrics), weights),
+            weight=jnp.sum(weights),
+        )
+        sent = (result.message, weights) if strategy.replays else ((), ())
+        return sums, sent
+
+    def run(cohort: Cohort):
+        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), cohort)
+        shapes, _ = jax.eval_shape(run_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def body(sums, chunk):
+            new, sent = run_chunk(chunk)
+            return jax.tree.map(jnp.add, sums, new), sent
+
+        sums, sent = jax.lax.scan(body, zeros, chunks, unroll=unroll)
+        messages, weights = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
+        return sums, messages, weights
+
+    return run

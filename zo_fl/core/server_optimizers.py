@@ -1,0 +1,118 @@
+"""Server optimizers of FedOpt, as optax transformations with every constant explicit.
+
+With the pseudo-gradient g_t = sum_i p_i (w_t - w_i):
+
+    sgd       w <- w - lr g                                         FedAvg at lr = 1
+    momentum  m <- b1 m + g,             w <- w - lr m              FedAvgM
+    adam      v <- b2 v + (1 - b2) g^2
+    yogi      v <- v - (1 - b2) g^2 sign(v - g^2)
+    adagrad   v <- v + g^2
+
+and for the last three  m <- b1 m + (1 - b1) g,  w <- w - lr m / (sqrt(v) + eps).
+
+``weight_decay`` wd is decoupled: each of them also subtracts lr * wd * w.
+
+``bias_correction`` divides m by 1 - b1^t and (not for adagrad, whose v is a sum) v by 1 - b2^t:
+off in the FedOpt paper, on in PyTorch's and Keras's Adam and so in the ZOWarmUp author's code.
+optax has adam and yogi of its own, always corrected, and an adagrad without b1; one formula for the
+three is shorter than four exceptions.
+
+Source: Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2; SPEC values as in ``configs/base.py``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import Array, Params
+
+_SECOND_MOMENTS = {
+    "adam": lambda v, g2, b2: b2 * v + (1 - b2) * g2,
+    "yogi": lambda v, g2, b2: v - (1 - b2) * g2 * jnp.sign(v - g2),
+    "adagrad": lambda v, g2, b2: v + g2,
+}
+NAMES = ("sgd", "momentum", *_SECOND_MOMENTS)
+
+
+class AdaptiveState(NamedTuple):
+    """First and second moments, shaped like the parameters, and ``i32[]`` steps taken."""
+
+    mean: Params
+    second: Params
+    count: Array
+
+
+def create(
+    *,
+    name: str,
+    lr: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    initial_accumulator: float,
+    bias_correction: bool,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Returns the server optimizer ``name`` (module docstring) as an optax transformation.
+
+    Args:
+      name: one of ``NAMES``.
+      lr: server learning rate, >= 0 (0 keeps the parameters: a control).
+      b1: decay of the first moment; momentum's coefficient.
+      b2: decay of the second moment (adam, yogi).
+      eps: adaptivity, the paper's tau; added outside the root.
+      initial_accumulator: v at the start; the paper asks for at least eps^2.
+      bias_correction: see the module docstring.
+      weight_decay: decoupled, >= 0. Rounds still replay from scalars; FedKSeed's sum would not.
+
+    Raises:
+      ConfigError: unknown name, a negative learning rate or a negative decay.
+    """
+    if name not in NAMES:
+        raise ConfigError(
+            f"unknown server optimizer {name!r}; allowed: {', '.join(NAMES)}; "
+            "change config.warmup.server.name or config.zo.server.name"
+        )
+    if lr < 0:
+        raise ConfigError(
+            f"server learning rate is {lr}; it must be >= 0; "
+            "change config.warmup.server_lr or config.zo.lr"
+        )
+    if weight_decay < 0:
+        raise ConfigError(
+            f"weight_decay is {weight_decay}; it must be >= 0; "
+            "change config.warmup.server.weight_decay or config.zo.server.weight_decay"
+        )
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    if name == "sgd":
+        direction = optax.identity()
+    elif name == "momentum":
+        direction = optax.trace(b1)
+    else:
+        direction = _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction)
+    return optax.chain(direction, decay, optax.scale(-lr))
+
+
+def _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction):
+    second_moment = _SECOND_MOMENTS[name]
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        start = jax.tree.map(lambda leaf: jnp.full_like(leaf, initial_accumulator), params)
+        return AdaptiveState(zeros, start, jnp.int32(0))
+
+    def update(updates, state, params=None):
+        del params
+        gradient = updates
+        count = state.count + 1
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
+        second = jax.tree.map(lambda v, g: second_moment(v, g * g, b2), state.second, gradient)
+        m_scale = 1 / (1 - b1**count) if bias_correction else 1.0
+        v_scale = 1 / (1 - b2**count) if bias_correction and name != "adagrad" else 1.0
+        step = jax.tree.map(lambda m, v: m_scale * m / (jnp.sqrt(v_scale * v) + eps), mean, second)
+        return step, AdaptiveState(mean, second, count)
+
+    return optax.GradientTransformation(init, update)

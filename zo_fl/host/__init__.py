@@ -1,0 +1,1 @@
+"""Disk, clock, screen and processes: everything with a side effect."""

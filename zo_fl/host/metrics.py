@@ -1,0 +1,157 @@
+"""What a run measures, a row a round: ``metrics.jsonl`` for programs, TensorBoard events for eyes.
+
+A row is a flat dict. Keys of every row: ``round`` (rounds done, from 1), ``phase``, ``train_loss``,
+``update_norm``, ``uplink_bytes``, ``downlink_bytes`` (cumulative over the run), ``seconds``; of
+rounds that were evaluated also ``test_loss``, ``test_accuracy``, ``val_loss``, ``val_accuracy``
+(fractions).
+
+The file is standard JSON, so a non-finite float, which JSON lacks, is written as null. All other
+floats are written in full precision.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# Their names are made at import time, which pyright cannot see.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboardX.record_writer import RecordWriter
+
+from zo_fl.core.errors import ConfigError
+
+FILE_NAME = "metrics.jsonl"
+_PREFIXES = ("test_", "val_")
+_TAGS = {
+    "train_loss": "train/loss",
+    "uplink_bytes": "comm/uplink_bytes",
+    "downlink_bytes": "comm/downlink_bytes",
+    "seconds": "time/seconds_per_round",
+}
+
+
+class MetricsWriter:
+    """Appends rows to ``metrics.jsonl`` and to TensorBoard events in ``tb/``. A context manager.
+
+    Args:
+      workdir: the run's folder; made if missing.
+      resume_after: rounds that are done. Later rows of an earlier, killed process are dropped, they
+        will be written again. None or 0 starts afresh.
+
+    Raises:
+      ConfigError: an existing ``metrics.jsonl`` is damaged.
+    """
+
+    def __init__(self, workdir: str | Path, resume_after: int | None = None):
+        done = resume_after or 0
+        path = Path(workdir) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _truncate(path, done)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = _Events(path.parent / "tb", done + 1)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes rows, in the order of their rounds, and flushes."""
+        for row in rows:
+            values = {key: _standard(value) for key, value in row.items()}
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._events.write(values)
+        self._file.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _Events:
+    """TensorBoard's side: an event a row, written at once.
+
+    ``tensorboardX.SummaryWriter`` writes from a queue that its ``flush`` does not wait for, and
+    names its files by the host and the second, so that two in a second overwrite each other.
+    """
+
+    def __init__(self, folder: Path, first_round: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        self._add(file_version="brain.Event:2")
+        # TensorBoard hides what earlier files say about this step and later ones.
+        start = SessionLog(status=SessionLog.START)
+        self._add(step=first_round, session_log=start)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        scalars = [
+            Summary.Value(tag=_tag(key), simple_value=value)
+            for key, value in row.items()
+            if isinstance(value, int | float) and key != "round"
+        ]
+        self._add(step=row["round"], summary=Summary(value=scalars))
+
+    def _add(self, **content: Any) -> None:
+        self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Returns the rows of a ``metrics.jsonl``; ``[]`` if there is no file.
+
+    A last line that was torn by a kill is left out.
+
+    Raises:
+      ConfigError: another line is damaged.
+    """
+    return [row for row, _ in _parse(Path(path))]
+
+
+def _parse(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """Returns (row, its line) of every row."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            parsed.append((json.loads(line), line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise ConfigError(
+                    f"{path}: line {number} is not JSON; mend it, or choose another --workdir"
+                ) from None
+    return parsed
+
+
+def _truncate(path: Path, done: int) -> None:
+    """Drops rows of rounds after ``done`` and a torn line; whole or not at all."""
+    if not path.exists():
+        return
+    kept = [line + "\n" for row, line in _parse(path) if row["round"] <= done]
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _standard(value: Any) -> Any:
+    """Returns a value of a row as JSON knows it; NumPy and JAX scalars become Python's."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tag(key: str) -> str:
+    return f"eval/{key}" if key.startswith(_PREFIXES) else _TAGS.get(key, f"train/{key}")

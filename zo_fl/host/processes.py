@@ -1,0 +1,112 @@
+"""Several processes that run one program, each with devices of its own (``jax.distributed``).
+
+Every process runs the same host code on the same config and comes to the same decisions, because
+these follow from the config and from metrics that are equal everywhere. What may differ from
+process to process, a missing file or a signal, is agreed upon here. Nothing here costs anything
+where there is one process.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import PyTree
+
+_TEXT_BYTES = 1024
+
+
+def several() -> bool:
+    """Returns whether there is more than one process."""
+    # Asked first, because counting processes starts the back end.
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Returns whether this is the process that prints, and writes what is written once."""
+    return not several() or jax.process_index() == 0
+
+
+def place(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Returns arrays of the host, the same on all processes, on the devices of a sharding.
+
+    Args:
+      tree: NumPy arrays.
+      sharding: of each of them.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    # device_put would send all arrays around, to check that they are the same.
+    def one(array):
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(one, tree)
+
+
+def any_of(flag: bool) -> bool:
+    """Returns whether the flag is set on any process."""
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if several() else flag
+
+
+def of_first(content: Any) -> Any:
+    """Returns what the first process has; JSON-able, of less than a kilobyte."""
+    return json.loads(_texts(json.dumps(content))[0]) if several() else content
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Raises a ConfigError of the block on every process if it was raised on any.
+
+    A process that failed alone would leave the others waiting for it. All processes leave the block
+    together; within it none may wait for another.
+    """
+    failure = None
+    try:
+        yield
+    except ConfigError as error:
+        failure = error
+    if not several():
+        if failure is not None:
+            raise failure
+        return
+    messages = _texts("" if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    failed = [index for index, message in enumerate(messages) if message]
+    if failed:
+        raise ConfigError(f"process {failed[0]}: {messages[failed[0]]}")
+
+
+def check_same(content: Any, what: str) -> None:
+    """Checks that all processes were given the same.
+
+    Args:
+      content: JSON-able.
+      what: its name, for the message.
+
+    Raises:
+      ConfigError: they differ; raised on all processes.
+    """
+    if not several():
+        return
+    digests = _texts(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
+    other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"processes 0 and {other} were given different {what}; start all with the same command"
+        )
+
+
+def _texts(text: str) -> list[str]:
+    """Returns the texts of all processes, cut to a kilobyte."""
+    padded = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+    gathered = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]

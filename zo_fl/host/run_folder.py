@@ -1,0 +1,160 @@
+"""A run's folder while the run goes on: metrics, checkpoints, what a resumed run cannot redo.
+
+Of several processes all save their part of a checkpoint, and the first writes everything else.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zo_fl.core.types import ServerState
+from zo_fl.host import curves, processes, warm_starts, workdir
+from zo_fl.host.checkpoint import Checkpoints
+from zo_fl.host.metrics import MetricsWriter, read_metrics
+from zo_fl.host.schedule import Schedule, Stretch
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """The host's side of one run.
+
+    Args:
+      path: the folder; it exists.
+      schedule: the run's.
+      began: ``time.perf_counter()`` when the run, or what resumes it, began.
+    """
+
+    def __init__(self, path: Path, schedule: Schedule, began: float):
+        self.path, self._schedule, self._began = path, schedule, began
+        self.checkpoints = Checkpoints(path)
+        self.diverged_round: int | None = None
+        self._done = 0
+        self._writer: MetricsWriter | None = None
+        # Saved beside the state.
+        self._progress: dict[str, Any] = {
+            "seconds": 0.0,
+            "pivot_accuracy": None,
+            "final_accuracy": None,
+            "best_val_accuracy": None,
+            "accuracy_at_best_val": None,
+        }
+
+    def adopt(self, donor: Path, like: ServerState) -> None:
+        """Takes over a finished warm-up's last checkpoint and metrics, unless the run has begun.
+
+        Args:
+          donor: the warm-up's folder, checked by ``warm_starts.check``.
+          like: a state of the first phase.
+        """
+        if self.checkpoints.latest_round() is not None:
+            return
+        done, state, self._progress = warm_starts.restore(donor, like)
+        if done == self._schedule.pivot:
+            self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
+        with processes.agreed():
+            if processes.is_first():
+                rows = read_metrics(donor / "metrics.jsonl")
+                with MetricsWriter(self.path) as writer:
+                    writer.write(row for row in rows if row["round"] <= done)
+        # The checkpoint last: without it nothing is adopted, and the next try starts afresh.
+        self.save(state, done)
+
+    def restore(self, done: int, like: ServerState) -> ServerState:
+        """Returns the state saved after ``done`` rounds, shaped like ``like``."""
+        state, self._progress = self.checkpoints.restore(done, like)
+        return state
+
+    def save(self, state: ServerState, done: int) -> None:
+        """Saves a state, for ever if it is the pivot's."""
+        progress = self._progress | {"seconds": self._seconds()}
+        self.checkpoints.save(done, state, progress, keep=done == self._schedule.pivot)
+
+    def open(self, done: int) -> None:
+        """Opens the metrics, of which rows after ``done`` rounds are dropped."""
+        self._done = done
+        with processes.agreed():
+            if processes.is_first():
+                self._writer = MetricsWriter(self.path, resume_after=done)
+
+    def close(self) -> None:
+        """Closes the metrics."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def rows(
+        self, stretch: Stretch, done: int, metrics: Mapping[str, np.ndarray], seconds: float
+    ) -> list[Row]:
+        """Returns the rows of a chunk of rounds, and notes the first whose loss is not finite.
+
+        Args:
+          stretch: what the rounds belong to.
+          done: rounds before the chunk.
+          metrics: ``f32[rounds of the chunk]`` each.
+          seconds: a round.
+        """
+        rows = []
+        for i in range(len(metrics["loss"])):
+            values = {name: float(value[i]) for name, value in metrics.items()}
+            uplink, downlink = self._schedule.traffic(done + i + 1)
+            rows.append(
+                {
+                    "round": done + i + 1,
+                    "phase": stretch.phase.name,
+                    "train_loss": values.pop("loss"),
+                    **values,
+                    "uplink_bytes": uplink,
+                    "downlink_bytes": downlink,
+                    "seconds": seconds,
+                }
+            )
+        bad = [row["round"] for row in rows if not np.isfinite(row["train_loss"])]
+        self.diverged_round = bad[0] if bad else None
+        return rows
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Writes rows, and remembers the last one's accuracies if it was evaluated."""
+        row, progress = rows[-1], self._progress
+        if "test_accuracy" in row:
+            progress["final_accuracy"] = row["test_accuracy"]
+            if row["round"] == self._schedule.pivot:
+                progress["pivot_accuracy"] = row["test_accuracy"]
+            best = progress["best_val_accuracy"]
+            if best is None or row["val_accuracy"] > best:
+                progress["best_val_accuracy"] = row["val_accuracy"]
+                progress["accuracy_at_best_val"] = row["test_accuracy"]
+        if processes.is_first():
+            assert self._writer is not None, "the folder is not open"
+            self._writer.write(rows)
+        self._done = row["round"]
+
+    def finish(self, title: str) -> dict[str, Any]:
+        """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
+        done = self._done
+        pivot, final = self._progress["pivot_accuracy"], self._progress["final_accuracy"]
+        uplink, downlink = self._schedule.traffic(done)
+        summary = {
+            "rounds": done,
+            "diverged_round": self.diverged_round,
+            "pivot_accuracy": pivot,
+            "final_accuracy": final,
+            "best_val_accuracy": self._progress["best_val_accuracy"],
+            "accuracy_at_best_val": self._progress["accuracy_at_best_val"],
+            "delta_lo": None if pivot is None or final is None else final - pivot,
+            "uplink_bytes": uplink,
+            "downlink_bytes": downlink,
+            "forward_passes": self._schedule.forward_passes(done),
+            "wall_seconds": self._seconds(),
+        }
+        with processes.agreed():
+            if processes.is_first():
+                rows = read_metrics(self.path / "metrics.jsonl")
+                curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
+                workdir.write_json(self.path / "summary.json", summary)
+        return summary
+
+    def _seconds(self) -> float:
+        return self._progress["seconds"] + time.perf_counter() - self._began

@@ -1,0 +1,107 @@
+"""What a run sends: bytes by the shapes of the real messages.
+
+Communication of one round, over all clients together:
+
+    uplink     cohort x (message + uploaded statistics)
+    downlink   receivers x (what the update is rebuilt from + the new statistics)
+
+A first-order round is received by its cohort, as the new model (HeteroFL's narrow clients: their
+slice of it). A zeroth-order round is received by
+the whole population, as scalars: every client must follow every update, and one that was absent
+catches up later with the same bytes. When such a phase begins, everyone receives the model once.
+Directions come from keys and cost nothing.
+
+Source: ZOWarmUp, A.3 and Table 1, whose communication columns are scrambled as printed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zo_fl.core import cohorts, keys, trees
+from zo_fl.core.phase import Phase
+from zo_fl.core.types import FederatedData, Group, ModelState, Params
+
+
+class Traffic(NamedTuple):
+    """Bytes over all clients together.
+
+    Attributes:
+      at_start: downlink once, when the phase begins.
+      uplink: a round.
+      downlink: a round.
+    """
+
+    at_start: int
+    uplink: int
+    downlink: int
+
+
+def phase_traffic(
+    phase: Phase, params: Params, model_state: ModelState, data: FederatedData
+) -> Traffic:
+    """Returns a phase's traffic, from the shapes of what its groups of clients send and receive.
+
+    Args:
+      phase: any phase.
+      params: arrays or ``jax.ShapeDtypeStruct``.
+      model_state: likewise.
+      data: the federation, arrays or shapes.
+    """
+    groups = [group_traffic(group, phase, params, model_state, data) for group in phase.groups]
+    uplink = sum(group.uplink for group in groups)
+    if not all(group.strategy.replays for group in phase.groups):
+        return Traffic(0, uplink, sum(group.downlink for group in groups))
+    population = data.client_sizes.shape[0]
+    model = trees.num_bytes(params) + trees.num_bytes(model_state)
+    return Traffic(population * model, uplink, population * sum(g.broadcast for g in groups))
+
+
+class GroupTraffic(NamedTuple):
+    """Bytes of one group in a round.
+
+    Attributes:
+      uplink: of the cohort.
+      downlink: to the cohort, of what its strategy receives.
+      broadcast: to each client that follows the rounds by replaying them.
+    """
+
+    uplink: int
+    downlink: int
+    broadcast: int
+
+
+def group_traffic(
+    group: Group, phase: Phase, params: Params, model_state: ModelState, data: FederatedData
+) -> GroupTraffic:
+    """Returns the traffic of one group of a phase; the arguments are ``phase_traffic``'s."""
+
+    def one(params, model_state, data):
+        state = phase.algorithm.init(params, model_state)._replace(opt_state=())
+        batch, key = first_client(data), keys.run_key(0)
+        result = group.strategy.client_update(state, batch, key)
+        update = group.strategy.decode(result.message, batch.client_id, state, key)
+        return result, update, group.strategy.receives(state)
+
+    result, update, received = jax.eval_shape(one, params, model_state, data)
+    message, uploaded = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
+    # All messages, or what they add up to where that is smaller (shared directions, pools).
+    broadcast = min(group.cohort_size * message, trees.num_bytes(update)) + uploaded
+    return GroupTraffic(
+        group.cohort_size * (message + uploaded),
+        group.cohort_size * trees.num_bytes(received),
+        broadcast,
+    )
+
+
+def cumulative(traffic: Traffic, rounds: int) -> tuple[int, int]:
+    """Returns ``(uplink, downlink)`` bytes after some rounds of a phase."""
+    if rounds == 0:
+        return 0, 0
+    return traffic.uplink * rounds, traffic.at_start + traffic.downlink * rounds
+
+
+def first_client(data: FederatedData):
+    """Returns the first client's batch."""
+    return trees.squeeze(cohorts.gather(data, jnp.zeros(1, jnp.int32)))

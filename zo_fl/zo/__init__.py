@@ -1,1 +1,0 @@
-"""Zeroth-order estimation: random directions, and estimators that turn losses into scalars."""
