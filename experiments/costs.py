@@ -17,7 +17,7 @@ from rich.table import Table
 
 from zo_fl import experiment, models
 from zo_fl.core.phase import Phase
-from zo_fl.core.types import Group
+from zo_fl.core.strategy import Group
 from zo_fl.host import units
 from zo_fl.host.traffic import cumulative, group_traffic, phase_traffic
 

@@ -8,7 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
 from zo_fl import experiment
-from zo_fl.core import cohorts, keys
+from zo_fl.core import cohorts
+from zo_fl.core.round import keys, make_algorithm
 
 ROUNDS = 2
 
@@ -46,9 +47,14 @@ def build(algorithm="zowarmup", **overrides):
 def start(built, phase):
     """Returns a phase's first server state."""
     params, model_state = built.task.init(keys.stream(built.run_key, "init"))
-    state = phase.algorithm.init(params, model_state)
+    state = phase.init(params, model_state)
     # As the trainer does: on the mesh from the start, or the second round would be traced anew.
     return jax.device_put(state, NamedSharding(built.mesh, PartitionSpec()))
+
+
+def algorithm(built, phase):
+    """Returns a phase as pure functions, on the experiment's own engine."""
+    return make_algorithm(phase, built.engine)
 
 
 def only_strategy(phase):

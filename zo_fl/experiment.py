@@ -76,11 +76,16 @@ def assemble(
         module = models.create(
             **config["model"], num_classes=dataset.num_classes, width=width * share
         )
-        image_shape = dataset.train_images.shape[1:]
-        return task.classification(module, image_shape, dataset.mean, dataset.std)
+        return task.classification(
+            module,
+            dataset.train["image"].shape[1:],
+            dataset.num_classes,
+            dataset.mean,
+            dataset.std,
+        )
 
     learning = make_task(1.0)
-    problem = Problem(learning, make_task, federation.clients, engine)
+    problem = Problem(learning, make_task, federation.clients)
     phases = algorithms.create(config["algorithm"], problem, config)
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(
@@ -145,7 +150,7 @@ def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
 
 
 def is_streamed(data: str) -> bool:
-    """Returns whether training images stay on the host; ``data`` is ``config.run.data``.
+    """Returns whether training examples stay on the host; ``data`` is ``config.run.data``.
 
     Raises:
       ConfigError: it is none of ``"auto"``, ``"device"`` and ``"stream"``.

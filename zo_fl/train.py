@@ -11,34 +11,32 @@ Several seeds of one config can run as one program (``run_seeds``): the same chu
 states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
 """
 
-import functools
 import itertools
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zo_fl import experiment
 from zo_fl.core import keys
-from zo_fl.core.chunk import make_chunk
+from zo_fl.core.chunk import Lanes, make_chunk
 from zo_fl.core.errors import ConfigError
+from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import FederatedData, PyTree, ServerState
 from zo_fl.data import summary as label_summary
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate, processes, streaming, warm_starts, workdir
-from zo_fl.host.progress import Progress
+from zo_fl.host.progress import Progress, mean_rows
 from zo_fl.host.provenance import provenance
 from zo_fl.host.run_folder import RunFolder
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
+from zo_fl.host.signals import deferred_signals
 
 _CADENCES = ("rounds_per_jit", "eval_every", "eval_batch_size", "checkpoint_every")
 
@@ -124,7 +122,7 @@ def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, 
     quiet = quiet or not processes.is_first()
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
-    with _deferred_signals() as interrupted:
+    with deferred_signals() as interrupted:
         trainer = _Trainer(built, configs, paths, began, quiet, interrupted)
         if donor is not None:
             trainer.adopt(donor)
@@ -154,37 +152,50 @@ def _build(configs: Sequence[Mapping], donor: Path | None) -> Experiment:
 
 
 class _Trainer:
-    """The device's side of one run, or of several that differ in their seed alone.
+    """The device's side of one run, or of several side by side (``Lanes``).
 
-    With several, every state, key and measurement has a leading axis of seeds; with one it has not,
-    and nothing is mapped: ``vmap`` would make grouped convolutions of all.
+    Args:
+      built: the experiment.
+      configs: one a run; they differ in their seed alone.
+      paths: the runs' folders.
+      began: ``time.perf_counter()`` when the command began.
+      quiet: no progress output.
+      stop: tells whether the user asked to stop.
     """
 
-    def __init__(self, built: Experiment, configs, paths, began: float, quiet: bool, stop):
+    def __init__(
+        self,
+        built: Experiment,
+        configs: Sequence[Mapping[str, Any]],
+        paths: Sequence[Path],
+        began: float,
+        quiet: bool,
+        stop: Callable[[], bool],
+    ):
         self.built, self.quiet, self.interrupted = built, quiet, stop
         self.options = configs[0]["run"]
-        self.over_seeds = len(configs) > 1
+        self.lanes = Lanes(len(configs))
         self.replicated = NamedSharding(built.mesh, P())
 
         def run_keys():
-            seeds = [keys.run_key(config["seed"]) for config in configs]
-            return jnp.stack(seeds) if self.over_seeds else seeds[0]
+            return self.lanes.stack([keys.run_key(config["seed"]) for config in configs])
 
         # Made under jit: of several processes, none can send an array to another's devices.
         self.run_key = jax.jit(run_keys, out_shardings=self.replicated)()
-        init = self._lift(lambda key: built.task.init(keys.stream(key, "init")))
+        init = self.lanes.lift(lambda key: built.task.init(keys.stream(key, "init")))
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, built.run_key)
         self.schedule = make_schedule(built.phases, params, model_state, built.federation.clients)
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
         self.models = {
-            stretch.start: jax.jit(self._lift(stretch.phase.evaluated, (0, None)))
+            stretch.start: jax.jit(self.lanes.lift(stretch.phase.evaluated, (0, None)))
             for stretch in self.schedule.stretches
         }
-        precise = built.task.with_precision(self.options["eval_precision"], "run.eval_precision")
+        precise = built.task.with_precision(self.options["eval_precision"])
         measure = evaluate.make_evaluate(precise, built.engine.compiler_options)
-        self.evaluate = self._lift(measure, (0, 0, None))
-        self.sets = _evaluation_sets(built, self.options["eval_batch_size"])
+        self.evaluate = self.lanes.lift(measure, (0, 0, None))
+        size = self.options["eval_batch_size"]
+        self.sets = evaluate.make_sets(built.federation, size, built.mesh)
 
     def adopt(self, donor: Path) -> None:
         """Starts a run that has not begun after a finished warm-up."""
@@ -244,9 +255,9 @@ class _Trainer:
 
     def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         began = time.perf_counter()
-        capacity = self.options["rounds_per_jit"]
-        options = self.built.engine.compiler_options
-        chunk = make_chunk(stretch.phase.algorithm, capacity, self.over_seeds, options)
+        algorithm = make_algorithm(stretch.phase, self.built.engine)
+        capacity, options = self.options["rounds_per_jit"], self.built.engine.compiler_options
+        chunk = make_chunk(algorithm, capacity, self.lanes, options)
         program = chunk.lower(state, data, self.run_key, np.int32(1)).compile()
         seconds = time.perf_counter() - began
         self.bar.message(f"{stretch.phase.name}: compiled in {seconds:.1f} s")
@@ -264,13 +275,12 @@ class _Trainer:
         for i, folder in enumerate(self.folders):
             if folder.diverged_round is not None:
                 continue
-            of_seed = {name: value[: stop - done] for name, value in self._take(metrics, i).items()}
-            rows = folder.rows(stretch, done, of_seed, each)
-            rows[-1] |= {name: float(value) for name, value in self._take(measured, i).items()}
+            rows = folder.rows(stretch, done, stop - done, self.lanes.take(metrics, i), each)
+            rows[-1] |= {name: float(value) for name, value in self.lanes.take(measured, i).items()}
             folder.write(rows)
             shown.append(rows)
         images = stretch.phase.forward_passes * (stop - done) * len(self.folders)
-        self.bar.update(_mean_rows(shown), round(images), seconds)
+        self.bar.update(mean_rows(shown), round(images), seconds)
 
     def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and statistics that a phase has arrived at."""
@@ -288,13 +298,13 @@ class _Trainer:
 
     def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
-        init = self._lift(stretch.phase.algorithm.init, (0, 0, None))
+        init = self.lanes.lift(stretch.phase.init, (0, 0, None))
         return jax.jit(init, out_shardings=self.replicated)(params, model_state, np.int32(done))
 
     def _save(self, state: ServerState, done: int) -> None:
         for i, folder in enumerate(self.folders):
             if folder.diverged_round is None:
-                folder.save(self._take(state, i), done)
+                folder.save(self.lanes.take(state, i), done)
 
     def _restore(self) -> tuple[ServerState, int]:
         """Returns the latest state that all runs have saved, or the initial one, and its round."""
@@ -305,42 +315,11 @@ class _Trainer:
         if not done:
             return state, 0
         states = [
-            folder.restore(done, self._take(state, i)) for i, folder in enumerate(self.folders)
+            folder.restore(done, self.lanes.take(state, i)) for i, folder in enumerate(self.folders)
         ]
-        if self.over_seeds:
-            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            return jax.device_put(state, self.replicated), done
-        return states[0], done
-
-    def _lift(self, function: Callable, in_axes: Any = 0) -> Callable[..., Any]:
-        """Returns a function of one seed as one of all seeds."""
-        return jax.vmap(function, in_axes=in_axes) if self.over_seeds else function
-
-    def _take(self, tree: PyTree, seed: int) -> PyTree:
-        """Returns one seed's part of something that has them all."""
-        return jax.tree.map(lambda leaf: leaf[seed], tree) if self.over_seeds else tree
-
-
-def _evaluation_sets(built: Experiment, batch_size: int) -> dict[str, evaluate.EvaluationSet]:
-    dataset, val = built.federation.dataset, built.federation.val_indices
-    cut = functools.partial(evaluate.make_set, batch_size=batch_size, mesh=built.mesh)
-    return {
-        "test": cut(dataset.test_images, dataset.test_labels),
-        "val": cut(dataset.train_images[val], dataset.train_labels[val]),
-    }
-
-
-def _mean_rows(of_seeds: Sequence[Sequence[Mapping]]) -> list[dict[str, Any]]:
-    """Returns the rows of a chunk, averaged over seeds."""
-    return [
-        row[0]
-        | {
-            name: float(np.mean([one[name] for one in row]))
-            for name in row[0]
-            if name not in ("round", "phase")
-        }
-        for row in zip(*of_seeds, strict=True)
-    ]
+        if self.lanes.count == 1:
+            return states[0], done
+        return jax.device_put(self.lanes.stack(states), self.replicated), done
 
 
 def _title(config: Mapping[str, Any]) -> str:
@@ -348,23 +327,3 @@ def _title(config: Mapping[str, Any]) -> str:
         f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}, "
         f"seed {config['seed']}"
     )
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT or SIGTERM came; a second one acts at once."""
-    received = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def handle(number, frame):
-        received.append(number)
-        signal.signal(number, earlier[number])
-
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

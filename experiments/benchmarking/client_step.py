@@ -21,7 +21,8 @@ import numpy as np
 from zo_fl.core import keys, trees
 from zo_fl.core.engine import Engine
 from zo_fl.core.phase import Phase
-from zo_fl.core.types import FederatedData, Group
+from zo_fl.core.strategy import Group
+from zo_fl.core.types import FederatedData
 from zo_fl.host.traffic import first_client
 
 
@@ -103,7 +104,7 @@ def compile_step(
     """
     batch = jax.eval_shape(first_client, data)
     key = jax.eval_shape(lambda: keys.run_key(0))
-    state = jax.eval_shape(phase.algorithm.init, params, model_state)._replace(opt_state=())
+    state = jax.eval_shape(phase.init, params, model_state)._replace(opt_state=())
     step = jax.jit(group.strategy.client_update, compiler_options=engine.compiler_options)
     return step.lower(state, batch, key).compile()
 
@@ -122,7 +123,7 @@ def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMe
       model_state: likewise.
     """
     analysis: Any = step.memory_analysis()
-    state = jax.eval_shape(phase.algorithm.init, params, model_state)._replace(opt_state=())
+    state = jax.eval_shape(phase.init, params, model_state)._replace(opt_state=())
     received = jax.eval_shape(group.strategy.receives, state)
     unused = trees.num_bytes((params, model_state)) - trees.num_bytes(received)
     return StepMemory(
@@ -142,7 +143,7 @@ def step_seconds(step, phase: Phase, params, model_state, data: FederatedData) -
       model_state: likewise.
       data: the federation.
     """
-    state = phase.algorithm.init(params, model_state)._replace(opt_state=())
+    state = phase.init(params, model_state)._replace(opt_state=())
     arguments = state, jax.jit(first_client)(data), keys.run_key(0)
     seconds = []
     for _ in range(4):

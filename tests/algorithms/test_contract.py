@@ -49,7 +49,7 @@ def run_all(name, devices=1):
 
 def run(built, phase):
     state = tiny.start(built, phase)
-    step = jax.jit(phase.algorithm.round)
+    step = jax.jit(tiny.algorithm(built, phase).round)
     history = []
     for _ in range(tiny.ROUNDS):
         state, metrics, _ = step(state, built.data, built.run_key)
@@ -65,7 +65,8 @@ def round_of(built_and_phase, clients_per_vmap=1):
     def one(state, data, run_key, cohort):
         groups = [group._replace(sample_cohort=lambda key: cohort) for group in phase.groups]
         engine = Engine(built.mesh, clients_per_vmap)
-        algorithm = make_algorithm(groups, phase.aggregation, optax.sgd(1.0), engine)
+        plain = phase._replace(groups=groups, server_optimizer=optax.sgd(1.0))
+        algorithm = make_algorithm(plain, engine)
         state = algorithm.init(state.params, state.model_state)
         return algorithm.round(state, data, run_key)
 
@@ -131,7 +132,7 @@ def test_the_result_does_not_depend_on_the_number_of_devices(name, devices):
 def test_a_chunk_of_rounds_equals_as_many_single_rounds(name):
     for item, (reference, history, _) in zip(phases_of(name), run_all(name), strict=True):
         built, phase = item.value
-        chunk = make_chunk(phase.algorithm, capacity=5)
+        chunk = make_chunk(tiny.algorithm(built, phase), capacity=5)
         state, metrics = chunk(tiny.start(built, phase), built.data, built.run_key, jnp.int32(2))
         chex.assert_trees_all_close(state.params, reference.params, **TOLERANCE)
         losses = [one["loss"] for one in history]

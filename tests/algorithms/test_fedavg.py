@@ -33,8 +33,8 @@ def test_local_sgd_is_the_plain_loop_over_shuffled_batches():
 
             def loss(p, real=real):
                 everyone = jnp.ones(len(real), bool)
-                images, labels = batch.images[real], batch.labels[real]
-                return built.task.losses(p, {}, images, labels, everyone, True)[0].mean()
+                examples = jax.tree.map(lambda leaf: leaf[real], batch.examples)
+                return built.task.losses(p, {}, examples, everyone, True)[0].mean()
 
             value, gradient = jax.value_and_grad(loss)(after)
             losses += [float(value)] * len(real)
@@ -51,7 +51,9 @@ def test_the_round_is_the_weighted_mean_of_the_clients_models():
     built = tiny.build("fedavg")
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, _, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, _, (record,) = jax.jit(tiny.algorithm(built, phase).round)(
+        before, built.data, built.run_key
+    )
     high = np.flatnonzero(built.federation.clients.client_tiers == 1)
     np.testing.assert_array_equal(record.cohort.client_ids, high)
     models = []
@@ -66,7 +68,7 @@ def test_the_round_is_the_weighted_mean_of_the_clients_models():
 def test_warm_up_lowers_the_loss():
     built = tiny.build("fedavg", warmup__lr=0.02)
     (phase,) = built.phases
-    state, step, losses = tiny.start(built, phase), jax.jit(phase.algorithm.round), []
+    state, step, losses = tiny.start(built, phase), jax.jit(tiny.algorithm(built, phase).round), []
     for _ in range(4):
         state, metrics, _ = step(state, built.data, built.run_key)
         losses.append(float(metrics["loss"]))

@@ -25,6 +25,7 @@ from zo_fl.core import cohorts as orders
 from zo_fl.core import keys, task
 from zo_fl.core.engine import Engine
 from zo_fl.core.phase import Problem
+from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import HIGH, LOW, FederatedData
 from zo_fl.models.small import MLP
 
@@ -75,8 +76,9 @@ class Case(NamedTuple):
     def client(self, j, rows=slice(None)):
         """The client's examples as ``(x, y)``: pixels normalized, padding left out."""
         held = self.data.client_indices[j][: self.data.client_sizes[j]][rows]
-        images = self.data.images[held].reshape(len(held), -1).astype(np.float64)
-        return (images / 255 - MEAN[0]) / STD[0], self.data.labels[held]
+        examples = jax.tree.map(lambda leaf: leaf[held], self.data.examples)
+        images = examples["image"].reshape(len(held), -1).astype(np.float64)
+        return (images / 255 - MEAN[0]) / STD[0], examples["label"]
 
 
 def make_case(name, sizes=UNEVEN, hidden=False, **changes):
@@ -90,16 +92,15 @@ def make_case(name, sizes=UNEVEN, hidden=False, **changes):
         indices[j, :size] = len(labels) + np.arange(size)
         labels += itertools.islice(itertools.cycle(of_client), size)
     images = rng.integers(0, 256, (len(labels), 2, 2, 1), np.uint8)
-    data = FederatedData(
-        images, np.int32(labels), indices, np.int32(sizes), np.array(TIERS, np.int32)
-    )
+    examples = {"image": images, "label": np.int32(labels)}
+    data = FederatedData(examples, indices, np.int32(sizes), np.array(TIERS, np.int32))
     mesh = experiment.make_mesh("cpu", 1)
 
     def make_task(width):
         module = MLP(CLASSES, hidden_size=UNITS, width=width) if hidden else Linear()
-        return task.classification(module, (2, 2, 1), MEAN, STD)
+        return task.classification(module, (2, 2, 1), CLASSES, MEAN, STD)
 
-    problem = Problem(make_task(1.0), make_task, data, Engine(mesh, clients_per_vmap=2))
+    problem = Problem(make_task(1.0), make_task, data)
     shapes = {"head/kernel": (UNITS if hidden else 4, CLASSES), "head/bias": (CLASSES,)}
     if hidden:
         shapes |= {"hidden/kernel": (4, UNITS), "hidden/bias": (UNITS,)}
@@ -131,8 +132,9 @@ def run(case):
     everywhere = NamedSharding(case.mesh, PartitionSpec())
     data = jax.device_put(case.data, everywhere)
     for phase in case.phases:
-        state = jax.device_put(phase.algorithm.init(params, {}, done), everywhere)
-        step = jax.jit(phase.algorithm.round, compiler_options=QUICK)
+        state = jax.device_put(phase.init(params, {}, done), everywhere)
+        algorithm = make_algorithm(phase, Engine(case.mesh, clients_per_vmap=2))
+        step = jax.jit(algorithm.round, compiler_options=QUICK)
         for _ in range(ROUNDS):
             state, _, _ = step(state, data, RUN_KEY)
         params, done = state.params, done + ROUNDS
@@ -191,7 +193,7 @@ def steps(case, block, t, j):
 
 @functools.cache
 def drawer(distribution, tau):
-    add = directions.create(distribution=distribution, tau=tau)
+    add = directions.create(distribution, tau)
     return jax.jit(jax.vmap(lambda zeros, key: add(zeros, key, 1.0), in_axes=(None, 0)))
 
 

@@ -15,11 +15,13 @@ def test_keys_and_scalars_give_the_server_s_parameters_bit_for_bit(seed_policy, 
     built = tiny.build("zo", zo__seed_policy=seed_policy, run__num_devices=devices)
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, _, record = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, _, record = jax.jit(tiny.algorithm(built, phase).round)(
+        before, built.data, built.run_key
+    )
     # What travels, as bytes through a file would: no array of the model's size is among it.
     sent = jax.tree.map(np.array, record)
     assert sum(leaf.size for leaf in jax.tree.leaves(sent)) < 100
-    followed = jax.jit(phase.algorithm.apply)(before, sent, built.run_key)
+    followed = jax.jit(tiny.algorithm(built, phase).apply)(before, sent, built.run_key)
     chex.assert_trees_all_equal(followed, after)
 
 
@@ -39,7 +41,10 @@ def follow_whole_phase(built):
     """Replays four rounds from their records alone, and compares the whole state, bit for bit."""
     (phase,) = built.phases
     state = follower = tiny.start(built, phase)
-    step, apply = jax.jit(phase.algorithm.round), jax.jit(phase.algorithm.apply)
+    step, apply = (
+        jax.jit(tiny.algorithm(built, phase).round),
+        jax.jit(tiny.algorithm(built, phase).apply),
+    )
     records = []
     for _ in range(4):
         state, _, record = step(state, built.data, built.run_key)
@@ -54,8 +59,10 @@ def test_another_key_or_another_scalar_gives_other_parameters():
     built = tiny.build("zo")
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, _, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
-    apply = jax.jit(phase.algorithm.apply)
+    after, _, (record,) = jax.jit(tiny.algorithm(built, phase).round)(
+        before, built.data, built.run_key
+    )
+    apply = jax.jit(tiny.algorithm(built, phase).apply)
     other_key = apply(before, (record,), jax.random.fold_in(built.run_key, 1))
     changed = record._replace(messages=record.messages.at[0, 0, 0].add(1e-3))
     other_scalar = apply(before, (changed,), built.run_key)

@@ -11,13 +11,14 @@ from zo_fl.algorithms import fedkseed
 from zo_fl.clients import directions, zeroth_order
 from zo_fl.core import keys, trees
 from zo_fl.core.errors import ConfigError
+from zo_fl.core.phase import take
 from zo_fl.host.traffic import phase_traffic
 
 
 def run(built, rounds=2):
     (phase,) = built.phases
     state = first = tiny.start(built, phase)
-    step = jax.jit(phase.algorithm.round)
+    step = jax.jit(tiny.algorithm(built, phase).round)
     for _ in range(rounds):
         state, _, records = step(state, built.data, built.run_key)
     return phase, first, state, records
@@ -54,20 +55,8 @@ def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size
     built = tiny.build("zo", zo__local_steps=steps)
     phase, _, _, (record,) = run(built, rounds=1)
     assert record.messages.shape == (8, steps, 3) and phase.forward_passes == 8 * 225 * 6
-    prober = zeroth_order.make_prober(
-        built.task,
-        block="zo",
-        local_lr=0.1,
-        **{
-            name: value
-            for name, value in tiny.config(zo__local_steps=steps)["zo"].items()
-            if name
-            in (
-                *("estimator", "distribution", "eps", "tau", "num_directions", "local_steps"),
-                *("batch_size", "bn_policy", "microbatch", "augment", "precision"),
-            )
-        },
-    )
+    fields = take(zeroth_order.Probing, tiny.config(zo__local_steps=steps)["zo"])
+    prober = zeroth_order.make_prober(built.task, fields, local_lr=0.1)
     rows, mask = zeroth_order._steps(prober, jnp.ones(225, bool), keys.run_key(0))
     assert rows.shape == (steps, -(-225 // steps))
     assert sorted(np.asarray(rows)[np.asarray(mask)]) == list(range(225))
@@ -87,7 +76,7 @@ class TestFedKSeed:
         built = tiny.build("fedkseed", data__num_clients=1, data__high_fraction=1.0)
         (phase,) = built.phases
         before = tiny.start(built, phase)
-        after, *_ = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+        after, *_ = jax.jit(tiny.algorithm(built, phase).round)(before, built.data, built.run_key)
         (local,) = self.local_models(built, before)
         chex.assert_trees_all_close(after.params, local, rtol=1e-5, atol=1e-7)
 
@@ -96,7 +85,7 @@ class TestFedKSeed:
         built = tiny.build(algorithm)
         (phase,) = built.phases
         before = tiny.start(built, phase)
-        after, *_ = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+        after, *_ = jax.jit(tiny.algorithm(built, phase).round)(before, built.data, built.run_key)
         local = self.local_models(built, before)
         mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *local)
         chex.assert_trees_all_close(after.params, mean, rtol=1e-5, atol=1e-7)
@@ -106,7 +95,7 @@ class TestFedKSeed:
         """Returns each client's own weights after its local steps, by the steps' definition."""
         (phase,) = built.phases
         config = tiny.config()["fedkseed"]
-        add = directions.create(distribution=config["distribution"], tau=config["tau"])
+        add = directions.create(config["distribution"], config["tau"])
         strategy = tiny.only_strategy(phase)
         models = []
         for client in range(built.data.client_sizes.shape[0]):
@@ -125,7 +114,7 @@ class TestFedKSeed:
         built = tiny.build("fedkseed", fedkseed__candidate_seeds=8)
         _, first, state, _ = run(built, rounds=3)
         config = tiny.config()["fedkseed"]
-        add = directions.create(distribution=config["distribution"], tau=config["tau"])
+        add = directions.create(config["distribution"], config["tau"])
         rebuilt = fedkseed.from_start(
             add, first.params, state.strategy_state, built.run_key, config["lr"]
         )
@@ -198,7 +187,11 @@ def test_bad_values_of_baffle_are_refused_in_one_line(field, value):
 def test_baffle_evaluates_a_moving_average_of_the_parameters():
     built = tiny.build("baffle", baffle__ema=0.9)
     (phase,) = built.phases
-    state, step, average = tiny.start(built, phase), jax.jit(phase.algorithm.round), None
+    state, step, average = (
+        tiny.start(built, phase),
+        jax.jit(tiny.algorithm(built, phase).round),
+        None,
+    )
     for _ in range(3):
         average = state.params if average is None else average
         state, _, _ = step(state, built.data, built.run_key)

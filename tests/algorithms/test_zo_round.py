@@ -16,7 +16,9 @@ def one_round(params_of=None, **overrides):
     built = tiny.build("zo", **overrides)
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, metrics, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, metrics, (record,) = jax.jit(tiny.algorithm(built, phase).round)(
+        before, built.data, built.run_key
+    )
     return built, phase, before, after, metrics, record
 
 
@@ -34,7 +36,7 @@ def test_sum_aggregation_is_mean_with_a_learning_rate_s_times_cohort_larger():
 def test_a_round_lowers_the_loss_of_the_population():
     built = tiny.build("zo", zo__lr=5e-3, zo__num_directions=16)
     (phase,) = built.phases
-    state, step, losses = tiny.start(built, phase), jax.jit(phase.algorithm.round), []
+    state, step, losses = tiny.start(built, phase), jax.jit(tiny.algorithm(built, phase).round), []
     for _ in range(6):
         state, metrics, _ = step(state, built.data, built.run_key)
         losses.append(float(metrics["loss"]))
@@ -58,7 +60,7 @@ def test_shared_directions_are_rebuilt_once_and_broadcast_as_their_mean():
     # The mean of the messages as if one client had sent it: the same directions, its weight one.
     alone = record._replace(messages=mean[None], weights=jnp.ones(1))
     alone = alone._replace(cohort=jax.tree.map(lambda leaf: leaf[:1], record.cohort))
-    followed = phase.algorithm.apply(before, (alone,), built.run_key)
+    followed = tiny.algorithm(built, phase).apply(before, (alone,), built.run_key)
     chex.assert_trees_all_close(after.params, followed.params, rtol=1e-6, atol=1e-7)
     traffic = phase_traffic(phase, before.params, {}, built.data)
     assert traffic.uplink == 8 * 12 and traffic.downlink == 8 * 12
@@ -88,7 +90,7 @@ def test_augmentation_is_the_same_in_every_pass():
 def test_a_sampled_cohort_changes_with_the_round():
     built = tiny.build("zo", zo__cohort_size=3)
     (phase,) = built.phases
-    state, step, seen = tiny.start(built, phase), jax.jit(phase.algorithm.round), set()
+    state, step, seen = tiny.start(built, phase), jax.jit(tiny.algorithm(built, phase).round), set()
     for _ in range(5):
         state, _, (record,) = step(state, built.data, built.run_key)
         assert len(set(map(int, record.cohort.client_ids))) == 3
@@ -106,7 +108,7 @@ def test_a_client_whose_probes_are_all_broken_drops_out():
         state._replace(params=broken), batch, built.run_key
     )
     assert float(result.weight) == 0.0
-    after, metrics, _ = jax.jit(phase.algorithm.round)(
+    after, metrics, _ = jax.jit(tiny.algorithm(built, phase).round)(
         state._replace(params=broken), built.data, built.run_key
     )
     assert np.isnan(metrics["loss"])

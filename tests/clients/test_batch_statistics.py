@@ -24,7 +24,9 @@ def one_round(policy, **overrides):
     # Statistics as after some training, unlike any batch's.
     state = jax.tree.map(lambda leaf: leaf + 0.25, before.model_state)
     before = before._replace(model_state=state)
-    after, metrics, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, metrics, (record,) = jax.jit(tiny.algorithm(built, phase).round)(
+        before, built.data, built.run_key
+    )
     return built, phase, before, after, metrics, record
 
 
@@ -35,7 +37,7 @@ def client_moments(built, before, record):
         batch = trees.expand(trees.squeeze(tiny.gather(built, [client_id])))
         moments.append(
             batch_statistics.batch_moments(
-                built.task, before.params, before.model_state, batch.images, batch.mask
+                built.task, before.params, before.model_state, batch.examples, batch.mask
             )
         )
     return moments
@@ -79,9 +81,9 @@ def test_recalibrate_replaces_statistics_by_the_exact_pooled_ones():
     chex.assert_trees_all_close(after.model_state, pooled, rtol=1e-3, atol=1e-5)
     # Pooled means of all clients' examples in one batch: the law of total variance holds.
     batch = tiny.gather(built, record.cohort.client_ids)
-    images = batch.images.reshape(1, -1, *batch.images.shape[2:])
+    examples = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), batch.examples)
     together = batch_statistics.batch_moments(
-        built.task, before.params, before.model_state, images, batch.mask.reshape(1, -1)
+        built.task, before.params, before.model_state, examples, batch.mask.reshape(1, -1)
     )
     first = "norm0"  # later layers see activations that were normalised client by client
     chex.assert_trees_all_close(
@@ -99,7 +101,9 @@ def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so()
         state = tiny.start(built, phase)
         moved = jax.tree.map(lambda leaf: leaf + shift, state.model_state)
         state = state._replace(model_state=moved)
-        return jax.jit(phase.algorithm.round)(state, built.data, built.run_key)[2][0].messages
+        return jax.jit(tiny.algorithm(built, phase).round)(state, built.data, built.run_key)[2][
+            0
+        ].messages
 
     for policy in BN_POLICIES:
         same = bool(jnp.all(scalars(policy, 0.0) == scalars(policy, 0.5)))
@@ -110,8 +114,9 @@ def test_momentum_statistics_equal_those_of_the_model_s_own_training_pass():
     built = tiny.build("zo", **BATCH_NORM)
     params, state = built.task.init(built.run_key)
     batch = tiny.gather(built, [5])
-    _, trained = built.task.logits(params, state, batch.images[0], batch.mask[0], True)
-    moments = batch_statistics.batch_moments(built.task, params, state, batch.images, batch.mask)
+    one = trees.squeeze(batch)
+    _, trained = built.task.logits(params, state, one.examples, one.mask, True)
+    moments = batch_statistics.batch_moments(built.task, params, state, batch.examples, batch.mask)
     moved = batch_statistics.move(state, batch_statistics.from_moments(moments))
     chex.assert_trees_all_close(moved, trained, rtol=1e-4, atol=1e-6)
 
@@ -120,9 +125,9 @@ def test_microbatches_pool_their_moments():
     built = tiny.build("zo", **BATCH_NORM)
     params, state = built.task.init(built.run_key)
     batch = tiny.gather(built, [5])
-    whole = batch_statistics.batch_moments(built.task, params, state, batch.images, batch.mask)
+    whole = batch_statistics.batch_moments(built.task, params, state, batch.examples, batch.mask)
     halves = jax.tree.map(
-        lambda leaf: leaf[:, :90].reshape(3, 30, *leaf.shape[2:]), (batch.images, batch.mask)
+        lambda leaf: leaf[:, :90].reshape(3, 30, *leaf.shape[2:]), (batch.examples, batch.mask)
     )
     parts = batch_statistics.batch_moments(built.task, params, state, *halves)
     assert batch.mask.shape[1] == 90
@@ -134,7 +139,9 @@ def test_first_order_warm_up_averages_the_clients_statistics():
     built = tiny.build("fedavg", **overrides)
     (phase,) = built.phases
     before = tiny.start(built, phase)
-    after, _, (record,) = jax.jit(phase.algorithm.round)(before, built.data, built.run_key)
+    after, _, (record,) = jax.jit(tiny.algorithm(built, phase).round)(
+        before, built.data, built.run_key
+    )
     update = jax.jit(tiny.only_strategy(phase).client_update)
     results = [
         update(before, trees.squeeze(tiny.gather(built, [i])), built.run_key)

@@ -21,7 +21,10 @@ def crossing(algorithm, **overrides):
     (phase,) = built.phases
     state = tiny.start(built, phase)
     text = (
-        jax.jit(phase.algorithm.round).lower(state, built.data, built.run_key).compile().as_text()
+        jax.jit(tiny.algorithm(built, phase).round)
+        .lower(state, built.data, built.run_key)
+        .compile()
+        .as_text()
     )
     numbers = {}
     for found in COLLECTIVE.finditer(text):

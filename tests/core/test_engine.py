@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests import tiny
 from zo_fl.core import engine
 from zo_fl.core.engine import EXAMPLES_AT_ONCE, Engine
-from zo_fl.core.types import ClientStrategy, Cohort
+from zo_fl.core.strategy import ClientStrategy
+from zo_fl.core.types import Cohort
 from zo_fl.experiment import make_mesh
 
 OWN_WEIGHTS = ClientStrategy(client_update=lambda: None)
@@ -48,7 +49,11 @@ def test_shared_directions_are_drawn_once_for_all_clients_of_a_chunk(local_steps
     (group,) = phase.groups
     assert group.strategy.one_model == (local_steps == 1)
     state = tiny.start(built, phase)
-    text = jax.jit(phase.algorithm.round).lower(state, built.data, built.run_key).as_text()
+    text = (
+        jax.jit(tiny.algorithm(built, phase).round)
+        .lower(state, built.data, built.run_key)
+        .as_text()
+    )
     examples = built.data.client_indices.shape[1]
     # The first layer sees all clients' images in one product with one kernel, not a kernel each.
     one_batch = f"tensor<{EXAMPLES_AT_ONCE // examples}x{examples}x3072xf32>, tensor<3072x64xf32>"
@@ -61,7 +66,7 @@ def test_one_batch_for_all_clients_gives_what_clients_one_by_one_give(run):
         built = tiny.build("zo", zo__seed_policy="shared", **fields)
         (phase,) = built.phases
         state = tiny.start(built, phase)
-        return jax.jit(phase.algorithm.round)(state, built.data, built.run_key)
+        return jax.jit(tiny.algorithm(built, phase).round)(state, built.data, built.run_key)
 
     expected = after(**{f"run__{name}": value for name, value in run.items()})
     got = after()
@@ -84,6 +89,6 @@ def test_a_barrier_keeps_perturbed_weights_and_residual_sums_from_being_computed
     state = tiny.start(built, phase)
     options = built.engine.compiler_options
     assert len(options) == 3, "an option is gone: measure again (experiments/PERFORMANCE.md)"
-    step = jax.jit(phase.algorithm.round, compiler_options=options)
+    step = jax.jit(tiny.algorithm(built, phase).round, compiler_options=options)
     text = step.lower(state, built.data, built.run_key).compile().as_text()
     assert "opt-barrier" in text

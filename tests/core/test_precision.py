@@ -10,10 +10,11 @@ from jax.lax import Precision
 from tests import tiny
 from zo_fl import models
 from zo_fl.core import task
-from zo_fl.core.errors import ConfigError
 
-IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8)
-LABELS = jax.ShapeDtypeStruct((2,), jnp.int32)
+EXAMPLES = {
+    "image": jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8),
+    "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+}
 MASK = jax.ShapeDtypeStruct((2,), jnp.bool_)
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
@@ -21,7 +22,7 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 def make_task(name, norm, conv="fast_grad"):
     module = models.create(name=name, norm=norm, conv=conv, num_classes=10)
     half = np.full(3, 0.5, np.float32)
-    return task.classification(module, (16, 16, 3), half, half)
+    return task.classification(module, (16, 16, 3), 10, half, half)
 
 
 def equations(jaxpr):
@@ -39,8 +40,8 @@ def products(function, *arguments):
 
 
 def gradient(learning):
-    def objective(params, model_state, images, labels, mask):
-        return learning.losses(params, model_state, images, labels, mask, True)[0].mean()
+    def objective(params, model_state, examples, mask):
+        return learning.losses(params, model_state, examples, mask, True)[0].mean()
 
     return jax.grad(objective)
 
@@ -50,9 +51,9 @@ CASES = [(name, norm) for name, (_, norms) in models.MODELS.items() for norm in 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_bfloat16_is_for_activations_and_products_alone(name, norm):
-    learning = make_task(name, norm).with_precision("bfloat16", "zo.precision")
+    learning = make_task(name, norm).with_precision("bfloat16")
     variables = jax.eval_shape(learning.init, jax.random.key(0))
-    arguments = (*variables, IMAGES, LABELS, MASK)
+    arguments = (*variables, EXAMPLES, MASK)
     found = products(gradient(learning), *arguments)
     inputs = [{v.aval.dtype for v in eqn.invars} for eqn in found]
     narrow = sum(dtypes == {jnp.dtype(jnp.bfloat16)} for dtypes in inputs)
@@ -73,9 +74,9 @@ def test_bfloat16_is_for_activations_and_products_alone(name, norm):
 def test_every_product_has_the_precision_forward_and_backward(
     name, norm, conv, precision, expected
 ):
-    learning = make_task(name, norm, conv).with_precision(precision, "zo.precision")
+    learning = make_task(name, norm, conv).with_precision(precision)
     variables = jax.eval_shape(learning.init, jax.random.key(0))
-    found = products(gradient(learning), *variables, IMAGES, LABELS, MASK)
+    found = products(gradient(learning), *variables, EXAMPLES, MASK)
     assert found
     assert {eqn.params["precision"] for eqn in found} == {(expected, expected)}
 
@@ -87,7 +88,7 @@ def test_each_phase_has_its_own_precision(warmup, zo):
     built = tiny.build("zowarmup", **{"warmup__precision": warmup, "zo__precision": zo})
     for phase, precision in zip(built.phases, (warmup, zo), strict=True):
         state = tiny.start(built, phase)
-        found = products(phase.algorithm.round, state, built.data, built.run_key)
+        found = products(tiny.algorithm(built, phase).round, state, built.data, built.run_key)
         has_narrow = any(v.aval.dtype == jnp.bfloat16 for eqn in found for v in eqn.invars)
         assert has_narrow == (precision == "bfloat16"), phase.name
 
@@ -96,11 +97,12 @@ def test_the_scalars_of_a_coarser_precision_are_farther_from_the_exact_ones():
     learning = make_task("cnn", "group")
     key = jax.random.key(0)
     params, _ = learning.init(key)
-    images = jax.random.randint(key, IMAGES.shape, 0, 256).astype(jnp.uint8)
-    arguments = ({}, images, jnp.array([1, 2]), jnp.ones(2, bool), False)
+    images = jax.random.randint(key, EXAMPLES["image"].shape, 0, 256).astype(jnp.uint8)
+    examples = {"image": images, "label": jnp.array([1, 2])}
+    arguments = ({}, examples, jnp.ones(2, bool), False)
 
     def losses(precision, params):
-        return learning.with_precision(precision, "zo.precision").losses(params, *arguments)[0]
+        return learning.with_precision(precision).losses(params, *arguments)[0]
 
     with jax.enable_x64(True):
         exact = losses("float64", jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params))
@@ -110,9 +112,3 @@ def test_the_scalars_of_a_coarser_precision_are_farther_from_the_exact_ones():
         for precision in ("float32", "bfloat16")
     ]
     assert errors[0] < 2e-6 < 1e-4 < errors[1] < 0.2
-
-
-@pytest.mark.parametrize("field", ["warmup.precision", "zo.precision"])
-def test_an_unknown_precision_is_one_line(field):
-    with pytest.raises(ConfigError, match=f"unknown precision 'highest'.*change config.{field}"):
-        tiny.build("zowarmup", **{field.replace(".", "__"): "highest"})

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import chex
 import numpy as np
 import pytest
 
@@ -42,25 +43,25 @@ def test_any_tfds_set_with_images_of_one_size_loads_pixel_for_pixel(tmp_path, te
     train, test = fakes.rows(12), fakes.rows(5, seed=1)
     fakes.prepare(tmp_path, {"train": train, test_split: test})
     loaded = datasets.load("tiny", str(tmp_path))
-    assert loaded.train_images.shape == (12, 8, 6, 3) and loaded.train_images.dtype == np.uint8
-    assert loaded.train_labels.dtype == np.int32 and loaded.num_classes == 3
-    assert _pairs(loaded.train_images, loaded.train_labels) == _pairs(*zip(*train, strict=True))
-    assert _pairs(loaded.test_images, loaded.test_labels) == _pairs(*zip(*test, strict=True))
+    assert loaded.train["image"].shape == (12, 8, 6, 3) and loaded.train["image"].dtype == np.uint8
+    assert loaded.train["label"].dtype == np.int32 and loaded.num_classes == 3
+    assert _pairs(loaded.train["image"], loaded.train["label"]) == _pairs(*zip(*train, strict=True))
+    assert _pairs(loaded.test["image"], loaded.test["label"]) == _pairs(*zip(*test, strict=True))
 
 
 def test_rows_follow_the_id_feature(tmp_path):
     train = fakes.rows(40)
     fakes.prepare(tmp_path, {"train": train, "test": train[:2]}, with_id=True)
     loaded = datasets.load("tiny", str(tmp_path))
-    np.testing.assert_array_equal(loaded.train_images, [image for image, _ in train])
+    np.testing.assert_array_equal(loaded.train["image"], [image for image, _ in train])
 
 
 def test_grey_images_have_one_channel(tmp_path):
     train = fakes.rows(4, shape=(8, 6, 1))
     fakes.prepare(tmp_path, {"train": train, "test": train}, shape=(8, 6, 1))
     loaded = datasets.load("tiny", str(tmp_path))
-    assert loaded.train_images.shape == (4, 8, 6, 1)
-    assert _pairs(loaded.train_images, loaded.train_labels) == _pairs(*zip(*train, strict=True))
+    assert loaded.train["image"].shape == (4, 8, 6, 1)
+    assert _pairs(loaded.train["image"], loaded.train["label"]) == _pairs(*zip(*train, strict=True))
 
 
 def test_the_statistics_of_another_set_are_measured_on_its_training_pixels(tmp_path):
@@ -81,34 +82,34 @@ def test_a_constant_channel_has_deviation_one(tmp_path):
 def test_a_cached_set_is_memory_mapped_and_loads_without_importing_tfds(tmp_path):
     fakes.prepare(tmp_path, {"train": fakes.rows(6), "test": fakes.rows(3)})
     first = datasets.load("tiny", str(tmp_path))
-    assert isinstance(first.train_images, np.memmap)
+    assert isinstance(first.train["image"], np.memmap)
     code = (
         "import sys; from zo_fl.data import datasets;"
         f"d = datasets.load('tiny', {str(tmp_path)!r});"
         "assert 'tensorflow_datasets' not in sys.modules;"
-        "print(int(d.train_images.sum()))"
+        "print(int(d.train['image'].sum()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == first.train_images.sum()
+    assert int(done.stdout) == first.train["image"].sum()
     assert "decoding" not in done.stderr
 
 
 def test_a_changed_source_is_decoded_anew(tmp_path):
     fakes.prepare(tmp_path, {"train": fakes.rows(6), "test": fakes.rows(3)})
-    before = datasets.load("tiny", str(tmp_path)).train_images.copy()
+    before = datasets.load("tiny", str(tmp_path)).train["image"].copy()
     for file in (tmp_path / "tiny" / "1.0.0").iterdir():
         file.unlink()
     (tmp_path / "tiny" / "1.0.0").rmdir()
     fakes.prepare(tmp_path, {"train": fakes.rows(6, seed=9), "test": fakes.rows(3)})
-    assert not np.array_equal(datasets.load("tiny", str(tmp_path)).train_images, before)
+    assert not np.array_equal(datasets.load("tiny", str(tmp_path)).train["image"], before)
 
 
 def test_a_damaged_cache_entry_is_written_anew(tmp_path, own_cache):
     fakes.prepare(tmp_path, {"train": fakes.rows(6), "test": fakes.rows(3)})
-    before = datasets.load("tiny", str(tmp_path)).train_images.copy()
+    before = datasets.load("tiny", str(tmp_path)).train["image"].copy()
     (entry,) = own_cache.iterdir()
     (entry / "train_images.npy").write_bytes(b"short")
-    np.testing.assert_array_equal(datasets.load("tiny", str(tmp_path)).train_images, before)
+    np.testing.assert_array_equal(datasets.load("tiny", str(tmp_path)).train["image"], before)
     assert _leftovers(own_cache) == [entry.name]
 
 
@@ -124,7 +125,7 @@ def test_an_interrupted_decoding_leaves_nothing_behind(tmp_path, own_cache, monk
         with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ConfigError):
             datasets.load("tiny", str(tmp_path))
     assert _leftovers(own_cache) == []
-    assert len(datasets.load("tiny", str(tmp_path)).train_images) == 6
+    assert len(datasets.load("tiny", str(tmp_path)).train["image"]) == 6
 
 
 def test_of_two_writers_at_once_one_wins_and_both_read_the_same(own_cache):
@@ -173,7 +174,7 @@ def test_a_missing_set_is_said_with_what_is_there(tmp_path):
     fakes.prepare(tmp_path, {"train": fakes.rows(3), "test": fakes.rows(3)})
     assert re.search(r"config\.data\.data_dir=.*found there: tiny", _error("cifar10", tmp_path))
     assert "was not found" in _error("tiny:2.0.0", tmp_path)
-    assert len(datasets.load("tiny:1.0.0", str(tmp_path)).train_images) == 3
+    assert len(datasets.load("tiny:1.0.0", str(tmp_path)).train["image"]) == 3
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b/c", "a b", "/etc"])
@@ -184,8 +185,8 @@ def test_a_name_that_is_no_name_is_refused(tmp_path, name):
 def test_no_data_dir_means_the_environment_variable(tmp_path, monkeypatch):
     fakes.prepare(tmp_path, {"train": fakes.rows(3), "test": fakes.rows(3)})
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert len(datasets.load("tiny").train_images) == 3
-    assert len(datasets.load("tiny", "").train_images) == 3
+    assert len(datasets.load("tiny").train["image"]) == 3
+    assert len(datasets.load("tiny", "").train["image"]) == 3
 
 
 def test_tfrecord_files_are_refused_by_name(tmp_path):
@@ -219,7 +220,7 @@ def test_images_of_several_sizes_are_refused(tmp_path, own_cache):
 def test_images_of_undeclared_but_equal_size_load(tmp_path):
     splits = {"train": fakes.rows(3), "test": fakes.rows(2)}
     fakes.prepare(tmp_path, splits, shape=(None, None, 3))
-    assert datasets.load("tiny", str(tmp_path)).test_images.shape == (2, 8, 6, 3)
+    assert datasets.load("tiny", str(tmp_path)).test["image"].shape == (2, 8, 6, 3)
 
 
 def test_labels_out_of_range_are_refused(tmp_path):
@@ -230,23 +231,23 @@ def test_labels_out_of_range_are_refused(tmp_path):
 
 def test_the_synthetic_set_is_balanced_deterministic_and_learnable():
     data = datasets.load("synthetic")
-    assert data.train_images.shape == (2000, 32, 32, 3) and data.test_images.shape[0] == 500
-    assert (np.bincount(data.train_labels) == 200).all()
-    centres = np.stack([data.train_images[data.train_labels == k].mean(0) for k in range(10)])
-    flat = data.test_images[:, None].astype(float) - centres
+    assert data.train["image"].shape == (2000, 32, 32, 3) and data.test["image"].shape[0] == 500
+    assert (np.bincount(data.train["label"]) == 200).all()
+    centres = np.stack([data.train["image"][data.train["label"] == k].mean(0) for k in range(10)])
+    flat = data.test["image"][:, None].astype(float) - centres
     nearest = (flat**2).sum((2, 3, 4)).argmin(1)
-    assert (nearest == data.test_labels).mean() > 0.9
+    assert (nearest == data.test["label"]).mean() > 0.9
     datasets._synthetic.cache_clear()
-    np.testing.assert_array_equal(datasets.load("synthetic").train_images, data.train_images)
+    np.testing.assert_array_equal(datasets.load("synthetic").train["image"], data.train["image"])
 
 
 def test_the_embedded_sample_is_balanced_and_has_the_statistics_of_cifar10():
     data = datasets.load("cifar10_sample")
-    assert data.train_images.shape == (2500, 32, 32, 3) and data.train_images.dtype == np.uint8
-    assert data.test_images.shape == (1000, 32, 32, 3)
-    assert (np.bincount(data.train_labels) == 250).all()
-    assert (np.bincount(data.test_labels) == 100).all()
-    pixels = data.train_images / 255
+    assert data.train["image"].shape == (2500, 32, 32, 3) and data.train["image"].dtype == np.uint8
+    assert data.test["image"].shape == (1000, 32, 32, 3)
+    assert (np.bincount(data.train["label"]) == 250).all()
+    assert (np.bincount(data.test["label"]) == 100).all()
+    pixels = data.train["image"] / 255
     np.testing.assert_allclose(pixels.mean((0, 1, 2)), data.mean, atol=0.01)
     np.testing.assert_allclose(pixels.std((0, 1, 2)), data.std, atol=0.01)
     facts = json.loads(sample.PATH.with_suffix(".json").read_text())
@@ -260,9 +261,10 @@ def test_a_sample_holds_the_very_pixels_it_was_drawn_from(tmp_path):
     assert sample.make_sample(whole, tmp_path / "s.webp") == (tmp_path / "s.webp").stat().st_size
     drawn = sample.load_sample(tmp_path / "s.webp")
     facts = json.loads((tmp_path / "s.json").read_text())
-    np.testing.assert_array_equal(drawn.test_images, whole.test_images[facts["test"]["indices"]])
-    np.testing.assert_array_equal(drawn.test_labels, whole.test_labels[facts["test"]["indices"]])
-    np.testing.assert_array_equal(drawn.train_images, whole.train_images[facts["train"]["indices"]])
+    for split in ("train", "test"):
+        rows = facts[split]["indices"]
+        picked = {name: leaf[rows] for name, leaf in getattr(whole, split).items()}
+        chex.assert_trees_all_equal(getattr(drawn, split), picked)
 
 
 def test_a_damaged_sample_is_one_line(tmp_path):

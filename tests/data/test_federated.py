@@ -38,9 +38,9 @@ def test_training_and_validation_rows_are_disjoint_and_nine_to_one(kind):
 
 def test_arrays_have_the_declared_types():
     clients = _load().clients
-    assert clients.images.dtype == np.uint8
+    assert clients.examples["image"].dtype == np.uint8
     assert {array.dtype for array in clients[1:]} == {np.dtype(np.int32)}
-    assert all(isinstance(array, np.ndarray) for array in clients)
+    assert all(isinstance(array, np.ndarray) for array in jax.tree.leaves(clients))
 
 
 def test_a_federation_is_a_function_of_its_seed():
@@ -93,8 +93,8 @@ def test_gather_inside_jit_returns_each_clients_examples():
     ids = jnp.array([5, 2, 2], jnp.int32)
     batch = jax.jit(cohorts.gather)(found.clients, ids)
     rows = found.clients.client_indices[np.array(ids)]
-    np.testing.assert_array_equal(batch.images, found.dataset.train_images[rows])
-    np.testing.assert_array_equal(batch.labels, found.dataset.train_labels[rows])
+    np.testing.assert_array_equal(batch.examples["image"], found.dataset.train["image"][rows])
+    np.testing.assert_array_equal(batch.examples["label"], found.dataset.train["label"][rows])
     np.testing.assert_array_equal(batch.tier, found.clients.client_tiers[np.array(ids)])
     np.testing.assert_array_equal(batch.client_id, ids)
     assert batch.mask.shape == (3, 225) and batch.mask.all()

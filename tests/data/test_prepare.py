@@ -121,12 +121,12 @@ def test_each_source_prepares_the_set_in_official_order(
     images, labels = _batches()
     train = [name for name in images if name != "test_batch.bin"]
     np.testing.assert_array_equal(
-        loaded.train_images, np.concatenate([images[name] for name in train])
+        loaded.train["image"], np.concatenate([images[name] for name in train])
     )
     np.testing.assert_array_equal(
-        loaded.train_labels, np.concatenate([labels[name] for name in train])
+        loaded.train["label"], np.concatenate([labels[name] for name in train])
     )
-    np.testing.assert_array_equal(loaded.test_images, images["test_batch.bin"])
+    np.testing.assert_array_equal(loaded.test["image"], images["test_batch.bin"])
 
 
 def test_tfds_itself_reads_what_was_prepared(tmp_path, tiny_cifar10):

@@ -95,7 +95,7 @@ def wait_for_rows(path, count, both):
 def final_params(path):
     built = build(config(num_devices=1))
     params, model_state = built.task.init(built.run_key)
-    template = built.phases[-1].algorithm.init(params, model_state)
+    template = built.phases[-1].init(params, model_state)
     found = Checkpoints(path).restore_latest(template)
     assert found is not None and found[0] == ROUNDS
     return jax.tree.leaves(found[1].params)

@@ -57,7 +57,10 @@ def three_rounds(**overrides):
     built = tiny.build(**PARTIAL | overrides)
     results = []
     for phase in built.phases:
-        chunk, state = make_chunk(phase.algorithm, capacity=2), tiny.start(built, phase)
+        chunk, state = (
+            make_chunk(tiny.algorithm(built, phase), capacity=2),
+            tiny.start(built, phase),
+        )
         chunks = [(0, 2), (2, 3)]
         data = feed(built, phase, chunks) if built.engine.streamed else [built.data] * 2
         for (start, stop), part in zip(chunks, data, strict=True):
@@ -127,7 +130,9 @@ def test_every_device_holds_what_its_clients_hold_under_other_row_numbers(device
             for device, part in enumerate(parts):
                 block = Cohort(blocks.client_ids[device], blocks.valid[device])
                 ids = np.asarray(block.client_ids)[np.asarray(block.valid)]
-                assert len(part.images) <= 2 * len(block.valid) * examples  # two rounds at most
+                assert (
+                    len(part.examples["label"]) <= 2 * len(block.valid) * examples
+                )  # two rounds at most
                 got = cohorts.gather(jax.device_get(part), ids)
                 expected = cohorts.gather(clients, ids)
                 jax.tree.map(np.testing.assert_array_equal, got, expected)
@@ -140,7 +145,9 @@ def test_what_a_device_holds_does_not_grow_with_the_population():
         )
         data = next(feed(built, built.phases[1], [(2, 3)]))
         per_client = 2000 // num_clients * 9 // 10
-        return {shard.data.shape[0] / per_client for shard in data.images.addressable_shards}
+        return {
+            shard.data.shape[0] / per_client for shard in data.examples["image"].addressable_shards
+        }
 
     assert sizes(8) == sizes(40) == {2.0}  # clients' worth of images
 

@@ -21,7 +21,7 @@ from zo_fl.algorithms import (
     zo,
     zowarmup,
 )
-from zo_fl.core.errors import ConfigError
+from zo_fl.core.errors import ConfigError, in_block
 from zo_fl.core.phase import Phase, Problem
 
 ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
@@ -38,6 +38,11 @@ ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
     "zo": zo.phases,
     "zowarmup": zowarmup.phases,
 }
+
+
+def blocks_of(part: str) -> list[str]:
+    """Returns the names of the config blocks that an algorithm of ``ALGORITHMS`` reads."""
+    return list(inspect.signature(ALGORITHMS[part]).parameters)[1:]
 
 
 def create(name: str, problem: Problem, blocks: Mapping[str, dict]) -> tuple[Phase, ...]:
@@ -58,6 +63,8 @@ def create(name: str, problem: Problem, blocks: Mapping[str, dict]) -> tuple[Pha
                 f"unknown algorithm {part!r}; allowed: {', '.join(sorted(ALGORITHMS))}, or several "
                 "joined by +; change config.algorithm"
             )
-        wanted = list(inspect.signature(ALGORITHMS[part]).parameters)[1:]
-        phases += ALGORITHMS[part](problem, **{block: blocks[block] for block in wanted})
+        wanted = blocks_of(part)
+        # A bad value is looked for in the last of them: the others are set by it, where they are.
+        with in_block(wanted[-1]):
+            phases += ALGORITHMS[part](problem, **{block: blocks[block] for block in wanted})
     return tuple(phases)

@@ -14,62 +14,27 @@ each client's estimate; weight decay is decoupled; the average moves every round
 Source: Feng et al., "Does Federated Learning Really Need Backpropagation?" (arXiv 2301.12195).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.algorithms import zo as zo_rounds
+from zo_fl.algorithms import zo
 from zo_fl.core import server_optimizers
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import Phase, Problem, make_phase
-from zo_fl.core.types import Aggregation, ServerState
+from zo_fl.core.phase import Phase, Problem
+from zo_fl.core.strategy import Aggregation
+from zo_fl.core.types import ServerState
+
+FIXED = {"seed_policy": "shared", "aggregation": "mean", "weights": "examples"}
 
 
-def phases(problem: Problem, *, baffle: dict) -> tuple[Phase, ...]:
-    """Returns the one phase of BAFFLE; ``baffle`` is the config block of ``phase``."""
-    return (phase(problem, **baffle),)
-
-
-def phase(
-    problem: Problem,
-    *,
-    num_rounds: int,
-    clip: float,
-    ema: float,
-    lr: float,
-    server: dict,
-    **clients: Any,
-) -> Phase:
-    """Returns the phase.
-
-    Args:
-      problem: task and clients.
-      num_rounds: rounds.
-      clip: largest entry of the gradient estimate; 0 = any.
-      ema: decay of the moving average of the parameters that is evaluated, in [0, 1); 0 = none.
-      lr: server step size.
-      server: server optimizer, see ``server_optimizers.create``.
-      **clients: see ``zo.zeroth_order_clients``.
-
-    Raises:
-      ConfigError: a number out of range.
-    """
-    if clip < 0:
-        raise ConfigError(f"clip is {clip}; it must be >= 0; change config.baffle.clip")
-    if not 0 <= ema < 1:
-        raise ConfigError(f"ema is {ema}; allowed: 0 to below 1; change config.baffle.ema")
-    group, aggregation, _ = zo_rounds.zeroth_order_clients(
-        problem,
-        block="baffle",
-        seed_policy="shared",
-        aggregation="mean",
-        weights="examples",
-        lr=lr,
-        **clients,
-    )
-    optimizer = server_optimizers.create(lr=lr, **server)
+def phases(problem: Problem, *, baffle: Mapping[str, Any]) -> tuple[Phase, ...]:
+    """Returns the one phase of BAFFLE; ``baffle`` is its config block."""
+    clip, ema = baffle["clip"], baffle["ema"]
+    group, aggregation, _ = zo.zeroth_order_clients(problem, {**baffle, **FIXED})
+    optimizer = server_optimizers.create(lr=baffle["lr"], **baffle["server"])
     if clip:
         optimizer = optax.chain(clip_by_largest(clip), optimizer)
 
@@ -77,9 +42,8 @@ def phase(
         del data
         return moved(state.strategy_state, state.params, ema), state.model_state
 
-    return make_phase(
-        problem, "baffle", num_rounds, (group,), optimizer, averaging(aggregation, ema), evaluated
-    )
+    averaged = averaging(aggregation, ema)
+    return (Phase("baffle", baffle["num_rounds"], (group,), averaged, optimizer, evaluated),)
 
 
 def clip_by_largest(limit: float) -> optax.GradientTransformation:
@@ -104,7 +68,7 @@ def averaging(aggregation: Aggregation, ema: float) -> Aggregation:
         gradient, _ = aggregation.finalize(mean_update, state, run_key)
         return gradient, moved(state.strategy_state, state.params, ema)
 
-    return Aggregation(_copy, finalize, aggregation.finalize_state)
+    return aggregation._replace(init=_copy, finalize=finalize)
 
 
 def _copy(params):

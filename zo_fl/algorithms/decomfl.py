@@ -15,11 +15,15 @@ Source: Li et al., "Achieving Dimension-Free Communication in Federated Learning
 Optimization", ICLR 2025 (arXiv 2405.15861).
 """
 
-from zo_fl.algorithms import zo as zo_rounds
+from collections.abc import Mapping
+from typing import Any
+
+from zo_fl.algorithms import zo
 from zo_fl.core.phase import Phase, Problem
 
+FIXED = {"seed_policy": "shared", "aggregation": "mean", "weights": "uniform"}
 
-def phases(problem: Problem, *, decomfl: dict) -> tuple[Phase, ...]:
+
+def phases(problem: Problem, *, decomfl: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase of DeComFL; ``decomfl`` is its config block."""
-    fixed = dict(block="decomfl", seed_policy="shared", aggregation="mean", weights="uniform")
-    return (zo_rounds.phase(problem, **fixed, **decomfl),)
+    return (zo.phase(problem, "decomfl", {**decomfl, **FIXED}),)

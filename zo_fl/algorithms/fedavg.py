@@ -10,95 +10,58 @@ same weights, unscaled by the server's learning rate, as in the author's public 
 Source: McMahan et al. 2017; Reddi et al. 2021; ZOWarmUp, Algorithm 1, phase 1.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from zo_fl.clients.first_order import LocalTraining, local_sgd, sgd
+from zo_fl.clients.first_order import LocalSGD, local_sgd, local_training
 from zo_fl.core import server_optimizers
-from zo_fl.core.phase import Phase, Problem, make_group, make_phase
-from zo_fl.core.types import Aggregation, Group
+from zo_fl.core.phase import Participation, Phase, Problem, make_group, take
+from zo_fl.core.strategy import Aggregation, Group
 
 # Running statistics of BatchNorm: the mean of the clients', unscaled by the server's step size.
 AGGREGATION = Aggregation(finalize_state=lambda model_state, mean_state: mean_state)
 
 
-def phases(problem: Problem, *, warmup: dict) -> tuple[Phase, ...]:
-    """Returns the one phase of FedAvg; ``warmup`` is the config block of ``phase``."""
-    return (phase(problem, **warmup),)
+def phases(problem: Problem, *, warmup: Mapping[str, Any]) -> tuple[Phase, ...]:
+    """Returns the one phase of FedAvg; ``warmup`` is its config block."""
+    return (phase(problem, "warmup", warmup),)
 
 
-def phases_for_all(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:
+def phases_for_all(
+    problem: Problem, *, warmup: Mapping[str, Any], zo: Mapping[str, Any]
+) -> tuple[Phase, ...]:
     """Returns FedAvg by all clients, for as many rounds as ``zo`` has: a control.
 
     As second phase it is the upper bound of any method in which low-resource clients cannot
     back-propagate; the other fields are the warm-up's.
     """
     changes = {"tiers": "all", "cohort_size": zo["cohort_size"], "num_rounds": zo["num_rounds"]}
-    return (phase(problem, name="fedavg_all", **(warmup | changes)),)
+    return (phase(problem, "fedavg_all", {**warmup, **changes}),)
 
 
-def phase(
-    problem: Problem,
-    *,
-    name: str = "warmup",
-    num_rounds: int,
-    server_lr: float,
-    server: dict,
-    **clients: Any,
-) -> Phase:
-    """Returns a phase of FedAvg; the arguments are the fields of ``config.warmup``.
+def phase(problem: Problem, name: str, block: Mapping[str, Any]) -> Phase:
+    """Returns a phase of FedAvg.
 
     Args:
       problem: task and clients.
       name: the phase's.
-      num_rounds: rounds.
-      server_lr: step size along the mean delta.
-      server: server optimizer, see ``server_optimizers.create``.
-      **clients: the other fields of the block, see ``first_order_clients``.
+      block: fields of ``config.warmup``.
 
     Raises:
-      ConfigError: a number out of range or an unknown name.
+      ConfigError: a cohort that cannot be drawn.
     """
-    optimizer = server_optimizers.create(lr=server_lr, **server)
-    group = first_order_clients(problem, **clients)
-    return make_phase(problem, name, num_rounds, (group,), optimizer, AGGREGATION)
+    optimizer = server_optimizers.create(lr=block["server_lr"], **block["server"])
+    group = first_order_clients(problem, block)
+    return Phase(name, block["num_rounds"], (group,), AGGREGATION, optimizer)
 
 
-def first_order_clients(
-    problem: Problem,
-    *,
-    cohort_size: int,
-    tiers: str,
-    participation: str,
-    local_epochs: int,
-    batch_size: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    augment: bool,
-    precision: str,
-) -> Group:
-    """Returns the clients of a FedAvg round; the arguments are fields of ``config.warmup``."""
-    training = LocalTraining(
-        sgd(lr, momentum, weight_decay),
-        local_epochs,
-        batch_size,
-        augment,
-        has_ragged_clients(problem),
-    )
+def first_order_clients(problem: Problem, block: Mapping[str, Any]) -> Group:
+    """Returns the clients of a FedAvg round; ``block`` has the fields of ``config.warmup``."""
+    fields = take(LocalSGD, block)
+    training = local_training(problem, fields)
     return make_group(
         problem,
-        local_sgd(problem.task.with_precision(precision, "warmup.precision"), training),
-        lambda clients, examples: clients * examples * local_epochs,
-        block="warmup",
-        tiers=tiers,
-        cohort_size=cohort_size,
-        participation=participation,
+        local_sgd(problem.task.with_precision(fields.precision), lambda state: training),
+        lambda clients, examples: clients * examples * fields.local_epochs,
+        take(Participation, block),
     )
-
-
-def has_ragged_clients(problem: Problem) -> bool:
-    """Returns whether clients have unequal numbers of examples."""
-    sizes = np.asarray(problem.clients.client_sizes)
-    return bool(sizes.min() < sizes.max())

@@ -20,6 +20,7 @@ Source: Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language M
 Communication Cost under 18 Kilobytes", ICML 2024 (arXiv 2312.06353).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,22 +28,13 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.clients import estimators, zeroth_order
-from zo_fl.clients.zeroth_order import Prober, check_name
+from zo_fl.clients.zeroth_order import Prober, Probing
 from zo_fl.core import keys
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import Phase, Problem, eligible_clients, make_group, make_phase
-from zo_fl.core.types import (
-    Aggregation,
-    Array,
-    ClientBatch,
-    ClientResult,
-    ClientStrategy,
-    Params,
-    ServerState,
-)
+from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group, take
+from zo_fl.core.strategy import Aggregation, ClientStrategy
+from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, ServerState
 
 CLIP = 1000.0
-WEIGHTS = ("examples", "uniform")
 
 
 class Pool(NamedTuple):
@@ -59,70 +51,40 @@ class Pool(NamedTuple):
     counts: Any
 
 
-def phases(problem: Problem, *, fedkseed: dict) -> tuple[Phase, ...]:
-    """Returns the one phase of FedKSeed; ``fedkseed`` is the config block of ``phase``."""
-    return (phase(problem, name="fedkseed", adaptive=False, **fedkseed),)
+def phases(problem: Problem, *, fedkseed: Mapping[str, Any]) -> tuple[Phase, ...]:
+    """Returns the one phase of FedKSeed; ``fedkseed`` is its config block."""
+    return (phase(problem, "fedkseed", fedkseed, adaptive=False),)
 
 
-def phases_pro(problem: Problem, *, fedkseed: dict) -> tuple[Phase, ...]:
+def phases_pro(problem: Problem, *, fedkseed: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase of FedKSeed-Pro."""
-    return (phase(problem, name="fedkseed_pro", adaptive=True, **fedkseed),)
+    return (phase(problem, "fedkseed_pro", fedkseed, adaptive=True),)
 
 
-def phase(
-    problem: Problem,
-    *,
-    name: str,
-    adaptive: bool,
-    num_rounds: int,
-    cohort_size: int,
-    tiers: str,
-    participation: str,
-    weights: str,
-    candidate_seeds: int,
-    lr: float,
-    **probing: Any,
-) -> Phase:
+def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bool) -> Phase:
     """Returns the phase.
 
     Args:
       problem: task and clients.
       name: the phase's.
+      block: the fields of ``config.fedkseed``.
       adaptive: draw candidates by their history (Pro) instead of uniformly.
-      num_rounds: rounds.
-      cohort_size: see ``make_group``; likewise ``tiers`` and ``participation``.
-      tiers: see above.
-      participation: see above.
-      weights: of clients in the mean: ``examples`` or ``uniform``.
-      candidate_seeds: K.
-      lr: step size of the clients' steps, and so of the rebuilt model.
-      **probing: see ``zeroth_order.make_prober``.
 
     Raises:
-      ConfigError: an unknown name or a number out of range.
+      ConfigError: a cohort that cannot be drawn.
     """
-    check_name("fedkseed", "weights", weights, WEIGHTS)
-    if candidate_seeds < 1:
-        raise ConfigError(
-            f"candidate_seeds is {candidate_seeds}; it must be >= 1; "
-            "change config.fedkseed.candidate_seeds"
-        )
-    if not lr >= 0:
-        raise ConfigError(f"lr is {lr}; it must be >= 0; change config.fedkseed.lr")
-    prober = zeroth_order.make_prober(problem.task, block="fedkseed", local_lr=lr, **probing)
-    size = cohort_size or len(eligible_clients(problem, "fedkseed", tiers))
-    drawn = size * prober.local_steps * prober.num_directions
+    who, lr, candidates = take(Participation, block), block["lr"], block["candidate_seeds"]
+    prober = zeroth_order.make_prober(problem.task, take(Probing, block), lr)
+    size = cohort_size(problem, who)
+    drawn = size * prober.fields.local_steps * prober.fields.num_directions
     group = make_group(
         problem,
-        pool_strategy(prober, candidate_seeds, adaptive, uniform=weights == "uniform"),
+        pool_strategy(prober, candidates, adaptive, uniform=block["weights"] == "uniform"),
         lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
-        block="fedkseed",
-        tiers=tiers,
-        cohort_size=cohort_size,
-        participation=participation,
+        who,
     )
-    aggregation = pool_aggregation(prober, candidate_seeds, adaptive, size, drawn)
-    return make_phase(problem, name, num_rounds, (group,), optax.sgd(lr), aggregation)
+    aggregation = pool_aggregation(prober, candidates, adaptive, size, drawn)
+    return Phase(name, block["num_rounds"], (group,), aggregation, optax.sgd(lr))
 
 
 def pool_strategy(
@@ -134,9 +96,9 @@ def pool_strategy(
         root = keys.client_key(keys.round_key(run_key, state.round_idx), client_id)
         key = jax.random.fold_in(keys.stream(root, "candidates"), step)
         if not adaptive:
-            return jax.random.randint(key, (prober.num_directions,), 0, candidate_seeds)
+            return jax.random.randint(key, (prober.fields.num_directions,), 0, candidate_seeds)
         logits = log_probabilities(state.strategy_state)
-        return jax.random.categorical(key, logits, shape=(prober.num_directions,))
+        return jax.random.categorical(key, logits, shape=(prober.fields.num_directions,))
 
     def client_update(state: ServerState, batch: ClientBatch, run_key):
         def draw_keys(step):
@@ -147,14 +109,14 @@ def pool_strategy(
         return ClientResult(probes.scalars, weight, probes.statistics, {"loss": probes.loss})
 
     def decode(message, client_id, state: ServerState, run_key):
-        steps = jnp.arange(prober.local_steps)
+        steps = jnp.arange(prober.fields.local_steps)
         drawn = jax.vmap(lambda step: draw(state, run_key, client_id, step))(steps).reshape(-1)
         coefficients = jax.vmap(prober.estimator.coefficients)(message).reshape(-1)
         zeros = jnp.zeros(candidate_seeds)
         accumulators = zeros.at[drawn].add(coefficients)
         if not adaptive:
             return Pool(accumulators, (), ())
-        sizes = jnp.minimum(jnp.abs(coefficients) * prober.num_directions, CLIP)
+        sizes = jnp.minimum(jnp.abs(coefficients) * prober.fields.num_directions, CLIP)
         return Pool(accumulators, zeros.at[drawn].add(sizes), zeros.at[drawn].add(1.0))
 
     return ClientStrategy(client_update, decode, replays=True)
@@ -185,7 +147,7 @@ def pool_aggregation(
         # Those past the last touched one are filled with candidate 0, at no weight.
         real = jnp.arange(touched) < jnp.sum(mean.accumulators != 0)
         coefficients = jnp.where(real, mean.accumulators[indices], 0.0)
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = optax.tree.zeros_like(state.params)
         gradient = estimators.combine(
             prober.add_direction, coefficients, pool_keys(run_key, indices), zeros
         )
@@ -195,8 +157,8 @@ def pool_aggregation(
         )
         return gradient, jax.tree.map(jnp.add, state.strategy_state, gains)
 
-    finalize_state = zeroth_order.finalize_state(prober.bn_policy)
-    return Aggregation(init, finalize, finalize_state)
+    finalize_state = zeroth_order.finalize_state(prober)
+    return Aggregation(init, finalize=finalize, finalize_state=finalize_state)
 
 
 def from_start(
@@ -205,7 +167,7 @@ def from_start(
     """Returns the model after any number of rounds, from the first one and the accumulators.
 
     Args:
-      add_direction: from ``zo.directions``.
+      add_direction: from ``clients.directions``.
       params: w_0, at the start of the phase.
       pool: ``ServerState.strategy_state``.
       run_key: ``key[]``.

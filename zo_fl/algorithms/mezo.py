@@ -14,21 +14,24 @@ Source: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 
 (arXiv 2305.17333).
 """
 
-from zo_fl.algorithms import zo as zo_rounds
+from collections.abc import Mapping
+from typing import Any
+
+from zo_fl.algorithms import zo
 from zo_fl.core.phase import Phase, Problem
 
+FIXED = {
+    "cohort_size": 1,
+    "tiers": "all",
+    "participation": "uniform",
+    "weights": "examples",
+    "seed_policy": "per_client",
+    "aggregation": "mean",
+    "local_steps": 1,
+    "local_lr": 0.0,
+}
 
-def phases(problem: Problem, *, mezo: dict) -> tuple[Phase, ...]:
+
+def phases(problem: Problem, *, mezo: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase of MeZO; ``mezo`` is its config block."""
-    fixed = dict(
-        block="mezo",
-        cohort_size=1,
-        tiers="all",
-        participation="uniform",
-        weights="examples",
-        seed_policy="per_client",
-        aggregation="mean",
-        local_steps=1,
-        local_lr=0.0,
-    )
-    return (zo_rounds.phase(problem, **fixed, **mezo),)
+    return (zo.phase(problem, "mezo", {**mezo, **FIXED}),)

@@ -10,16 +10,23 @@ deltas travel, rounds cannot be replayed from scalars: everyone receives the mod
 Source: ZOWarmUp, Table 7; how the two kinds of update are weighed is not in the paper.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
 from zo_fl.algorithms import fedavg
-from zo_fl.algorithms import zo as zo_rounds
-from zo_fl.core import server_optimizers, trees
+from zo_fl.algorithms import zo as zeroth_order
+from zo_fl.core import server_optimizers
 from zo_fl.core.cohorts import largest_remainder
 from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import Phase, Problem, eligible_clients, make_phase
-from zo_fl.core.types import ClientStrategy
+from zo_fl.core.phase import Participation, Phase, Problem, eligible_clients
+from zo_fl.core.strategy import ClientStrategy
 
 
-def phases(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:
+def phases(
+    problem: Problem, *, warmup: Mapping[str, Any], zo: Mapping[str, Any]
+) -> tuple[Phase, ...]:
     """Returns the phase: high-resource clients by ``warmup``, low-resource ones by ``zo``.
 
     Number of rounds, cohort and policy for statistics are those of ``zo``; the server's step is the
@@ -28,43 +35,34 @@ def phases(problem: Problem, *, warmup: dict, zo: dict) -> tuple[Phase, ...]:
     Raises:
       ConfigError: a tier is empty, or what the two tiers send cannot be averaged.
     """
-    sizes = [len(eligible_clients(problem, "zo", tier)) for tier in ("high", "low")]
+    sizes = [len(eligible_clients(problem, tier)) for tier in ("high", "low")]
     _check(problem, zo, sizes)
     high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else (0, 0)
     first_order = fedavg.first_order_clients(
-        problem, **_without(warmup, "num_rounds", "server_lr", "server"), **_tier("high", high)
+        problem, {**warmup, **Participation(high, "high")._asdict()}
     )
-    zeroth_order, _, scale = zo_rounds.zeroth_order_clients(
-        problem, block="zo", **_without(zo, "num_rounds", "server"), **_tier("low", low)
+    scalars, _, scale = zeroth_order.zeroth_order_clients(
+        problem, {**zo, **Participation(low, "low")._asdict()}
     )
     step = zo["lr"] * scale
     groups = (
         first_order._replace(name="high tier"),
-        zeroth_order._replace(strategy=_as_delta(zeroth_order.strategy, step), name="low tier"),
+        scalars._replace(strategy=_as_delta(scalars.strategy, step), name="low tier"),
     )
     server = server_optimizers.create(lr=warmup["server_lr"], **warmup["server"])
-    return (make_phase(problem, "mixed", zo["num_rounds"], groups, server, fedavg.AGGREGATION),)
+    return (Phase("mixed", zo["num_rounds"], groups, fedavg.AGGREGATION, server),)
 
 
 def _as_delta(strategy: ClientStrategy, step: float) -> ClientStrategy:
     """Returns the strategy with its gradient estimates times a step size: before - after."""
 
     def decode(*arguments):
-        return trees.scale(strategy.decode(*arguments), step)
+        return optax.tree.scale(step, strategy.decode(*arguments))
 
     return strategy._replace(decode=decode)
 
 
-def _tier(tier: str, cohort_size: int) -> dict:
-    return dict(tiers=tier, cohort_size=cohort_size, participation="uniform")
-
-
-def _without(block: dict, *fields: str) -> dict:
-    left_out = (*fields, *_tier("", 0))
-    return {name: value for name, value in block.items() if name not in left_out}
-
-
-def _check(problem: Problem, zo: dict, sizes: list[int]) -> None:
+def _check(problem: Problem, zo: Mapping[str, Any], sizes: list[int]) -> None:
     if not all(sizes):
         raise ConfigError(
             f"mixed_tiers needs clients of both tiers, there are {sizes[0]} high and {sizes[1]} "

@@ -14,95 +14,63 @@ all clients update, and terms are averaged (``aggregation = "sum"`` gives the pr
 step size is S * |cohort| times smaller for the same update).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from zo_fl.clients import zeroth_order
 from zo_fl.clients.scalars import scalar_aggregation, scalar_strategy
-from zo_fl.clients.zeroth_order import check_name
+from zo_fl.clients.zeroth_order import Probing
 from zo_fl.core import server_optimizers
-from zo_fl.core.phase import Phase, Problem, eligible_clients, make_group, make_phase
-from zo_fl.core.types import (
-    Aggregation,
-    Group,
-)
+from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group, take
+from zo_fl.core.strategy import Aggregation, Group
 
 SEED_POLICIES = ("per_client", "shared")
 AGGREGATIONS = ("mean", "sum")
 WEIGHTS = ("examples", "uniform")
 
 
-def phases(problem: Problem, *, zo: dict) -> tuple[Phase, ...]:
-    """Returns the one phase of zeroth-order training; ``zo`` is the config block of ``phase``."""
-    return (phase(problem, **zo),)
+def phases(problem: Problem, *, zo: Mapping[str, Any]) -> tuple[Phase, ...]:
+    """Returns the one phase of zeroth-order training; ``zo`` is its config block."""
+    return (phase(problem, "zo", zo),)
 
 
-def phase(
-    problem: Problem, *, block: str = "zo", num_rounds: int, server: dict, **clients: Any
-) -> Phase:
+def phase(problem: Problem, name: str, block: Mapping[str, Any]) -> Phase:
     """Returns a phase of zeroth-order rounds.
 
     Args:
       problem: task and clients.
-      block: the config block, for error messages and as the phase's name.
-      num_rounds: rounds.
-      server: server optimizer, see ``server_optimizers.create``.
-      **clients: the other fields of the block, see ``zeroth_order_clients``.
+      name: the phase's.
+      block: the fields of ``config.zo``.
 
     Raises:
-      ConfigError: an unknown name or a number out of range.
+      ConfigError: a cohort that cannot be drawn.
     """
-    optimizer = server_optimizers.create(lr=clients["lr"], **server)
-    group, aggregation, _ = zeroth_order_clients(problem, block=block, **clients)
-    return make_phase(problem, block, num_rounds, (group,), optimizer, aggregation)
+    optimizer = server_optimizers.create(lr=block["lr"], **block["server"])
+    group, aggregation, _ = zeroth_order_clients(problem, block)
+    return Phase(name, block["num_rounds"], (group,), aggregation, optimizer)
 
 
 def zeroth_order_clients(
-    problem: Problem,
-    *,
-    block: str,
-    cohort_size: int,
-    tiers: str,
-    participation: str,
-    weights: str,
-    seed_policy: str,
-    aggregation: str,
-    lr: float,
-    local_lr: float,
-    **probing: Any,
+    problem: Problem, block: Mapping[str, Any]
 ) -> tuple[Group, Aggregation, float]:
     """Returns the clients of a zeroth-order round, the server's side, and the sum's scale.
 
     Args:
       problem: task and clients.
-      block: the config block.
-      cohort_size: see ``make_group``; likewise ``tiers`` and ``participation``.
-      tiers: see above.
-      participation: see above.
-      weights: of clients in the mean: ``examples`` or ``uniform``; a sum is always uniform.
-      seed_policy: ``per_client`` or ``shared``: all clients probe the same S directions of the
-        round; the scalars are averaged and the update is rebuilt once.
-      aggregation: ``mean``, or the printed algorithm's ``sum`` over clients and directions.
-      lr: server step size.
-      local_lr: step size between a client's own steps; 0 = ``lr``, scaled to the mean.
-      **probing: see ``zeroth_order.make_prober``.
+      block: the fields of ``config.zo``; ``num_rounds`` and ``server`` are not read. A sum
+        (``aggregation``) weighs clients alike, whatever ``weights`` says.
     """
-    check_name(block, "seed_policy", seed_policy, SEED_POLICIES)
-    check_name(block, "aggregation", aggregation, AGGREGATIONS)
-    check_name(block, "weights", weights, WEIGHTS)
-    size = cohort_size or len(eligible_clients(problem, block, tiers))
-    scale = size * probing["num_directions"] if aggregation == "sum" else 1
+    who, fields = take(Participation, block), take(Probing, block)
+    is_sum, shared = block["aggregation"] == "sum", block["seed_policy"] == "shared"
+    scale = cohort_size(problem, who) * fields.num_directions if is_sum else 1
     prober = zeroth_order.make_prober(
-        problem.task, block=block, local_lr=local_lr or lr * scale, **probing
+        problem.task, fields, block["local_lr"] or block["lr"] * scale
     )
-    shared = seed_policy == "shared"
-    uniform = weights == "uniform" or aggregation == "sum"
+    uniform = block["weights"] == "uniform" or is_sum
     group = make_group(
         problem,
         scalar_strategy(prober, shared=shared, uniform=uniform),
         lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
-        block=block,
-        tiers=tiers,
-        cohort_size=cohort_size,
-        participation=participation,
+        who,
     )
     return group, scalar_aggregation(prober, shared, scale), scale

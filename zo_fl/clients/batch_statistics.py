@@ -7,14 +7,16 @@ A statistics tree is flax's ``batch_stats`` collection: nested dicts that end in
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from zo_fl.core.phase import Evaluated, Problem
 from zo_fl.core.task import Task
-from zo_fl.core.types import Array, ModelState, Params
+from zo_fl.core.types import Array, Examples, FederatedData, ModelState, Params, ServerState
 from zo_fl.models.layers import BATCH_NORM_MOMENTUM
 
 
 def batch_moments(
-    task: Task, params: Params, model_state: ModelState, images: Array, mask: Array
+    task: Task, params: Params, model_state: ModelState, examples: Examples, mask: Array
 ) -> ModelState:
     """Returns the first two moments of every normalised activation in one unperturbed pass.
 
@@ -22,7 +24,7 @@ def batch_moments(
       task: the learning problem.
       params: weights.
       model_state: gives the structure; its values do not matter.
-      images: ``u8[b, n, H, W, c]``, ``b`` batches; each is normalised by itself.
+      examples: leaves ``[b, n, ...]``, ``b`` batches; each is normalised by itself.
       mask: ``bool[b, n]``.
 
     Returns:
@@ -32,12 +34,11 @@ def batch_moments(
     zeros = jax.tree.map(jnp.zeros_like, model_state)
 
     def one(batch):
-        images, mask = batch
         # Starting from zero, momentum leaves (1 - momentum) times this batch's statistics.
-        _, moved = task.logits(params, zeros, images, mask, True)
+        _, moved = task.logits(params, zeros, *batch, True)
         return to_moments(jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved))
 
-    moments = jax.lax.map(one, (images, mask))
+    moments = jax.lax.map(one, (examples, mask))
     share = jnp.sum(mask, axis=1) / jnp.maximum(jnp.sum(mask), 1)
     return jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, axes=1), moments)
 
@@ -65,3 +66,41 @@ def _per_norm(function, tree):
     if set(tree) == {"mean", "var"}:
         return function(tree)
     return {name: _per_norm(function, subtree) for name, subtree in tree.items()}
+
+
+def pooled(problem: Problem, batch_size: int) -> Evaluated:
+    """Returns ``(state, data) -> (params, model_state)`` with statistics of all training data.
+
+    Batches mix all clients, in a fixed order: normalised by itself, a client's own batch would have
+    the statistics of its few classes.
+
+    Args:
+      problem: who holds which rows.
+      batch_size: examples a batch.
+    """
+    rows = np.asarray(problem.clients.client_indices)
+    sizes = np.asarray(problem.clients.client_sizes)
+    held = np.concatenate([row[:size] for row, size in zip(rows, sizes, strict=True)])
+    held = np.random.default_rng(0).permutation(held).astype(np.int32)
+    size = min(batch_size, len(held))
+    missing = -len(held) % size
+    mask = np.pad(np.ones(len(held), bool), (0, missing))
+    held = np.pad(held, (0, missing))
+
+    def evaluated(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
+        assert data is not None, "statistics are pooled over data"
+        held_examples = data.examples
+
+        def one(inputs):
+            rows, mask = inputs
+            examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows][None], held_examples)
+            moments = batch_moments(
+                problem.task, state.params, state.model_state, examples, mask[None]
+            )
+            return jax.tree.map(lambda leaf: jnp.sum(mask) * leaf, moments)
+
+        sums = jax.lax.map(one, (held.reshape(-1, size), mask.reshape(-1, size)))
+        moments = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / mask.sum(), sums)
+        return state.params, from_moments(moments)
+
+    return evaluated

@@ -25,36 +25,24 @@ import numpy as np
 from jax.extend.random import threefry2x32_p
 
 from zo_fl.core import keys
-from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Array, Params
 
 AddDirection = Callable[[Params, Array, Array | float], Params]
 
 
-def create(*, distribution: str, tau: float, block: str = "zo") -> AddDirection:
+def create(distribution: str, tau: float) -> AddDirection:
     """Returns ``add_direction(tree, key, scale) -> tree + scale * z(key)``.
 
     Args:
-      distribution: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+      distribution: a name in ``DISTRIBUTIONS``.
       tau: standard deviation of a coordinate of z, > 0.
-      block: config block of these fields, for error messages.
 
     Returns:
       A pure function of a tree of ``f32`` leaves, a key ``key[]`` and a scale ``f32[]``. Each
       leaf's numbers depend on the key, the leaf's path and its shape, not on the other leaves
       (``"sphere"`` alone divides by the norm of all of them).
-
-    Raises:
-      ConfigError: unknown distribution, or tau not positive.
     """
-    if distribution not in _DISTRIBUTIONS:
-        raise ConfigError(
-            f"unknown distribution {distribution!r}; allowed: {', '.join(sorted(_DISTRIBUTIONS))}; "
-            f"change config.{block}.distribution"
-        )
-    if not tau > 0:
-        raise ConfigError(f"tau is {tau}; it must be > 0; change config.{block}.tau")
-    add = _DISTRIBUTIONS[distribution]
+    add = DISTRIBUTIONS[distribution]
 
     def add_direction(tree: Params, key: Array, scale: Array | float) -> Params:
         return add(tree, keys.leaf_keys(key, tree), jnp.float32(scale) * jnp.float32(tau))
@@ -138,7 +126,7 @@ def _add_sphere(tree: Params, leaf_keys: Array, scale: Array) -> Params:
     return jax.tree.map(lambda leaf, draw: leaf + factor * draw, tree, treedef.unflatten(draws))
 
 
-_DISTRIBUTIONS = {
+DISTRIBUTIONS = {
     "rademacher": _add_rademacher,
     "gaussian": _add_gaussian,
     "sphere": _add_sphere,

@@ -11,13 +11,12 @@ rounded means would be mostly rounding.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from zo_fl.clients.directions import AddDirection
-from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Array, Params
 
 
@@ -33,25 +32,39 @@ class Estimate(NamedTuple):
     loss: Array
 
 
+class Probe(Protocol):
+    """The client's half of an estimator."""
+
+    def __call__(
+        self, losses: Callable[[Params], Array], weights: Array, params: Params, keys: Array, /
+    ) -> Estimate:
+        """Returns what a client learns.
+
+        Args:
+          losses: ``params -> f32[n]``, a loss an example.
+          weights: ``f32[n]``, summing to one; 0 for padding.
+          params: to probe around.
+          keys: ``key[S]``, one a direction.
+        """
+        ...
+
+
 class Estimator(NamedTuple):
     """A zeroth-order gradient estimator.
 
     Attributes:
-      estimate: ``(losses, weights, params, keys) -> Estimate`` with ``losses: params -> f32[n]``,
-        ``weights: f32[n]`` summing to one (0 for padding) and ``keys: key[S]``, one a direction.
+      estimate: from losses to scalars.
       coefficients: ``f32[S] scalars -> f32[S]``: the gradient estimate is ``sum_m coefficients[m] *
         z(keys[m])``. A probe that is not finite gets 0, and the mean is over the others.
       passes: forward passes over the client's examples that one ``estimate`` takes.
     """
 
-    estimate: Callable[..., Estimate]
+    estimate: Probe
     coefficients: Callable[[Array], Array]
     passes: int
 
 
-def create(
-    name: str, add_direction: AddDirection, *, eps: float, num_directions: int, block: str = "zo"
-) -> Estimator:
+def create(name: str, add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
     """Returns the estimator ``name`` of ``ESTIMATORS``.
 
     Args:
@@ -59,23 +72,7 @@ def create(
       add_direction: from ``directions.create``.
       eps: perturbation scale, > 0.
       num_directions: S >= 1.
-      block: config block of these fields, for error messages.
-
-    Raises:
-      ConfigError: an unknown name, or a number out of range.
     """
-    if name not in ESTIMATORS:
-        raise ConfigError(
-            f"unknown estimator {name!r}; allowed: {', '.join(ESTIMATORS)}; "
-            f"change config.{block}.estimator"
-        )
-    if not eps > 0:
-        raise ConfigError(f"eps is {eps}; it must be > 0; change config.{block}.eps")
-    if num_directions < 1:
-        raise ConfigError(
-            f"num_directions is {num_directions}; it must be >= 1; "
-            f"change config.{block}.num_directions"
-        )
     return ESTIMATORS[name](add_direction, eps=eps, num_directions=num_directions)
 
 

@@ -4,34 +4,58 @@ w_i <- E epochs of mini-batch SGD from w on client i,   message: delta = w - w_i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from zo_fl.core import augment as augmentation
 from zo_fl.core import cohorts, keys
+from zo_fl.core.phase import Problem
+from zo_fl.core.strategy import ClientStrategy
 from zo_fl.core.task import Task
 from zo_fl.core.types import (
     Array,
     ClientBatch,
     ClientResult,
-    ClientStrategy,
+    Examples,
     ModelState,
     Params,
     ServerState,
 )
 
 
+class LocalSGD(NamedTuple):
+    """Fields of a config block: how a client trains.
+
+    Attributes:
+      local_epochs: E.
+      batch_size: examples a step; the last batch of an epoch may have fewer.
+      lr: step size.
+      momentum: fresh every round.
+      weight_decay: coupled (L2).
+      augment: random crop and flip, drawn anew for every batch.
+      precision: one of ``precision.PRECISIONS``.
+    """
+
+    local_epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    augment: bool
+    precision: str
+
+
 class LocalTraining(NamedTuple):
-    """How a client trains.
+    """How a client trains, its optimizer made.
 
     Attributes:
       optimizer: the client's, fresh every round.
       epochs: E.
-      batch_size: examples a step; the last batch of an epoch may have fewer.
-      augment: random crop and flip, drawn anew for every batch.
+      batch_size: examples a step.
+      augment: draw new examples by ``Task.augment`` for every batch.
       ragged: clients have unequal sizes: some batches are all padding and must change nothing.
     """
 
@@ -42,8 +66,34 @@ class LocalTraining(NamedTuple):
     ragged: bool
 
 
-# (params, model_state, images, labels, mask) -> (f32[n] losses, model_state)
-Losses = Callable[..., tuple[Array, ModelState]]
+class Losses(Protocol):
+    """The losses of a mini-batch."""
+
+    def __call__(
+        self, params: Params, model_state: ModelState, examples: Examples, mask: Array, /
+    ) -> tuple[Array, ModelState]:
+        """Returns ``(f32[n], model_state)``, a loss an example."""
+        ...
+
+
+def local_training(
+    problem: Problem, sgd_: LocalSGD, optimizer: optax.GradientTransformation | None = None
+) -> LocalTraining:
+    """Returns how the clients of a problem train.
+
+    Args:
+      problem: says whether they have equal sizes.
+      sgd_: the config's fields.
+      optimizer: the client's, instead of that of the fields.
+    """
+    sizes = np.asarray(problem.clients.client_sizes)
+    return LocalTraining(
+        optimizer or sgd(sgd_.lr, sgd_.momentum, sgd_.weight_decay),
+        sgd_.local_epochs,
+        sgd_.batch_size,
+        sgd_.augment,
+        ragged=bool(sizes.min() < sizes.max()),
+    )
 
 
 def sgd(
@@ -56,20 +106,21 @@ def sgd(
     )
 
 
-def local_sgd(task: Task, training: LocalTraining) -> ClientStrategy:
+def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> ClientStrategy:
     """Returns the strategy whose message is ``delta = before - after`` of local training by a task.
 
     Running statistics of BatchNorm travel beside it.
+
+    Args:
+      task: the learning problem, at the precision of training.
+      training: how, given what the server sent: a rate may follow the round, a penalty the weights.
     """
 
-    def losses(params, model_state, images, labels, mask):
-        return task.losses(params, model_state, images, labels, mask, True)
+    def losses(params, model_state, examples, mask):
+        return task.losses(params, model_state, examples, mask, True)
 
-    def client_update(state: ServerState, batch: ClientBatch, run_key):
-        client_key = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
-        after, new_state, loss = train(
-            training, losses, state.params, state.model_state, batch, client_key
-        )
+    def client_update(state: ServerState, batch: ClientBatch, run_key: Array) -> ClientResult:
+        after, new_state, loss = train(task, training(state), losses, state, batch, run_key)
         size = jnp.sum(batch.mask).astype(jnp.float32)
         delta = optax.tree.sub(state.params, after)
         return ClientResult(delta, size, new_state, {"loss": loss})
@@ -78,33 +129,34 @@ def local_sgd(task: Task, training: LocalTraining) -> ClientStrategy:
 
 
 def train(
+    task: Task,
     training: LocalTraining,
     losses: Losses,
-    params: Params,
-    model_state: ModelState,
+    start: ServerState,
     batch: ClientBatch,
-    client_key: Array,
+    run_key: Array,
 ) -> tuple[Params, ModelState, Array]:
     """Returns ``(params, model_state, mean loss)`` after one client's epochs of mini-batch SGD.
 
     Args:
+      task: augments the examples.
       training: how.
-      losses: of a mini-batch, per example.
-      params: to start from.
-      model_state: to start from.
+      losses: of a mini-batch.
+      start: parameters and statistics to start from, and the round.
       batch: all examples of the client.
-      client_key: ``key[]`` of the client in this round.
+      run_key: ``key[]``.
     """
+    client_key = keys.client_key(keys.round_key(run_key, start.round_idx), batch.client_id)
 
     def step(carry, inputs):
         params, model_state, opt_state = carry
         indices, mask, key = inputs
-        images, labels = batch.images[indices], batch.labels[indices]
+        examples = jax.tree.map(lambda leaf: leaf[indices], batch.examples)
         if training.augment:
-            images = augmentation.crop_and_flip(key, images)
+            examples = task.augment(key, examples)
 
         def objective(params):
-            values, new_state = losses(params, model_state, images, labels, mask)
+            values, new_state = losses(params, model_state, examples, mask)
             total = jnp.sum(jnp.where(mask, values, 0.0))
             return total / jnp.maximum(jnp.sum(mask), 1), (total, new_state)
 
@@ -121,7 +173,7 @@ def train(
     )
     indices, masks = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (indices, masks))
     step_keys = jax.random.split(keys.stream(client_key, "augment"), indices.shape[0])
-    start = (params, model_state, training.optimizer.init(params))
-    (after, new_state, _), totals = jax.lax.scan(step, start, (indices, masks, step_keys))
+    carry = (start.params, start.model_state, training.optimizer.init(start.params))
+    (after, new_state, _), totals = jax.lax.scan(step, carry, (indices, masks, step_keys))
     seen = jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
     return after, new_state, jnp.sum(totals) / seen

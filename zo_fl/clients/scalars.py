@@ -2,19 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from zo_fl.clients import estimators, zeroth_order
 from zo_fl.clients.zeroth_order import Prober
-from zo_fl.core import keys, trees
-from zo_fl.core.types import (
-    Aggregation,
-    Array,
-    ClientBatch,
-    ClientResult,
-    ClientStrategy,
-    Params,
-    ServerState,
-)
+from zo_fl.core import keys
+from zo_fl.core.strategy import Aggregation, ClientStrategy
+from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, ServerState
 
 
 def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStrategy:
@@ -39,7 +33,7 @@ def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStr
             return message
         return rebuild(prober, message, directions_root(state, run_key, client_id), state.params)
 
-    one_model = shared and prober.local_steps == 1
+    one_model = shared and prober.fields.local_steps == 1
     return ClientStrategy(client_update, decode, replays=True, one_model=one_model)
 
 
@@ -57,17 +51,15 @@ def scalar_aggregation(prober: Prober, shared: bool, scale: float) -> Aggregatio
             mean_update = rebuild(
                 prober, mean_update, directions_root(state, run_key, None), state.params
             )
-        return trees.scale(mean_update, scale), state.strategy_state
+        return optax.tree.scale(scale, mean_update), state.strategy_state
 
-    return Aggregation(
-        finalize=finalize, finalize_state=zeroth_order.finalize_state(prober.bn_policy)
-    )
+    return Aggregation(finalize=finalize, finalize_state=zeroth_order.finalize_state(prober))
 
 
 def step_keys(prober: Prober, root: Array, step: Array) -> Array:
     """Returns ``key[S]``: the directions of a local step, by one count over all steps."""
-    first = step * prober.num_directions
-    indices = first + jnp.arange(prober.num_directions)
+    first = step * prober.fields.num_directions
+    indices = first + jnp.arange(prober.fields.num_directions)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, indices)
 
 
@@ -76,7 +68,7 @@ def rebuild(prober: Prober, scalars: Array, root: Array, like: Params) -> Params
     steps = jnp.arange(scalars.shape[0])
     all_keys = jax.vmap(lambda step: step_keys(prober, root, step))(steps).reshape(-1)
     coefficients = jax.vmap(prober.estimator.coefficients)(scalars).reshape(-1)
-    zeros = jax.tree.map(jnp.zeros_like, like)
+    zeros = optax.tree.zeros_like(like)
     return estimators.combine(prober.add_direction, coefficients, all_keys, zeros)
 
 

@@ -28,42 +28,61 @@ import jax
 import jax.numpy as jnp
 
 from zo_fl.clients import batch_statistics, directions, estimators
-from zo_fl.core import augment as augmentation
 from zo_fl.core import cohorts, keys
-from zo_fl.core.errors import ConfigError
+from zo_fl.core.strategy import FinalizeState
 from zo_fl.core.task import Task
-from zo_fl.core.types import Array, ClientBatch, ModelState, Params, ServerState
+from zo_fl.core.types import Array, ClientBatch, Examples, ModelState, Params, ServerState
 
 BN_POLICIES = ("frozen", "batch", "batch_sync", "recalibrate")
 
 
-class Prober(NamedTuple):
-    """How losses are probed: the fields that all zeroth-order methods share.
+class Probing(NamedTuple):
+    """Fields of a config block: how losses are probed, in all zeroth-order methods.
 
     Attributes:
-      task: the learning problem.
-      add_direction: from ``zo.directions``.
-      estimator: from ``zo.estimators``.
+      estimator: one of ``estimators.ESTIMATORS``.
+      distribution: of the directions, one of ``directions.DISTRIBUTIONS``.
+      eps: perturbation scale.
+      tau: standard deviation of a direction's coordinates.
       num_directions: S, a local step.
       local_steps: k, a round.
       batch_size: examples a local step; 0 = one k-th of the client's examples.
-      local_lr: step size between two messages of a client.
       bn_policy: one of ``BN_POLICIES``; ``frozen`` if the model has no batch statistics.
       microbatch: examples a forward pass, 0 = all of a step at once. Exact without batch
         statistics; with them each microbatch is normalised by itself.
       augment: random crop and flip, drawn once a round and client: all passes see the same pixels.
+      precision: one of ``precision.PRECISIONS``.
+    """
+
+    estimator: str
+    distribution: str
+    eps: float
+    tau: float
+    num_directions: int
+    local_steps: int
+    batch_size: int
+    bn_policy: str
+    microbatch: int
+    augment: bool
+    precision: str
+
+
+class Prober(NamedTuple):
+    """How losses are probed, its functions made.
+
+    Attributes:
+      task: the learning problem, at the precision of the probes.
+      add_direction: from ``directions``.
+      estimator: from ``estimators``.
+      fields: the config's; ``bn_policy`` as it applies to the model.
+      local_lr: step size between two messages of a client.
     """
 
     task: Task
     add_direction: directions.AddDirection
     estimator: estimators.Estimator
-    num_directions: int
-    local_steps: int
-    batch_size: int
+    fields: Probing
     local_lr: float
-    bn_policy: str
-    microbatch: int
-    augment: bool
 
 
 class Probes(NamedTuple):
@@ -84,68 +103,32 @@ class Probes(NamedTuple):
     size: Array
 
 
-def make_prober(
-    task: Task,
-    *,
-    block: str,
-    estimator: str,
-    distribution: str,
-    eps: float,
-    tau: float,
-    num_directions: int,
-    local_steps: int,
-    batch_size: int,
-    local_lr: float,
-    bn_policy: str,
-    microbatch: int,
-    augment: bool,
-    precision: str,
-) -> Prober:
-    """Returns the prober of a config block; the arguments are its fields.
+def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
+    """Returns the prober of a config block.
 
-    Raises:
-      ConfigError: an unknown name or a number out of range.
+    Args:
+      task: the learning problem.
+      fields: of the block.
+      local_lr: step size between two messages of a client.
     """
-    check_name(block, "bn_policy", bn_policy, BN_POLICIES)
-    for field, value, least in (
-        ("local_steps", local_steps, 1),
-        ("batch_size", batch_size, 0),
-        ("microbatch", microbatch, 0),
-    ):
-        if value < least:
-            raise ConfigError(
-                f"{field} is {value}; it must be >= {least}; change config.{block}.{field}"
-            )
-    add_direction = directions.create(distribution=distribution, tau=tau, block=block)
-    return Prober(
-        task.with_precision(precision, f"{block}.precision"),
-        add_direction,
-        estimators.create(
-            estimator, add_direction, eps=eps, num_directions=num_directions, block=block
-        ),
-        num_directions,
-        local_steps,
-        batch_size,
-        local_lr,
-        bn_policy if task.has_statistics else "frozen",
-        microbatch,
-        augment,
+    if not task.has_statistics:
+        fields = fields._replace(bn_policy="frozen")
+    add_direction = directions.create(fields.distribution, fields.tau)
+    estimator = estimators.create(
+        fields.estimator, add_direction, eps=fields.eps, num_directions=fields.num_directions
     )
-
-
-def check_name(block: str, field: str, given: str, allowed) -> None:
-    """Raises a ConfigError unless ``given`` is one of ``allowed``."""
-    if given not in allowed:
-        raise ConfigError(
-            f"unknown {field} {given!r}; allowed: {', '.join(allowed)}; "
-            f"change config.{block}.{field}"
-        )
+    task = task.with_precision(fields.precision)
+    return Prober(task, add_direction, estimator, fields, local_lr)
 
 
 def forward_passes(prober: Prober, clients: float, examples: float) -> float:
     """Returns single-example forward passes of a round of ``clients`` of ``examples`` each."""
-    seen = prober.batch_size * prober.local_steps if prober.batch_size else examples
-    unperturbed = examples if prober.bn_policy in ("batch_sync", "recalibrate") else 0
+    seen = (
+        prober.fields.batch_size * prober.fields.local_steps
+        if prober.fields.batch_size
+        else examples
+    )
+    unperturbed = examples if prober.fields.bn_policy in ("batch_sync", "recalibrate") else 0
     return clients * (seen * prober.estimator.passes + unperturbed)
 
 
@@ -166,16 +149,16 @@ def probe(
       draw_keys: ``i32[] local step -> key[S]``: the directions of the step.
     """
     client_key = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
-    images = batch.images
-    if prober.augment:
-        images = augmentation.crop_and_flip(keys.stream(client_key, "augment"), images)
+    examples = batch.examples
+    if prober.fields.augment:
+        examples = prober.task.augment(keys.stream(client_key, "augment"), examples)
     rows, mask = _steps(prober, batch.mask, keys.stream(client_key, "batches"))
 
     def step(params, inputs):
         index, rows, mask = inputs
-        of_step = (images, batch.labels) if rows is None else (images[rows], batch.labels[rows])
-        split = _split(*of_step, mask, prober.microbatch)
-        weights = split[2].reshape(-1) / jnp.maximum(jnp.sum(mask), 1)
+        of_step = examples if rows is None else jax.tree.map(lambda leaf: leaf[rows], examples)
+        split = _split(of_step, mask, prober.fields.microbatch)
+        weights = split[1].reshape(-1) / jnp.maximum(jnp.sum(mask), 1)
         losses = _losses(prober, state.model_state, split)
         step_keys = draw_keys(index)
         estimate = prober.estimator.estimate(losses, weights, params, step_keys)
@@ -183,13 +166,15 @@ def probe(
         after = estimators.combine(prober.add_direction, coefficients, step_keys, params)
         return after, (estimate.scalars, estimate.loss)
 
-    if prober.local_steps == 1:  # no loop: the local weights are not computed unless asked for
+    if (
+        prober.fields.local_steps == 1
+    ):  # no loop: the local weights are not computed unless asked for
         after, sent = step(state.params, (jnp.int32(0), *_first(rows, mask)))
         scalars, losses = sent[0][None], sent[1][None]
     else:
-        inputs = (jnp.arange(prober.local_steps), rows, mask)
+        inputs = (jnp.arange(prober.fields.local_steps), rows, mask)
         after, (scalars, losses) = jax.lax.scan(step, state.params, inputs)
-    whole = _split(images, batch.labels, batch.mask, prober.microbatch)
+    whole = _split(examples, batch.mask, prober.fields.microbatch)
     uploaded = _statistics(prober, state, whole)
     size = jnp.sum(batch.mask).astype(jnp.float32)
     size = jnp.where(jnp.any(jnp.isfinite(scalars)), size, 0.0)
@@ -197,11 +182,11 @@ def probe(
     return Probes(scalars, after, uploaded, loss, size)
 
 
-def finalize_state(bn_policy: str) -> Callable[[ModelState, ModelState], ModelState]:
-    """Returns ``(model_state, mean uploaded) -> model_state`` of a policy."""
-    if bn_policy == "batch_sync":
+def finalize_state(prober: Prober) -> FinalizeState:
+    """Returns what becomes of the statistics that clients upload, by the prober's policy."""
+    if prober.fields.bn_policy == "batch_sync":
         return lambda model_state, uploaded: uploaded
-    if bn_policy == "recalibrate":
+    if prober.fields.bn_policy == "recalibrate":
         return lambda model_state, uploaded: batch_statistics.from_moments(uploaded)
     return lambda model_state, uploaded: model_state
 
@@ -212,13 +197,13 @@ def _steps(prober: Prober, mask: Array, key: Array) -> tuple[Array | None, Array
     Rows are None when the one step sees all examples, in their order. Mini-batches go through the
     client's shuffled examples, again and again if there are more steps than batches.
     """
-    if prober.local_steps == 1 and not prober.batch_size:
+    if prober.fields.local_steps == 1 and not prober.fields.batch_size:
         return None, mask[None]
-    size = prober.batch_size or -(-mask.shape[0] // prober.local_steps)
+    size = prober.fields.batch_size or -(-mask.shape[0] // prober.fields.local_steps)
     batches_an_epoch = -(-mask.shape[0] // size)
-    epoch_keys = jax.random.split(key, -(-prober.local_steps // batches_an_epoch))
+    epoch_keys = jax.random.split(key, -(-prober.fields.local_steps // batches_an_epoch))
     rows, masks = jax.vmap(cohorts.epoch_order, in_axes=(0, None, None))(epoch_keys, mask, size)
-    cut = lambda leaf: leaf.reshape(-1, size)[: prober.local_steps]  # noqa: E731
+    cut = lambda leaf: leaf.reshape(-1, size)[: prober.fields.local_steps]  # noqa: E731
     return cut(rows), cut(masks)
 
 
@@ -228,7 +213,7 @@ def _first(rows: Array | None, mask: Array) -> tuple[Array | None, Array]:
 
 def _losses(prober: Prober, model_state: ModelState, split) -> Callable[[Params], Array]:
     """Returns ``params -> f32[n]``, one microbatch after the other."""
-    use_batch_statistics = prober.bn_policy in ("batch", "batch_sync")
+    use_batch_statistics = prober.fields.bn_policy in ("batch", "batch_sync")
 
     def losses(params):
         def one(inputs):
@@ -239,7 +224,7 @@ def _losses(prober: Prober, model_state: ModelState, split) -> Callable[[Params]
     return losses
 
 
-def _split(images, labels, mask, microbatch: int):
+def _split(examples: Examples, mask: Array, microbatch: int) -> tuple[Examples, Array]:
     """Returns the arrays with leading axes ``[batches, microbatch]``, padded by masked examples."""
     count = mask.shape[0]
     size = min(microbatch or count, count)
@@ -249,17 +234,14 @@ def _split(images, labels, mask, microbatch: int):
         padded = jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
         return padded.reshape(-1, size, *leaf.shape[1:])
 
-    return one(images), one(labels), one(mask)
+    return jax.tree.map(one, examples), one(mask)
 
 
 def _statistics(prober: Prober, state: ServerState, split) -> ModelState:
     """Returns the statistics a client uploads."""
-    if prober.bn_policy not in ("batch_sync", "recalibrate"):
+    if prober.fields.bn_policy not in ("batch_sync", "recalibrate"):
         return {}
-    images, _, mask = split
-    moments = batch_statistics.batch_moments(
-        prober.task, state.params, state.model_state, images, mask
-    )
-    if prober.bn_policy == "recalibrate":
+    moments = batch_statistics.batch_moments(prober.task, state.params, state.model_state, *split)
+    if prober.fields.bn_policy == "recalibrate":
         return moments
     return batch_statistics.move(state.model_state, batch_statistics.from_moments(moments))

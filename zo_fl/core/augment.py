@@ -10,18 +10,19 @@ PADDING = 4
 
 
 def normalize(images: Array, mean: Array | np.ndarray, std: Array | np.ndarray) -> Array:
-    """Returns ``(images / 255 - mean) / std``.
+    """Returns ``(images / 255 - mean) / std``, without the 255 for floating-point images.
 
     Args:
-      images: ``u8[..., H, W, c]``.
-      mean: ``f32[c]`` channel means of pixels in [0, 1].
-      std: ``f32[c]`` channel standard deviations of pixels in [0, 1].
+      images: ``u8`` or ``f32[..., H, W, c]``.
+      mean: ``f32[c]`` channel means of the pixels, of ``u8`` ones divided by 255.
+      std: ``f32[c]`` channel standard deviations, likewise.
 
     Returns:
       ``f32[..., H, W, c]``.
     """
     # One multiplication and one addition a pixel instead of two divisions.
-    scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
+    white = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
+    scale = 1.0 / (white * jnp.asarray(std, jnp.float32))
     shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     axes = tuple(range(images.ndim - 1))  # explicit: implicit rank promotion may be an error
     return images.astype(jnp.float32) * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
@@ -36,10 +37,10 @@ def crop_and_flip(key: Array, images: Array) -> Array:
 
     Args:
       key: ``key[]``.
-      images: ``u8[n, H, W, c]``.
+      images: ``[n, H, W, c]`` of any dtype.
 
     Returns:
-      ``u8[n, H, W, c]``.
+      ``[n, H, W, c]``, likewise.
     """
     crop, flip = jax.random.split(key)
     offsets = jax.random.randint(crop, (len(images), 2), 0, 2 * PADDING + 1)

@@ -1,18 +1,46 @@
 """Several rounds as one jitted program: what the trainer dispatches, and benchmarks time."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from zo_fl.core.types import FederatedAlgorithm, ServerState
+from zo_fl.core.strategy import FederatedAlgorithm
+from zo_fl.core.types import PyTree, ServerState
+
+
+class Lanes(NamedTuple):
+    """How many runs one program computes side by side: runs that differ in their seed alone.
+
+    With several, every state, key and measurement has a leading axis of runs; with one it has not,
+    and nothing is mapped: ``vmap`` would make grouped convolutions of all.
+
+    Attributes:
+      count: at least 1.
+    """
+
+    count: int = 1
+
+    def lift(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+        """Returns a function of one run as one of all runs; see ``jax.vmap``."""
+        return jax.vmap(function, in_axes=in_axes) if self.count > 1 else function
+
+    def take(self, tree: PyTree, index: int) -> PyTree:
+        """Returns one run's part of something that has them all."""
+        return jax.tree.map(lambda leaf: leaf[index], tree) if self.count > 1 else tree
+
+    def stack(self, trees: Sequence[PyTree]) -> PyTree:
+        """Returns the runs' parts as one."""
+        return (
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if self.count > 1 else trees[0]
+        )
 
 
 def make_chunk(
     algorithm: FederatedAlgorithm,
     capacity: int,
-    over_seeds: bool = False,
+    lanes: Lanes = Lanes(),  # noqa: B008  # immutable
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
@@ -20,7 +48,7 @@ def make_chunk(
     Args:
       algorithm: what a round does.
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
-      over_seeds: states, keys and metrics have a leading axis of seeds; the data are shared.
+      lanes: runs side by side, which share the data.
       compiler_options: see ``jax.jit``; an engine has those of its devices.
 
     The state is donated. The number of rounds is an argument: one program serves every chunk.
@@ -37,5 +65,5 @@ def make_chunk(
 
         return jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
 
-    mapped = jax.vmap(run_chunk, in_axes=(0, None, 0, None)) if over_seeds else run_chunk
+    mapped = lanes.lift(run_chunk, (0, None, 0, None))
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)

@@ -3,14 +3,13 @@
 round key -> ``make_sampler`` -> Cohort -> ``gather`` -> ClientBatch -> ``epoch_order`` -> batches
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.core import keys
-from zo_fl.core.errors import ConfigError
+from zo_fl.core.errors import FieldError
+from zo_fl.core.strategy import SampleCohort
 from zo_fl.core.types import HIGH, LOW, Array, ClientBatch, Cohort, FederatedData
 
 PARTICIPATION = ("uniform", "stratified")
@@ -21,8 +20,7 @@ def make_sampler(
     cohort_size: int,
     tiers: np.ndarray,
     participation: str,
-    field: str = "cohort_size",
-) -> Callable[[Array], Cohort]:
+) -> SampleCohort:
     """Returns ``round_key -> Cohort``, a pure function for use inside ``jit``.
 
     Ids are sorted, so that a cohort does not depend on the order in which it was drawn.
@@ -34,14 +32,12 @@ def make_sampler(
       participation: ``"uniform"``: any ``cohort_size`` eligible clients, without replacement.
         ``"stratified"``: each tier has its share of the cohort (largest remainder; the high tier
         first on a tie) and is sampled uniformly within.
-      field: config field of ``cohort_size``, for error messages.
 
     Raises:
-      ConfigError: nobody is eligible, a cohort larger than the eligible clients, or an unknown
-        participation.
+      ConfigError: nobody is eligible, or a cohort larger than the eligible clients.
     """
     eligible = np.sort(np.asarray(eligible, np.int32))
-    _check(len(eligible), cohort_size, participation, field)
+    _check(len(eligible), cohort_size)
     size = cohort_size or len(eligible)
     if size == len(eligible):
         groups, counts = [eligible], [size]
@@ -85,21 +81,18 @@ def _draw(key: Array, group: np.ndarray, count: int) -> Array:
     return jax.random.permutation(key, jnp.asarray(group))[:count]
 
 
-def _check(num_eligible: int, cohort_size: int, participation: str, field: str) -> None:
-    if participation not in PARTICIPATION:
-        sibling = f"{field.rpartition('.')[0]}.participation".lstrip(".")
-        raise ConfigError(
-            f"{sibling}={participation!r} is unknown; allowed: {', '.join(PARTICIPATION)}"
-        )
+def _check(num_eligible: int, cohort_size: int) -> None:
     if num_eligible == 0:
-        raise ConfigError(
-            f"{field}={cohort_size}: no client is eligible; "
-            "raise config.data.high_fraction or allow all tiers"
+        raise FieldError(
+            "cohort_size",
+            f"={cohort_size}: no client is eligible; raise config.data.high_fraction or allow all "
+            "tiers",
         )
     if not 0 <= cohort_size <= num_eligible:
-        raise ConfigError(
-            f"{field}={cohort_size} is outside what is allowed: 1 to {num_eligible} (the eligible "
-            "clients), or 0 for all of them"
+        raise FieldError(
+            "cohort_size",
+            f"={cohort_size} is outside what is allowed: 1 to {num_eligible} (the eligible "
+            "clients), or 0 for all of them",
         )
 
 
@@ -112,8 +105,7 @@ def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
       client_ids: ``i32[C]``.
 
     Returns:
-      A ``ClientBatch`` with a leading ``C``: images ``u8[C, n, H, W, c]``, labels ``i32[C, n]``,
-      mask ``bool[C, n]``.
+      A ``ClientBatch`` with a leading ``C``: examples ``[C, n, ...]``, mask ``bool[C, n]``.
     """
     rows = data.client_indices[client_ids]
     sizes = data.client_sizes[client_ids]
@@ -121,8 +113,7 @@ def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
     return ClientBatch(
         client_id=client_ids,
         tier=data.client_tiers[client_ids],
-        images=data.images[rows],
-        labels=data.labels[rows],
+        examples=jax.tree.map(lambda leaf: leaf[rows], data.examples),
         mask=mask,
     )
 

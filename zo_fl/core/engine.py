@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.core.types import ClientStrategy, Cohort
+from zo_fl.core.strategy import ClientStrategy
+from zo_fl.core.types import Cohort
 
 AXIS = "clients"
 EXAMPLES_AT_ONCE = 1024  # of all clients together, where they share the weights

@@ -1,4 +1,7 @@
-"""The one exception that a user can cause and mend."""
+"""The exceptions that a user can cause and mend."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -7,3 +10,25 @@ class ConfigError(ValueError):
     The message is one line: what was given, what is allowed, and which config field (or flag) to
     change. ``experiments`` commands print it and exit with status 2.
     """
+
+
+class FieldError(ConfigError):
+    """A bad value of a field of a block whose name is not known where it is found.
+
+    Args:
+      field: its name in the block.
+      problem: what follows its full name in the message: ``=-1 is not allowed: ...``.
+    """
+
+    def __init__(self, field: str, problem: str):
+        super().__init__(f"config.{field}{problem}")
+        self.field, self.problem = field, problem
+
+
+@contextmanager
+def in_block(name: str) -> Iterator[None]:
+    """Names the block in every ``FieldError`` that is raised within."""
+    try:
+        yield
+    except FieldError as error:
+        raise ConfigError(f"config.{name}.{error.field}{error.problem}") from None

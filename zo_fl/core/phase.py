@@ -1,37 +1,25 @@
 """What an algorithm is given, and what it returns: a ``Problem`` and a tuple of ``Phase``s.
 
-ZOWarmUp is two phases, High Res Only its first alone; the pivot is where phase one ends. Phases are
-handed over on the host: they differ in cohort, batch shape and optimizer state (which starts
-afresh).
+A phase only describes; ``round.make_algorithm`` runs it on an engine. ZOWarmUp is two phases, High
+Res Only its first alone; the pivot is where phase one ends. Phases are handed over on the host:
+they differ in cohort, batch shape and optimizer state (which starts afresh).
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from zo_fl.core import cohorts
-from zo_fl.core.engine import Engine
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
+from zo_fl.core.strategy import Aggregation, ClientStrategy, Group, SampleCohort
 from zo_fl.core.task import Task
-from zo_fl.core.types import (
-    HIGH,
-    LOW,
-    Aggregation,
-    Array,
-    ClientStrategy,
-    Cohort,
-    FederatedAlgorithm,
-    FederatedData,
-    Group,
-    ModelState,
-    Params,
-    ServerState,
-)
+from zo_fl.core.types import HIGH, LOW, Array, FederatedData, ModelState, Params, ServerState
 
-TIERS = ("high", "low", "all")
+Fields = TypeVar("Fields", bound=NamedTuple)
+
+TIERS = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}
 
 
 class Problem(NamedTuple):
@@ -41,13 +29,21 @@ class Problem(NamedTuple):
       task: model, preprocessing and loss.
       narrow_task: ``width -> Task`` of the same model with that share of its channels.
       clients: the federation, NumPy arrays.
-      engine: how clients are laid out on the hardware.
     """
 
     task: Task
     narrow_task: Callable[[float], Task]
     clients: FederatedData
-    engine: Engine
+
+
+class Evaluated(Protocol):
+    """The model that a phase has arrived at."""
+
+    def __call__(
+        self, state: ServerState, data: FederatedData | None, /
+    ) -> tuple[Params, ModelState]:
+        """Returns ``(params, model_state)``; ``data`` may be None unless the phase needs them."""
+        ...
 
 
 def as_trained(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
@@ -57,27 +53,25 @@ def as_trained(state: ServerState, data: FederatedData | None) -> tuple[Params, 
 
 
 class Phase(NamedTuple):
-    """A stretch of rounds of one algorithm.
+    """A stretch of rounds of one algorithm: a description, without the devices that it runs on.
 
     Attributes:
       name: shown in metrics and plots.
       num_rounds: how many; 0 skips the phase.
-      groups: who does what; ``cost`` reads the shapes of their messages.
-      aggregation: what becomes of the mean.
-      server_optimizer: descends along it.
-      algorithm: the three as a federated algorithm: what a round does.
-      evaluated: ``(state, data) -> (params, model_state)``: the model that the phase has arrived
-        at: it is evaluated, and the next phase starts from it.
-      needs_all_data: whether ``evaluated`` looks at the data. If not, it may get None for them.
+      groups: who does what; traffic is computed from the shapes of their messages.
+      aggregation: what becomes of their updates.
+      server_optimizer: descends along the pseudo-gradient; None if the aggregation assigns.
+      evaluated: the model that the phase has arrived at: it is evaluated, and the next phase starts
+        from it.
+      needs_all_data: whether ``evaluated`` looks at the data.
     """
 
     name: str
     num_rounds: int
     groups: tuple[Group, ...]
     aggregation: Aggregation
-    server_optimizer: optax.GradientTransformation
-    algorithm: FederatedAlgorithm
-    evaluated: Callable[..., tuple[Params, ModelState]] = as_trained
+    server_optimizer: optax.GradientTransformation | None
+    evaluated: Evaluated = as_trained
     needs_all_data: bool = False
 
     @property
@@ -90,64 +84,55 @@ class Phase(NamedTuple):
         """Single-example forward passes a round, over all groups."""
         return sum(group.forward_passes for group in self.groups)
 
-
-def make_phase(
-    problem: Problem,
-    name: str,
-    num_rounds: int,
-    groups: Sequence[Group],
-    server_optimizer: optax.GradientTransformation,
-    aggregation: Aggregation = Aggregation(),  # noqa: B008  # immutable
-    evaluated: Callable[..., tuple[Params, ModelState]] = as_trained,
-    needs_all_data: bool = False,
-) -> Phase:
-    """Returns a phase; the arguments are its attributes.
-
-    Raises:
-      ConfigError: a negative number of rounds.
-    """
-    if num_rounds < 0:
-        raise ConfigError(
-            f"num_rounds of phase {name} is {num_rounds}; it must be >= 0; "
-            "change num_rounds in its config block"
+    def init(
+        self, params: Params, model_state: ModelState, round_idx: int | Array = 0
+    ) -> ServerState:
+        """Returns the phase's first state, ``round_idx`` rounds after the run's start."""
+        optimizer = self.server_optimizer
+        return ServerState(
+            params,
+            model_state,
+            () if optimizer is None else optimizer.init(params),
+            self.aggregation.init(params),
+            jnp.int32(round_idx),
         )
-    algorithm = make_algorithm(groups, aggregation, server_optimizer, problem.engine)
-    return Phase(
-        name,
-        num_rounds,
-        tuple(groups),
-        aggregation,
-        server_optimizer,
-        algorithm,
-        evaluated,
-        needs_all_data,
-    )
 
 
-def eligible_clients(problem: Problem, block: str, tiers: str) -> np.ndarray:
-    """Returns ``i32[E]``, the ids of the clients of some tiers: ``high``, ``low`` or ``all``.
+class Participation(NamedTuple):
+    """Who takes part in a round: fields that most config blocks have.
 
-    Raises:
-      ConfigError: unknown tiers; ``block`` is the config block that the message names.
+    Attributes:
+      cohort_size: clients a round; 0 = all who may take part.
+      tiers: ``high``, ``low`` or ``all``: who may.
+      participation: ``uniform``, or ``stratified`` by tier.
     """
-    if tiers not in TIERS:
-        raise ConfigError(
-            f"unknown tiers {tiers!r}; allowed: {', '.join(TIERS)}; change config.{block}.tiers"
-        )
+
+    cohort_size: int = 0
+    tiers: str = "all"
+    participation: str = "uniform"
+
+
+def take(kind: type[Fields], block: Mapping[str, Any]) -> Fields:
+    """Returns the fields of a config block that a NamedTuple has."""
+    return kind(**{name: block[name] for name in kind._fields})  # pyright: ignore
+
+
+def eligible_clients(problem: Problem, tiers: str) -> np.ndarray:
+    """Returns ``i32[E]``, the ids of the clients of some tiers: ``high``, ``low`` or ``all``."""
     client_tiers = np.asarray(problem.clients.client_tiers)
-    wanted = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}[tiers]
-    return np.flatnonzero(np.isin(client_tiers, wanted)).astype(np.int32)
+    return np.flatnonzero(np.isin(client_tiers, TIERS[tiers])).astype(np.int32)
+
+
+def cohort_size(problem: Problem, who: Participation) -> int:
+    """Returns how many clients take part in a round."""
+    return who.cohort_size or len(eligible_clients(problem, who.tiers))
 
 
 def make_group(
     problem: Problem,
     strategy: ClientStrategy,
     forward_passes: Callable[[float, float], float],
-    *,
-    block: str,
-    tiers: str,
-    cohort_size: int,
-    participation: str,
+    who: Participation,
 ) -> Group:
     """Returns a group of clients of some tiers.
 
@@ -155,25 +140,17 @@ def make_group(
       problem: who there is.
       strategy: what they do.
       forward_passes: ``(clients, mean examples of one) -> passes a round``.
-      block: config block of the fields, for error messages: ``"warmup"``.
-      tiers: ``"high"``, ``"low"`` or ``"all"``: who may take part.
-      cohort_size: 0 = all who may.
-      participation: ``"uniform"`` or ``"stratified"`` by tier.
+      who: may take part, and how many do.
 
     Raises:
-      ConfigError: unknown tiers or participation, or a cohort larger than those who may take part.
+      ConfigError: a cohort larger than those who may take part, or nobody may.
     """
-    eligible = eligible_clients(problem, block, tiers)
+    eligible = eligible_clients(problem, who.tiers)
     sample_cohort = cohorts.make_sampler(
-        eligible,
-        cohort_size,
-        np.asarray(problem.clients.client_tiers),
-        participation,
-        field=f"config.{block}.cohort_size",
+        eligible, who.cohort_size, np.asarray(problem.clients.client_tiers), who.participation
     )
-    return group_of(
-        problem, strategy, forward_passes, eligible, cohort_size or len(eligible), sample_cohort
-    )
+    size = who.cohort_size or len(eligible)
+    return group_of(problem, strategy, forward_passes, eligible, size, sample_cohort)
 
 
 def group_of(
@@ -182,7 +159,7 @@ def group_of(
     forward_passes: Callable[[float, float], float],
     eligible: np.ndarray,
     cohort_size: int,
-    sample_cohort: Callable[[Array], Cohort],
+    sample_cohort: SampleCohort,
 ) -> Group:
     """Returns the group that ``sample_cohort`` draws from the clients ``eligible`` ``i32[E]``."""
     examples = float(np.asarray(problem.clients.client_sizes)[eligible].mean())

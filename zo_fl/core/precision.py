@@ -16,7 +16,6 @@ TensorFloat-32, and bfloat16 on TPUs; here it is always float32 unless a config 
 
 import jax.numpy as jnp
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Array
 
 _CHOICES = {
@@ -26,14 +25,6 @@ _CHOICES = {
     "float64": (jnp.float64, "highest"),
 }
 PRECISIONS = tuple(_CHOICES)
-
-
-def check(name: str, field: str) -> None:
-    """Raises a ConfigError that names ``field`` unless ``name`` is one of ``PRECISIONS``."""
-    if name not in PRECISIONS:
-        raise ConfigError(
-            f"unknown precision {name!r}; allowed: {', '.join(PRECISIONS)}; change config.{field}"
-        )
 
 
 def activation_dtype(name: str) -> type:

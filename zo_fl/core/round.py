@@ -3,10 +3,10 @@
     sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
                          (each device of the mesh its share)           (optax, on every device)
 
-A strategy says what a client sends and what a message means (``types.ClientStrategy``), a group who
-does so; an aggregation says what becomes of the mean over all groups. There are two ways home for
-messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise,
-and one ``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a
+A strategy says what a client sends and what a message means (``strategy.ClientStrategy``), a group who
+does so; an aggregation says what becomes of the mean (or sum) over all groups. There are two ways
+home for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise, and one
+``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a
 few floats a client, and every device rebuilds the same update from them and the keys: no model ever
 crosses between devices, just as none crosses between clients and server. That second half alone is
 ``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
@@ -22,22 +22,13 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl.core import cohorts, keys, trees
 from zo_fl.core.engine import AXIS, Engine
-from zo_fl.core.types import (
-    Aggregation,
-    Array,
-    ClientStrategy,
-    Cohort,
-    FederatedAlgorithm,
-    FederatedData,
-    Group,
-    PyTree,
-    RoundRecord,
-    ServerState,
-)
+from zo_fl.core.phase import Phase
+from zo_fl.core.strategy import ClientStrategy, FederatedAlgorithm, Group, RoundRecord
+from zo_fl.core.types import Array, Cohort, FederatedData, PyTree, ServerState
 
 
 class _Sums(NamedTuple):
-    """Sums over clients, each client times its weight."""
+    """Sums over clients, each client times its weight (``update``: times 1 for a plain sum)."""
 
     update: PyTree
     model_state: PyTree
@@ -45,41 +36,26 @@ class _Sums(NamedTuple):
     weight: Array
 
 
-def make_algorithm(
-    groups: Sequence[Group],
-    aggregation: Aggregation,
-    server_optimizer: optax.GradientTransformation,
-    engine: Engine,
-) -> FederatedAlgorithm:
-    """Returns the federated algorithm of some groups of clients and a server.
+def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
+    """Returns a phase as pure functions, its clients laid out on the hardware by ``engine``."""
+    groups, aggregation, optimizer = phase.groups, phase.aggregation, phase.server_optimizer
 
-    Args:
-      groups: who does what. Their updates have one structure; the mean is over all clients.
-      aggregation: what becomes of the mean.
-      server_optimizer: descends along the pseudo-gradient (delta = before - after).
-      engine: how clients are laid out on the hardware.
-    """
-
-    def init(params, model_state, round_idx=0):
-        return ServerState(
-            params,
-            model_state,
-            server_optimizer.init(params),
-            aggregation.init(params),
-            jnp.int32(round_idx),
-        )
-
-    def step(state: ServerState, mean_update, run_key) -> ServerState:
-        gradient, strategy_state = aggregation.finalize(mean_update, state, run_key)
-        updates, opt_state = server_optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+    def step(state: ServerState, reduced, run_key) -> ServerState:
+        opt_state = state.opt_state
+        if aggregation.assign is not None:
+            params, strategy_state = aggregation.assign(reduced, state, run_key)
+        else:
+            assert optimizer is not None, f"phase {phase.name} descends without an optimizer"
+            gradient, strategy_state = aggregation.finalize(reduced, state, run_key)
+            updates, opt_state = optimizer.update(gradient, opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         return ServerState(
             params, state.model_state, opt_state, strategy_state, state.round_idx + 1
         )
 
     def apply(state: ServerState, records: Sequence[RoundRecord], run_key) -> ServerState:
         nothing = [None] * len(records)
-        return step(state, _mean_update(groups, records, nothing, state, run_key), run_key)
+        return step(state, _reduce(phase, records, nothing, state, run_key), run_key)
 
     def round_(state: ServerState, data: FederatedData, run_key):
         round_key = keys.round_key(run_key, state.round_idx)
@@ -89,13 +65,13 @@ def make_algorithm(
             drawn = group.sample_cohort(round_key)
             cohort, size = engine.lay_out(group.strategy, drawn, examples)
             cohorts.append(cohort)
-            outcomes.append(_run_cohort(group.strategy, engine, size, state, data, cohort, run_key))
+            outcomes.append(_run_cohort(phase, group, engine, size, state, data, cohort, run_key))
         sums = [outcome for outcome, _, _ in outcomes]
         records = tuple(
             RoundRecord(cohort, messages, weights)
             for cohort, (_, messages, weights) in zip(cohorts, outcomes, strict=True)
         )
-        new = step(state, _mean_update(groups, records, sums, state, run_key), run_key)
+        new = step(state, _reduce(phase, records, sums, state, run_key), run_key)
         # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the
         # run.
         metrics = _mean([s.metrics for s in sums], [s.weight for s in sums])
@@ -105,7 +81,7 @@ def make_algorithm(
         model_state = aggregation.finalize_state(state.model_state, uploaded)
         return new._replace(model_state=model_state), metrics, records
 
-    return FederatedAlgorithm(init, round_, apply)
+    return FederatedAlgorithm(phase.init, round_, apply)
 
 
 def _add(*summands: PyTree) -> PyTree:
@@ -119,27 +95,30 @@ def _mean(sums: Sequence[PyTree], weights: Sequence[Array]) -> PyTree:
     return trees.scale_down(_add(*sums), _add(*weights))
 
 
-def _mean_update(groups, records, sums, state: ServerState, run_key) -> PyTree:
-    """Returns the weighted mean of all clients' updates.
+def _reduce(phase: Phase, records, sums, state: ServerState, run_key) -> PyTree:
+    """Returns the weighted mean of all clients' updates, or their sum, as the aggregation asks.
 
     Where a group replays, from its messages alone: the server and a late joiner do the same sums,
     bit for bit.
     """
     weights = [
         jnp.sum(record.weights) if group.strategy.replays else part.weight
-        for group, record, part in zip(groups, records, sums, strict=True)
+        for group, record, part in zip(phase.groups, records, sums, strict=True)
     ]
-    total = jnp.maximum(_add(*weights), 1e-12)
-    means = [
-        _decode_record(group.strategy, record, state, run_key, total)
-        if group.strategy.replays
-        else trees.scale_down(part.update, total)
-        for group, record, part in zip(groups, records, sums, strict=True)
-    ]
-    return _add(*means)
+    total = None
+    if phase.aggregation.reduce == "mean":
+        total = jnp.maximum(_add(*weights), 1e-12)
+
+    def reduced(group: Group, record: RoundRecord, part) -> PyTree:
+        if group.strategy.replays:
+            return _decode_record(group.strategy, record, state, run_key, total)
+        return part.update if total is None else trees.scale_down(part.update, total)
+
+    parts = map(reduced, phase.groups, records, sums)
+    return _add(*parts)
 
 
-def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array) -> PyTree:
+def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array | None) -> PyTree:
     """Returns the sum of a group's decoded messages, in the cohort's order, each times its share.
 
     Args:
@@ -147,14 +126,14 @@ def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array) 
       record: what was sent.
       state: the server's, before the round.
       run_key: ``key[]``.
-      total: ``f32[]`` weight of all clients of all groups.
+      total: ``f32[]`` weight of all clients of all groups; None for a plain sum.
     """
     state = state._replace(opt_state=())
 
     def add(sum_, item):
         message, client_id, weight = item
         update = strategy.decode(message, client_id, state, run_key)
-        share = weight / total
+        share = _unit(weight) if total is None else weight / total
         # A padding client's message may be NaN, and 0 * NaN would spread.
         return jax.tree.map(
             lambda t, u: t + share * jnp.where(weight > 0, u, 0), sum_, update
@@ -167,11 +146,19 @@ def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array) 
     return jax.lax.scan(add, zeros, items)[0]
 
 
-def _run_cohort(strategy, engine: Engine, chunk_size, state: ServerState, data, cohort, run_key):
+def _unit(weights: Array) -> Array:
+    """Returns 1 for every client that takes part, 0 for padding and drop-outs."""
+    return (weights > 0).astype(weights.dtype)
+
+
+def _run_cohort(
+    phase: Phase, group: Group, engine: Engine, chunk_size: int, state, data, cohort, run_key
+):
     """Runs every client once; returns summed results, and the messages if the strategy replays."""
+    share = _unit if phase.aggregation.reduce == "sum" else lambda weights: weights
 
     def on_device(state, data, cohort, run_key):
-        run = _scan_chunks(strategy, chunk_size, engine.unroll, state, data, run_key)
+        run = _scan_chunks(group.strategy, share, chunk_size, engine.unroll, state, data, run_key)
         sums, messages, weights = run(cohort)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
@@ -189,7 +176,9 @@ def _run_cohort(strategy, engine: Engine, chunk_size, state: ServerState, data, 
     return mapped(state._replace(opt_state=()), data, cohort, run_key)
 
 
-def _scan_chunks(strategy: ClientStrategy, chunk_size: int, unroll: int, state, data, run_key):
+def _scan_chunks(
+    strategy: ClientStrategy, share, chunk_size: int, unroll: int, state, data, run_key
+):
     """Returns ``cohort -> (sums, messages, weights)`` that accumulates over chunks of clients.
 
     Accumulating keeps memory flat in the number of clients; stacking updates would not.
@@ -210,7 +199,8 @@ def _scan_chunks(strategy: ClientStrategy, chunk_size: int, unroll: int, state, 
             result, update = jax.vmap(one_client)(batch)
         weights = jnp.where(chunk.valid, result.weight, 0.0)
         sums = _Sums(
-            *trees.weighted_sum((update, result.model_state, result.metrics), weights),
+            trees.weighted_sum(update, share(weights)),
+            *trees.weighted_sum((result.model_state, result.metrics), weights),
             weight=jnp.sum(weights),
         )
         sent = (result.message, weights) if strategy.replays else ((), ())

@@ -20,21 +20,24 @@ three is shorter than four exceptions.
 Source: Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2; SPEC values as in ``configs/base.py``.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Array, Params
 
-_SECOND_MOMENTS = {
-    "adam": lambda v, g2, b2: b2 * v + (1 - b2) * g2,
-    "yogi": lambda v, g2, b2: v - (1 - b2) * g2 * jnp.sign(v - g2),
-    "adagrad": lambda v, g2, b2: v + g2,
-}
-NAMES = ("sgd", "momentum", *_SECOND_MOMENTS)
+
+class Options(NamedTuple):
+    """What an optimizer may read of its config block; see ``create``."""
+
+    b1: float
+    b2: float
+    eps: float
+    initial_accumulator: float
+    bias_correction: bool
 
 
 class AdaptiveState(NamedTuple):
@@ -59,7 +62,7 @@ def create(
     """Returns the server optimizer ``name`` (module docstring) as an optax transformation.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``OPTIMIZERS``.
       lr: server learning rate, >= 0 (0 keeps the parameters: a control).
       b1: decay of the first moment; momentum's coefficient.
       b2: decay of the second moment (adam, yogi).
@@ -67,37 +70,16 @@ def create(
       initial_accumulator: v at the start; the paper asks for at least eps^2.
       bias_correction: see the module docstring.
       weight_decay: decoupled, >= 0. Rounds still replay from scalars; FedKSeed's sum would not.
-
-    Raises:
-      ConfigError: unknown name, a negative learning rate or a negative decay.
     """
-    if name not in NAMES:
-        raise ConfigError(
-            f"unknown server optimizer {name!r}; allowed: {', '.join(NAMES)}; "
-            "change config.warmup.server.name or config.zo.server.name"
-        )
-    if lr < 0:
-        raise ConfigError(
-            f"server learning rate is {lr}; it must be >= 0; "
-            "change config.warmup.server_lr or config.zo.lr"
-        )
-    if weight_decay < 0:
-        raise ConfigError(
-            f"weight_decay is {weight_decay}; it must be >= 0; "
-            "change config.warmup.server.weight_decay or config.zo.server.weight_decay"
-        )
+    options = Options(b1, b2, eps, initial_accumulator, bias_correction)
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-    if name == "sgd":
-        direction = optax.identity()
-    elif name == "momentum":
-        direction = optax.trace(b1)
-    else:
-        direction = _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction)
-    return optax.chain(direction, decay, optax.scale(-lr))
+    return optax.chain(OPTIMIZERS[name](options), decay, optax.scale(-lr))
 
 
-def _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction):
-    second_moment = _SECOND_MOMENTS[name]
+def _scale_by_moments(
+    second_moment: Callable[[Array, Array, float], Array], options: Options, correct_second: bool
+) -> optax.GradientTransformation:
+    b1, b2, eps, initial_accumulator, bias_correction = options
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -111,8 +93,34 @@ def _scale_by_moments(name, b1, b2, eps, initial_accumulator, bias_correction):
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
         second = jax.tree.map(lambda v, g: second_moment(v, g * g, b2), state.second, gradient)
         m_scale = 1 / (1 - b1**count) if bias_correction else 1.0
-        v_scale = 1 / (1 - b2**count) if bias_correction and name != "adagrad" else 1.0
+        v_scale = 1 / (1 - b2**count) if bias_correction and correct_second else 1.0
         step = jax.tree.map(lambda m, v: m_scale * m / (jnp.sqrt(v_scale * v) + eps), mean, second)
         return step, AdaptiveState(mean, second, count)
 
     return optax.GradientTransformation(init, update)
+
+
+def _momentum(options: Options) -> optax.GradientTransformation:
+    return optax.trace(options.b1)
+
+
+def _adam(options: Options) -> optax.GradientTransformation:
+    return _scale_by_moments(lambda v, g2, b2: b2 * v + (1 - b2) * g2, options, True)
+
+
+def _yogi(options: Options) -> optax.GradientTransformation:
+    return _scale_by_moments(lambda v, g2, b2: v - (1 - b2) * g2 * jnp.sign(v - g2), options, True)
+
+
+def _adagrad(options: Options) -> optax.GradientTransformation:
+    return _scale_by_moments(lambda v, g2, b2: v + g2, options, False)
+
+
+# name -> the direction of a step, given the gradient; ``create`` adds decay and step size
+OPTIMIZERS: dict[str, Callable[[Options], optax.GradientTransformation]] = {
+    "sgd": lambda options: optax.identity(),
+    "momentum": _momentum,
+    "adam": _adam,
+    "yogi": _yogi,
+    "adagrad": _adagrad,
+}

@@ -1,7 +1,7 @@
 """What is learned: a model and a data set's preprocessing as pure functions of parameters.
 
-Augmentation is *not* done here but by the caller, on the uint8 images, once: every pass over a
-batch then sees the same pixels, as the two sides of a zeroth-order pair must.
+Augmentation is a function of its own, called once by whoever makes passes: every pass over a batch
+then sees the same pixels, as the two sides of a zeroth-order pair must.
 """
 
 from collections.abc import Callable
@@ -9,52 +9,73 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zo_fl.core import augment
+from zo_fl.core import augment as augmentation
 from zo_fl.core import precision as precisions
-from zo_fl.core.types import Array, ModelState, Params
+from zo_fl.core.types import Array, Examples, ModelState, Params
+
+HEAD = "head"
 
 
 class Task(NamedTuple):
-    """Pure functions of one learning problem.
+    """Pure functions of one learning problem. Only they, and ``data``, know what an example is.
 
     Attributes:
       init: ``key -> (params, model_state)``.
-      logits: ``(params, model_state, images u8[n,H,W,c], mask bool[n], train) ->
-        (f32[n, num_classes], model_state)``. ``train`` means batch statistics and moved running
-        ones; without it both are left alone.
-      losses: ``(params, model_state, images, labels i32[n], mask, train) ->
-        (f32[n] cross-entropy per example, model_state)``.
-      cross_entropy: ``(logits f32[n, classes], labels i32[n]) -> f32[n]``, in float32.
+      logits: ``(params, model_state, examples, mask bool[n], train) -> (f32[n, classes],
+        model_state)``. ``train`` means batch statistics and moved running ones; without it both are
+        left alone.
+      losses: ``(params, model_state, examples, mask, train) -> (f32[n], model_state)``, a loss an
+        example.
+      loss_of_logits: ``(logits f32[n, classes], examples) -> f32[n]``, in float32.
+      labels: ``examples -> i32[n]``, the classes.
+      features: ``(params, model_state, examples, mask, layers=()) -> f32[n, d]``: the input of the
+        last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
+        averaged over all axes but the first and the last, side by side. Running statistics.
+      augment: ``(key, examples) -> examples`` of the same shapes.
+      head: name of the submodule that is the last layer, a key of ``params``.
+      num_classes: labels lie in ``[0, num_classes)``.
       has_statistics: whether the model has batch statistics.
-      with_precision: ``(name, field) -> Task``: the same problem, computed in one of
-        ``precision.PRECISIONS``; ``field`` of the config is named if there is no such one.
+      with_precision: ``name -> Task``: the same problem, computed in one of
+        ``precision.PRECISIONS``.
     """
 
     init: Callable[[Array], tuple[Params, ModelState]]
     logits: Callable[..., tuple[Array, ModelState]]
     losses: Callable[..., tuple[Array, ModelState]]
-    cross_entropy: Callable[[Array, Array], Array]
+    loss_of_logits: Callable[[Array, Examples], Array]
+    labels: Callable[[Examples], Array]
+    features: Callable[..., Array]
+    augment: Callable[[Array, Examples], Examples]
+    head: str
+    num_classes: int
     has_statistics: bool
-    with_precision: Callable[[str, str], "Task"]
+    with_precision: Callable[[str], "Task"]
 
 
 def classification(
     module: nn.Module,
     image_shape: tuple[int, ...],
+    num_classes: int,
     mean: np.ndarray,
     std: np.ndarray,
+    head: str = HEAD,
     precision: str = "float32",
 ) -> Task:
     """Returns image classification with cross-entropy by a Linen module.
 
+    Examples are ``{"image": u8 or f32[n, H, W, c], "label": i32[n]}``.
+
     Args:
       module: see ``zo_fl.models``; called as ``module(x, train=, mask=)``.
       image_shape: ``(H, W, c)``.
-      mean: ``f32[c]`` of pixels in [0, 1].
+      num_classes: outputs of the module.
+      mean: ``f32[c]`` of the pixels, of ``u8`` ones divided by 255.
       std: ``f32[c]``.
+      head: name of the module's last layer.
       precision: one of ``precision.PRECISIONS``.
     """
     apply: Any = module.apply  # its return type depends on ``mutable``
@@ -64,11 +85,15 @@ def classification(
         variables: Any = module.init(key, example, train=False)
         return variables["params"], variables.get("batch_stats", {})
 
-    def logits(params, model_state, images, mask, train):
+    def inputs(params, model_state, examples):
         variables = {"params": params}
         if model_state:
             variables["batch_stats"] = model_state
-        x = augment.normalize(images, mean, std).astype(precisions.activation_dtype(precision))
+        x = augmentation.normalize(examples["image"], mean, std)
+        return variables, x.astype(precisions.activation_dtype(precision))
+
+    def logits(params, model_state, examples, mask, train):
+        variables, x = inputs(params, model_state, examples)
         # Products remember their precision: those of a backward pass have it from the forward one.
         with jax.default_matmul_precision(precisions.products(precision)):
             if not (train and model_state):
@@ -76,17 +101,62 @@ def classification(
             output, new = apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
             return output, new["batch_stats"]
 
-    def losses(params, model_state, images, labels, mask, train):
-        output, model_state = logits(params, model_state, images, mask, train)
-        return _cross_entropy(output, labels), model_state
+    def features(params, model_state, examples, mask, layers=()):
+        variables, x = inputs(params, model_state, examples)
+        found: dict[str, Array] = {}
 
-    def with_precision(name, field):
-        precisions.check(name, field)
-        return classification(module, image_shape, mean, std, name)
+        def keep(call, args, kwargs, context):
+            name = "/".join(context.module.path)
+            if context.method_name == "__call__" and name == head:
+                found.setdefault(name, args[0])
+            output = call(*args, **kwargs)
+            if context.method_name == "__call__" and name in layers and name != head:
+                found[name] = jnp.mean(
+                    precisions.widen(output), axis=tuple(range(1, output.ndim - 1))
+                )
+            return output
 
-    has_statistics = bool(jax.eval_shape(init, jax.random.key(0))[1])
-    return Task(init, logits, losses, _cross_entropy, has_statistics, with_precision)
+        with jax.default_matmul_precision(precisions.products(precision)):
+            with nn.intercept_methods(keep):
+                apply(variables, x, train=False, mask=mask)
+        missing = [name for name in layers or (head,) if name not in found]
+        if missing:
+            raise ValueError(f"the model has no submodule {missing[0]!r}")
+        return jnp.concatenate(
+            [precisions.widen(found[name]) for name in layers or (head,)], axis=-1
+        )
+
+    def losses(params, model_state, examples, mask, train):
+        output, model_state = logits(params, model_state, examples, mask, train)
+        return _cross_entropy(output, examples), model_state
+
+    def with_precision(name):
+        return classification(module, image_shape, num_classes, mean, std, head, name)
+
+    return Task(
+        init,
+        logits,
+        losses,
+        _cross_entropy,
+        _labels,
+        features,
+        _augment,
+        head,
+        num_classes,
+        bool(jax.eval_shape(init, jax.random.key(0))[1]),
+        with_precision,
+    )
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(precisions.widen(logits), labels)
+def _cross_entropy(logits: Array, examples: Examples) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(
+        precisions.widen(logits), examples["label"]
+    )
+
+
+def _labels(examples: Examples) -> Array:
+    return examples["label"]
+
+
+def _augment(key: Array, examples: Examples) -> Examples:
+    return examples | {"image": augmentation.crop_and_flip(key, examples["image"])}

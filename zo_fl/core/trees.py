@@ -23,11 +23,6 @@ def weighted_sum(stacked: PyTree, weights: Array) -> PyTree:
     return jax.tree.map(one, stacked)
 
 
-def scale(tree: PyTree, factor: Array | float) -> PyTree:
-    """Returns every leaf times ``factor``."""
-    return jax.tree.map(lambda leaf: leaf * factor, tree)
-
-
 def scale_down(tree: PyTree, divisor: Array) -> PyTree:
     """Returns every leaf divided by ``divisor``."""
     return jax.tree.map(lambda leaf: leaf / divisor, tree)

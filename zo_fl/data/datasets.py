@@ -45,13 +45,12 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     folder = tfds_source.find(name, data_dir or tfds_source.default_data_dir())
     arrays, meta = tfds_source.load(folder, name)
     mean, std = _STATISTICS.get(name.split(":")[0], (meta["mean"], meta["std"]))
-    return Dataset(
-        name=name,
-        num_classes=meta["num_classes"],
-        mean=np.array(mean, np.float32),
-        std=np.array(std, np.float32),
-        **arrays,
+    train, test = (
+        {"image": arrays[f"{split}_images"], "label": arrays[f"{split}_labels"]}
+        for split in ("train", "test")
     )
+    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
+    return Dataset(name, train, test, meta["num_classes"], mean, std)
 
 
 @functools.cache
@@ -60,19 +59,18 @@ def _synthetic() -> Dataset:
     rng = np.random.default_rng(0)
     patterns = rng.normal(size=(10, 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
 
-    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+    def split(count: int) -> dict[str, np.ndarray]:
         labels = rng.permutation(np.arange(count) % 10)
         pixels = 127.5 + 30 * patterns[labels] + 50 * rng.normal(size=(count, 32, 32, 3))
-        return np.clip(pixels, 0, 255).astype(np.uint8), labels.astype(np.int32)
+        images = np.clip(pixels, 0, 255).astype(np.uint8)
+        return {"image": images, "label": labels.astype(np.int32)}
 
-    (train_images, train_labels), (test_images, test_labels) = split(2000), split(500)
-    scaled = train_images / 255.0
+    train, test = split(2000), split(500)
+    scaled = train["image"] / 255.0
     return Dataset(
-        name="synthetic",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
+        "synthetic",
+        train,
+        test,
         num_classes=10,
         mean=scaled.mean(axis=(0, 1, 2)).astype(np.float32),
         std=scaled.std(axis=(0, 1, 2)).astype(np.float32),

@@ -18,7 +18,7 @@ class Federation(NamedTuple):
     Attributes:
       dataset: the whole set, with the official test split.
       clients: the training side, NumPy arrays; put them on the device once.
-      val_indices: ``i32[V]`` rows of ``dataset.train_images``: all clients' validation examples.
+      val_indices: ``i32[V]`` rows of ``dataset.train``: all clients' validation examples.
       summary: label skew per tier, from ``summary.summarize``; JSON-able.
     """
 
@@ -66,7 +66,7 @@ def load(
     # Before the data set is read: a wrong fraction should not cost a decoding.
     tiers = partitions.draw_tiers(num_clients, high_fraction, for_tiers)
     dataset = datasets.load(name, data_dir)
-    labels = dataset.train_labels
+    labels = dataset.train["label"]
     per_client = shards_per_client if partition == "shards" else 1
     _check_enough(len(labels), num_clients, per_client)
     if partition == "dirichlet":
@@ -77,7 +77,7 @@ def load(
         rows = partitions.shards(labels, num_clients, shards_per_client, for_partition)
     train, val = partitions.split_validation(rows, val_fraction, for_split)
     sizes = np.full(num_clients, train.shape[1], np.int32)
-    clients = FederatedData(dataset.train_images, labels, train, sizes, tiers)
+    clients = FederatedData(dataset.train, train, sizes, tiers)
     described = summary.summarize(labels, train, tiers, dataset.num_classes)
     return Federation(dataset, clients, np.sort(val, axis=None), described)
 

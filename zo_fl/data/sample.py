@@ -49,10 +49,8 @@ def load_sample(path: str | pathlib.Path = PATH) -> Dataset:
     mean, std = np.array(STATISTICS, np.float32)
     return Dataset(
         name="cifar10_sample",
-        train_images=images[: len(labels["train"])],
-        train_labels=labels["train"],
-        test_images=images[len(labels["train"]) :],
-        test_labels=labels["test"],
+        train={"image": images[: len(labels["train"])], "label": labels["train"]},
+        test={"image": images[len(labels["train"]) :], "label": labels["test"]},
         num_classes=10,
         mean=mean,
         std=std,
@@ -79,8 +77,8 @@ def make_sample(dataset: Dataset, path: str | pathlib.Path, seed: int = 0) -> in
     rng = np.random.default_rng(seed)
     images, facts = [], {}
     for split, per_class in _PER_CLASS.items():
-        all_images = getattr(dataset, f"{split}_images")
-        all_labels = getattr(dataset, f"{split}_labels")
+        examples = getattr(dataset, split)
+        all_images, all_labels = examples["image"], examples["label"]
         chosen = [
             rng.choice(np.flatnonzero(all_labels == label), per_class, replace=False)
             for label in range(dataset.num_classes)

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl.core.engine import AXIS
 from zo_fl.core.task import Task
-from zo_fl.core.types import Array
+from zo_fl.core.types import Array, Examples
+from zo_fl.data.federated import Federation
 from zo_fl.host import processes
 
 
@@ -19,27 +20,25 @@ class EvaluationSet(NamedTuple):
     """Examples cut into ``b`` batches of ``B``, padded; each batch is spread over the devices.
 
     Attributes:
-      images: ``u8[b, B, H, W, c]``.
-      labels: ``i32[b, B]``.
+      examples: leaves ``[b, B, ...]``.
       mask: ``bool[b, B]``, False for padding.
     """
 
-    images: Array
-    labels: Array
-    mask: Array
+    examples: Examples
+    mask: Array | np.ndarray
 
 
-def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh) -> EvaluationSet:
+def make_set(examples: Examples, batch_size: int, mesh: Mesh) -> EvaluationSet:
     """Returns the set on the devices.
 
     Args:
-      images: ``u8[M, H, W, c]``.
-      labels: ``i32[M]``.
+      examples: NumPy arrays ``[M, ...]``.
       batch_size: examples a batch; rounded up to a multiple of the mesh's size.
       mesh: devices along ``"clients"``.
     """
-    batch_size = -(-min(batch_size, max(len(labels), 1)) // mesh.size) * mesh.size
-    mask = np.ones(len(labels), bool)
+    count = len(jax.tree.leaves(examples)[0])
+    batch_size = -(-min(batch_size, max(count, 1)) // mesh.size) * mesh.size
+    whole = EvaluationSet(examples, np.ones(count, bool))
 
     def cut(array):
         missing = -len(array) % batch_size
@@ -47,9 +46,17 @@ def make_set(images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh
         return padded.reshape(-1, batch_size, *array.shape[1:])
 
     sharding = NamedSharding(mesh, P(None, AXIS))
-    return EvaluationSet(
-        *(processes.place(cut(np.asarray(a)), sharding) for a in (images, labels, mask))
-    )
+    return processes.place(jax.tree.map(lambda leaf: cut(np.asarray(leaf)), whole), sharding)
+
+
+def make_sets(federation: Federation, batch_size: int, mesh: Mesh) -> dict[str, EvaluationSet]:
+    """Returns the official test split, ``test``, and all clients' validation examples, ``val``."""
+    dataset, rows = federation.dataset, federation.val_indices
+    val = jax.tree.map(lambda leaf: leaf[rows], dataset.train)
+    return {
+        "test": make_set(dataset.test, batch_size, mesh),
+        "val": make_set(val, batch_size, mesh),
+    }
 
 
 def make_evaluate(
@@ -67,9 +74,9 @@ def make_evaluate(
 
     def evaluate(params, model_state, examples: EvaluationSet):
         def body(totals, batch: EvaluationSet):
-            logits, _ = task.logits(params, model_state, batch.images, batch.mask, False)
-            losses = task.cross_entropy(logits, batch.labels)
-            correct = jnp.argmax(logits, axis=-1) == batch.labels
+            logits, _ = task.logits(params, model_state, batch.examples, batch.mask, False)
+            losses = task.loss_of_logits(logits, batch.examples)
+            correct = jnp.argmax(logits, axis=-1) == task.labels(batch.examples)
             new = jnp.stack([jnp.where(batch.mask, losses, 0).sum(), (correct & batch.mask).sum()])
             return totals + new, None
 

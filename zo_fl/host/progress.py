@@ -185,6 +185,19 @@ def print_seeds_table(summaries: Sequence[Mapping[str, Any]], path: Any) -> None
     print("\n".join(f" {label:{width}}  {text}" for label, text in rows.items()))
 
 
+def mean_rows(of_runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Returns the rows of a chunk, averaged over runs that are computed side by side."""
+    return [
+        row[0]
+        | {
+            name: statistics.fmean(one[name] for one in row)
+            for name, value in row[0].items()
+            if isinstance(value, float)
+        }
+        for row in zip(*of_runs, strict=True)
+    ]
+
+
 def _spread(summaries: Sequence[Mapping[str, Any]], field: str) -> str:
     values = [100 * summary[field] for summary in summaries if summary[field] is not None]
     if not values:

@@ -86,32 +86,32 @@ class RunFolder:
             self._writer.close()
 
     def rows(
-        self, stretch: Stretch, done: int, metrics: Mapping[str, np.ndarray], seconds: float
+        self,
+        stretch: Stretch,
+        done: int,
+        count: int,
+        metrics: Mapping[str, np.ndarray],
+        seconds: float,
     ) -> list[Row]:
         """Returns the rows of a chunk of rounds, and notes the first whose loss is not finite.
 
         Args:
           stretch: what the rounds belong to.
           done: rounds before the chunk.
-          metrics: ``f32[rounds of the chunk]`` each.
+          count: rounds of the chunk.
+          metrics: ``f32[count]`` each, or longer.
           seconds: a round.
         """
         rows = []
-        for i in range(len(metrics["loss"])):
+        for i in range(count):
             values = {name: float(value[i]) for name, value in metrics.items()}
             uplink, downlink = self._schedule.traffic(done + i + 1)
-            rows.append(
-                {
-                    "round": done + i + 1,
-                    "phase": stretch.phase.name,
-                    "train_loss": values.pop("loss"),
-                    **values,
-                    "uplink_bytes": uplink,
-                    "downlink_bytes": downlink,
-                    "seconds": seconds,
-                }
-            )
-        bad = [row["round"] for row in rows if not np.isfinite(row["train_loss"])]
+            row: Row = {"round": done + i + 1, "phase": stretch.phase.name}
+            if "loss" in values:  # a method need not have one
+                row["train_loss"] = values.pop("loss")
+            row |= values | {"uplink_bytes": uplink, "downlink_bytes": downlink}
+            rows.append(row | {"seconds": seconds})
+        bad = [row["round"] for row in rows if not np.isfinite(row.get("train_loss", 0.0))]
         self.diverged_round = bad[0] if bad else None
         return rows
 

@@ -1,13 +1,13 @@
-"""Training images that stay on the host: devices are sent what their clients hold, ahead of time.
+"""Training examples that stay on the host: devices are sent what their clients hold, ahead of time.
 
     host     rows of chunk 2    rows of chunk 3    ...        gathered from a memory-mapped array
     devices  rounds of chunk 1  rounds of chunk 2  ...        two buffers a device, at most
 
 Cohorts follow from keys (``keys``), so the host knows who takes part before the devices do, by the
 same functions. Each device gets a ``FederatedData`` of its own: the population's tables, in which
-rows are numbered as in *its* images. All are glued along the leading axis and spread over the mesh,
-so that ``round`` (by ``Engine.data_spec``) and ``cohorts.gather`` know no
-difference. A process gathers for its own devices alone.
+rows are numbered as in *its* examples. All are glued along the leading axis and spread over the
+mesh, so that ``round`` (by ``Engine.data_spec``) and ``cohorts.gather`` know no difference. A
+process gathers for its own devices alone.
 
 What a device holds at a time depends on the cohort, not on the population, but for four bytes an
 example of ``client_indices``.
@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl.core import keys
 from zo_fl.core.engine import AXIS, Engine
-from zo_fl.core.types import Array, Cohort, FederatedData, Group
+from zo_fl.core.strategy import Group
+from zo_fl.core.types import Array, Cohort, Examples, FederatedData
 
 Chunk = tuple[int, int]  # rounds done before it, and after it
 
@@ -67,7 +68,7 @@ def stream(
         before, here = here, [chunk[i] for i in local]
         if data is None or not all(map(np.array_equal, before, here)):
             shards = [_share(clients, ids, capacity) for ids in here]
-            data = FederatedData(*map(spread, zip(*shards, strict=True)), *constant)
+            data = FederatedData(*jax.tree.map(lambda *s: spread(s), *shards), *constant)
         yield data
 
 
@@ -104,8 +105,8 @@ def _who_is_where(
     return [[present(*chunk, device) for device in range(num_devices)] for chunk in chunks]
 
 
-def _share(clients: FederatedData, ids: np.ndarray, capacity: int) -> tuple[np.ndarray, ...]:
-    """Returns ``(images, labels, client_indices)`` for one device.
+def _share(clients: FederatedData, ids: np.ndarray, capacity: int) -> tuple[Examples, np.ndarray]:
+    """Returns ``(examples, client_indices)`` for one device.
 
     Args:
       clients: the federation, NumPy arrays.
@@ -127,4 +128,4 @@ def _share(clients: FederatedData, ids: np.ndarray, capacity: int) -> tuple[np.n
     numbered[held] = np.arange(len(rows))
     indices = np.zeros_like(table)
     indices[ids] = numbered
-    return take(clients.images), take(clients.labels), indices
+    return jax.tree.map(take, clients.examples), indices

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from zo_fl.core import cohorts, keys, trees
 from zo_fl.core.phase import Phase
-from zo_fl.core.types import FederatedData, Group, ModelState, Params
+from zo_fl.core.strategy import Group
+from zo_fl.core.types import FederatedData, ModelState, Params
 
 
 class Traffic(NamedTuple):
@@ -78,7 +79,7 @@ def group_traffic(
     """Returns the traffic of one group of a phase; the arguments are ``phase_traffic``'s."""
 
     def one(params, model_state, data):
-        state = phase.algorithm.init(params, model_state)._replace(opt_state=())
+        state = phase.init(params, model_state)._replace(opt_state=())
         batch, key = first_client(data), keys.run_key(0)
         result = group.strategy.client_update(state, batch, key)
         update = group.strategy.decode(result.message, batch.client_id, state, key)
