@@ -22,6 +22,14 @@ def read_readme() -> str:
     return path.read_text() if path.exists() else ""
 
 
+def find(folder: str, within: str = "") -> list[str]:
+    """Returns the packages in a folder, by the names that they are installed under."""
+    found = setuptools.find_namespace_packages(
+        include=[folder, f"{folder}.*"], exclude=["*.__pycache__", "*.__pycache__.*"]
+    )
+    return [within + name for name in found]
+
+
 setuptools.setup(
     name="zo_fl",
     version=read_version(),
@@ -30,11 +38,15 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_namespace_packages(
-        include=["zo_fl", "zo_fl.*", "experiments", "experiments.*", "configs", "configs.*"],
-        exclude=["*.__pycache__", "*.__pycache__.*"],
-    ),
-    package_data={"zo_fl.data": ["cifar10_sample*"], "experiments.reporting": ["paper.json"]},
+    packages=[*find("zo_fl"), *find("configs", "zo_fl."), *find("experiments", "zo_fl.")],
+    # Nothing that is called configs or experiments at the top of somebody's site-packages.
+    package_dir={"zo_fl.configs": "configs", "zo_fl.experiments": "experiments"},
+    package_data={
+        "zo_fl": ["py.typed"],
+        "zo_fl.data": ["cifar10_sample*"],
+        "zo_fl.experiments.reporting": ["paper.json"],
+    },
+    entry_points={"console_scripts": ["zo-fl = zo_fl.experiments.main:run"]},
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",

@@ -10,11 +10,11 @@ High Res Only is phase one alone: add ``--config.algorithm=fedavg``.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from zo_fl.config import default
 
 
 def get_config() -> ConfigDict:
-    """Returns the paper's main setting, which is ``base`` as it stands."""
-    config = base.get_config()
+    """Returns the paper's main setting, which is the default."""
+    config = default()
     config.data.high_fraction = 0.1
     return config

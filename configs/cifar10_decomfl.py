@@ -9,12 +9,12 @@ batches of 64. As second phase: ``--config.algorithm=fedavg+decomfl
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = cifar10_10_90.get_config()
+    config = load("cifar10_10_90")
     config.algorithm = "decomfl"
     config.model.norm = "group"  # its own models have no batch statistics either
     return config

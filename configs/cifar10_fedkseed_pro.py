@@ -8,11 +8,11 @@ steps a round, 500 rounds.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = cifar10_10_90.get_config()
+    config = load("cifar10_10_90")
     config.algorithm = "fedkseed_pro"
     return config

@@ -9,12 +9,12 @@ High-resource clients train the whole model, the others half of its width.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = cifar10_10_90.get_config()
+    config = load("cifar10_10_90")
     config.algorithm = "heterofl"
     config.model.name = "preact_resnet18"
     return config

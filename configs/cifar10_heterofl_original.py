@@ -8,12 +8,12 @@ round, two shards each; five levels, re-drawn every round.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = cifar10_10_90.get_config()
+    config = load("cifar10_10_90")
     config.algorithm = "heterofl"
     config.model.name = "preact_resnet18"
     config.data.update(num_clients=100, partition="shards", high_fraction=0.2)

@@ -7,12 +7,12 @@ One direction a step on batches of 64. Its source takes 100,000 steps to fine-tu
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = cifar10_10_90.get_config()
+    config = load("cifar10_10_90")
     config.algorithm = "mezo"
     config.data.update(num_clients=1, partition="iid", high_fraction=1.0)
     config.model.norm = "group"

@@ -12,12 +12,12 @@ High Res Only is phase one alone: add ``--config.algorithm=fedavg``.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from zo_fl.config import default
 
 
 def get_config() -> ConfigDict:
     """Returns the setting; ImageNet32's client sets are too large for one forward pass."""
-    config = base.get_config()
+    config = default()
     config.data.update(name="imagenet_resized/32x32", high_fraction=0.1)
     for block in (config.zo, config.fedkseed, config.baffle):
         block.microbatch = 1153  # 20 passes over 23,060 images

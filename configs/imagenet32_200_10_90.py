@@ -10,11 +10,11 @@ long"): meant for a GPU or TPU; no accuracy has been measured yet. Reads the pre
 
 from ml_collections import ConfigDict
 
-from configs import base
+from zo_fl.config import default
 
 
 def get_config() -> ConfigDict:
     """Returns the main setting on the 200-class set."""
-    config = base.get_config()
+    config = default()
     config.data.update(name="imagenet32_200", high_fraction=0.1)
     return config

@@ -12,11 +12,11 @@ High Res Only is phase one alone: add ``--config.algorithm=fedavg``.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet32_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the 10/90 setting with 15 of 50 clients high-resource."""
-    config = imagenet32_10_90.get_config()
+    config = load("imagenet32_10_90")
     config.data.high_fraction = 0.3
     return config

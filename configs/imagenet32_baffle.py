@@ -8,12 +8,12 @@ differences a round, Adam, GroupNorm.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet32_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = imagenet32_10_90.get_config()
+    config = load("imagenet32_10_90")
     config.algorithm = "baffle"
     config.model.norm = "group"
     config.baffle.num_directions = 500

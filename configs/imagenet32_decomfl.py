@@ -9,12 +9,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import imagenet32_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = imagenet32_10_90.get_config()
+    config = load("imagenet32_10_90")
     config.algorithm = "decomfl"
     config.model.norm = "group"  # its own models have no batch statistics either
     return config

@@ -9,12 +9,12 @@ author. High-resource clients train the whole model, the others half of its widt
 
 from ml_collections import ConfigDict
 
-from configs import imagenet32_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = imagenet32_10_90.get_config()
+    config = load("imagenet32_10_90")
     config.algorithm = "heterofl"
     config.model.name = "preact_resnet18"
     return config

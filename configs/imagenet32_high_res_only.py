@@ -8,12 +8,12 @@ Fig. 3 better: ``--config.warmup.num_rounds=200``.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet32_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = imagenet32_10_90.get_config()
+    config = load("imagenet32_10_90")
     config.algorithm = "fedavg"
     config.warmup.num_rounds = 500
     return config

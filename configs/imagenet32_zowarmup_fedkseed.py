@@ -9,12 +9,12 @@ the norm of its update are ZOWarmUp's.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet32_10_90
+from zo_fl.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = imagenet32_10_90.get_config()
+    config = load("imagenet32_10_90")
     config.algorithm = "fedavg+fedkseed"
     config.fedkseed.update(num_rounds=300, local_steps=1, batch_size=0)
     config.fedkseed.update(num_directions=3, lr=config.zo.lr * config.zo.tau**2)

@@ -9,12 +9,12 @@ One to two minutes on 2 CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from zo_fl.config import default
 
 
 def get_config() -> ConfigDict:
     """Returns the quickstart's config."""
-    config = base.get_config()
+    config = default()
     config.data.update(name="cifar10_sample", num_clients=20)
     config.model.update(name="cnn", norm="group")
     config.warmup.update(num_rounds=40, batch_size=16, lr=0.05, augment=False)

@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +43,7 @@ _JSON = flags.DEFINE_string("json", None, "Also write all figures to this file."
 
 def main(argv: list[str]) -> int:
     """Runs the workloads of the flags, prints a table of each, returns the exit status."""
-    cli.reject_positional(argv)
+    del argv
     console = Console(width=132, highlight=False)
     names = _ONLY.value or workloads.SUITES[_SUITE.value]
     unknown = [name for name in names if name not in workloads.WORKLOADS]
@@ -116,4 +116,4 @@ def _share(figures: Figures) -> str:
 
 
 if __name__ == "__main__":
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

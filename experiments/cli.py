@@ -1,43 +1,54 @@
-"""What the commands share: flags that fail in one line, exit status 2 for bad input, the XLA
-cache."""
+"""What the commands share: flags that fail in one line, configs, exit status 2, the XLA cache.
 
-import difflib
+A command with a config says ``cli.define_config()`` beside its other flags. ``--config`` takes a
+name in ``configs`` or the path of any file; ``--config.FIELD=VALUE``, or ``--set=FIELD=VALUE``,
+changes a field.
+"""
+
 import logging
 import os
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from zo_fl import config
+from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
 
 BAD_INPUT = 2
+_HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl flags; on bad ones prints one line and exits with status 2."""
-    # absl shows JAX's notes on back ends that are not installed.
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    try:
-        rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-            _ = flags.FLAGS["config"].value.seed  # a config that failed to load fails when touched
-        return rest
-    except flags.Error as error:
-        _fail(str(error))
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        _fail(_explain_config_failure(argv, error))
+class Given(NamedTuple):
+    """What the command line says of the config.
+
+    Attributes:
+      name: of the config's file, as given.
+      overrides: changes, dotted field -> value.
+      config: with the changes made, not yet checked.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    config: ConfigDict
 
 
-def one_line_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """Returns ``main`` with a ConfigError turned into one line on stderr and exit status 2."""
+def define_config() -> None:
+    """Defines ``--config`` and ``--set``."""
+    flags.DEFINE_string("config", None, "A name in configs, such as quickstart, or a file's path.")
+    flags.DEFINE_multi_string(
+        "set", [], "FIELD=VALUE changes a field of the config; the same as --config.FIELD=VALUE."
+    )
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Runs a command and exits with its status; bad input is one line and status 2."""
 
     def wrapped(argv):
         try:
@@ -45,20 +56,54 @@ def one_line_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], i
         except ConfigError as error:
             _fail(str(error))
 
-    return wrapped
+    app.run(wrapped, flags_parser=parse_flags)
 
 
-def reject_positional(argv: list[str]) -> None:
-    """Fails if there are arguments that are no flags, such as ``config.zo.lr=1`` without dashes."""
-    if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}; fields are changed by --config.FIELD=VALUE")
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses absl flags; on bad ones prints one line and exits with status 2."""
+    # absl shows JAX's notes on back ends that are not installed.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    if any(argument in _HELP for argument in argv[1:]):
+        print(_help())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS([_as_set(argument) for argument in argv])
+    except flags.Error as error:
+        _fail(f"{error}; --help lists all flags")
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; fields are changed by --config.FIELD=VALUE")
+    return rest
 
 
-def resolved_config(config: ConfigDict | None) -> dict[str, Any]:
-    """Returns the config flag's value as nested dicts; fails if no ``--config`` was given."""
-    if config is None:
-        _fail("no config given; pass --config=configs/quickstart.py or another file in configs/")
-    return config.to_dict()
+def given_config() -> Given:
+    """Returns what the flags say of the config.
+
+    Raises:
+      ConfigError: no config, one that fails, or an unknown field.
+    """
+    name = flags.FLAGS["config"].value
+    if name is None:
+        raise ConfigError("no config given; pass --config=quickstart or another name or file")
+    made, known, overrides = config.load(name), fields.flat(config.blocks()), {}
+    for change in flags.FLAGS["set"].value:
+        field, is_change, text = change.partition("=")
+        if field not in known:
+            raise ConfigError(fields.unknown(field, known))
+        if not is_change:
+            raise ConfigError(f"--config.{field} without a value; pass --config.{field}=VALUE")
+        overrides[field] = known[field].resolve(field, known[field].parse(text))
+    made.update_from_flattened_dict(overrides)
+    return Given(name, overrides, made)
+
+
+def resolved_config() -> dict[str, Any]:
+    """Returns the config of the flags as nested dicts, all of it checked.
+
+    Raises:
+      ConfigError: as ``given_config``, or a value that is not allowed.
+    """
+    return config.resolve(given_config().config)
 
 
 def enable_compilation_cache() -> None:
@@ -68,53 +113,27 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
 
 
-def _config_path(argv: list[str]) -> str | None:
-    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    return given[-1] if given else None
+def _as_set(argument: str) -> str:
+    """Returns ``--config.FIELD=VALUE`` as ``--set=FIELD=VALUE``, anything else as it is."""
+    name = argument.lstrip("-")
+    is_field = argument.startswith("-") and name.startswith("config.")
+    return f"--set={name.removeprefix('config.')}" if is_field else argument
 
 
-def _explain_config_failure(argv: list[str], error: Exception) -> str:
-    """Returns one line for a config file that fails to load or an override of an unknown field."""
-    path = _config_path(argv)
-    if path is not None and not Path(path.split(":")[0]).is_file():
-        found = sorted(
-            str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base")
-        )
-        hint = f"; there are: {', '.join(found)}" if found else "; run from the repository's root"
-        return f"no config file {path!r}{hint}; change --config"
-    if isinstance(error, ModuleNotFoundError | ImportError) and "configs" in str(error):
-        return f"{error}; run from the repository's root, where the folder configs is"
-    fields = _fields(path)
-    for argument in argv:
-        field = argument.removeprefix("--config.").split("=")[0]
-        if argument.startswith("--config.") and fields and field not in fields:
-            near = difflib.get_close_matches(field, fields, n=3, cutoff=0.5)
-            block = field.rpartition(".")[0]
-            allowed = (
-                near or [name for name in fields if name.rpartition(".")[0] == block] or fields
-            )
-            return f"unknown field config.{field}; did you mean config.{', config.'.join(allowed)}?"
-    return f"{path}: {type(error).__name__}: {error}"
-
-
-def _fields(path: str | None) -> list[str]:
-    """Returns every field of a config file, dotted; empty if it cannot be loaded."""
-    try:
-        return _dotted(runpy.run_path(str(path))["get_config"]().to_dict())
-    except Exception:  # only a better message depends on it
-        return []
-
-
-def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    names = []
-    for name, value in tree.items():
-        names += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-    return names
+def _help() -> str:
+    """Returns the command's docstring and all flags of this project, with their defaults."""
+    lines = [str(sys.modules["__main__"].__doc__).strip(), "", "Flags:"]
+    package = str(__package__)
+    for module, found in sorted(flags.FLAGS.flags_by_module_dict().items()):
+        if module.startswith((package, "__main__", sys.argv[0])) or "zo-fl" in module:
+            for flag in found:
+                default = "" if flag.default in (None, [], False) else f" (default: {flag.default})"
+                lines.append(f"  --{flag.name}: {flag.help}{default}")
+    if "config" in flags.FLAGS:
+        lines.append(f"  --config.FIELD=VALUE: `python -m {package}.configs` lists the fields.")
+    return "\n".join(lines)
 
 
 def _fail(message: str) -> NoReturn:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # Of a traceback only what it is about, and how it ended.
-    shown = lines if len(lines) < 4 else [lines[0], lines[-1]]
-    print(f"error: {' '.join(shown)}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)

@@ -10,8 +10,7 @@ its time. Exit status 2 for bad input.
 from typing import NamedTuple
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -24,10 +23,7 @@ from zo_fl.host.traffic import cumulative, group_traffic, phase_traffic
 from . import cli
 from .benchmarking import client_step
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/quickstart.py."
-)
-
+cli.define_config()
 _TIME = flags.DEFINE_bool("time", False, "Also run each client's step, four times, and time it.")
 
 # As printed in Table 1, in MB per client; its communication columns are scrambled.
@@ -40,15 +36,15 @@ PAPER_PARAMS = 11_173_962
 
 def main(argv: list[str]) -> int:
     """Prints the tables of the flags' config and returns the exit status."""
-    cli.reject_positional(argv)
-    config = cli.resolved_config(_CONFIG.value)
+    del argv
+    config = cli.resolved_config()
     cli.enable_compilation_cache()
     built = experiment.build(config)
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     dataset = built.federation.dataset
     module = models.create(**config["model"], num_classes=dataset.num_classes)
-    sizes = client_step.activations(module, dataset.train_images.shape[1:])
+    sizes = client_step.activations(module, dataset.train["image"].shape[1:])
     console = Console(width=100, highlight=False)
     console.print(
         f"{config['model']['name']}, {num_params:,} parameters; activations of one image: "
@@ -168,4 +164,4 @@ def _totals(built, params, model_state) -> Table:
 
 
 if __name__ == "__main__":
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

@@ -5,16 +5,17 @@ from absl import flags
 
 from zo_fl.core.errors import ConfigError
 
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a Slurm, TPU pod, Open MPI or GKE job."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where --distributed finds no cluster."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; goes with --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "This one's, from 0 on; goes with --coordinator."
-)
+
+def define_flags() -> None:
+    """Defines the flags that say which process this is."""
+    flags.DEFINE_bool(
+        "distributed", False, "Join the other processes of a Slurm, TPU pod, Open MPI or GKE job."
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, where --distributed finds no cluster."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many; goes with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "This one's, from 0 on; goes with --coordinator.")
 
 
 def join() -> None:
@@ -25,11 +26,12 @@ def join() -> None:
     Raises:
       ConfigError: flags that do not go together, or no way to the others.
     """
-    coordinator, num_processes = _COORDINATOR.value, _NUM_PROCESSES.value
-    process_id = _PROCESS_ID.value
+    given = flags.FLAGS
+    coordinator, num_processes = given.coordinator, given.num_processes
+    process_id = given.process_id
     told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in told.items() if value is None]
-    if len(missing) == len(told) and not _DISTRIBUTED.value:
+    if len(missing) == len(told) and not given.distributed:
         return
     if 0 < len(missing) < len(told):
         given = next(name for name, value in told.items() if value is not None)

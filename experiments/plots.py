@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from absl import app
 
 from zo_fl.core.errors import ConfigError
 
@@ -24,7 +23,7 @@ _SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}
 
 def main(argv: list[str]) -> int:
     """Writes the pictures of the flags' folder and returns the exit status."""
-    cli.reject_positional(argv)
+    del argv
     root, out = runs.given_folders("plots")
     found = runs.read(root)
     for sweep in found.sweeps:
@@ -61,4 +60,4 @@ def write(sweep: runs.SweepRuns, out: Path) -> list[Path]:
 
 if __name__ == "__main__":
     runs.define_flags("plots")
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

@@ -9,9 +9,8 @@ interrupted (nothing is left behind).
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import prepare
 
 from . import cli
@@ -30,8 +29,7 @@ _MAKE_SAMPLE = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
     """Prepares what the flags say and returns the exit status."""
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}; use --dataset={argv[1]}")
+    del argv
     try:
         if _MAKE_SAMPLE.value:
             prepare.make_sample(_MAKE_SAMPLE.value, _DATA_DIR.value)
@@ -44,4 +42,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

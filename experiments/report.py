@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from absl import app
 from matplotlib.figure import Figure
 
 from zo_fl.core.errors import ConfigError
@@ -38,7 +37,7 @@ _BETWEEN = {"started": " to ", "versions": "; "}
 
 def main(argv: list[str]) -> int:
     """Writes the page of the flags' folder and returns the exit status."""
-    cli.reject_positional(argv)
+    del argv
     root, out = runs.given_folders("report.html")
     text = page(runs.read(root))
     try:
@@ -158,4 +157,4 @@ def _anchor(name: str) -> str:
 
 if __name__ == "__main__":
     runs.define_flags("report.html")
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

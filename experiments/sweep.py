@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from zo_fl.core.errors import ConfigError
 
@@ -34,23 +33,21 @@ from .sweeping.jobs import Job
 
 def main(argv: list[str]) -> int:
     """Runs the sweep of the flags and returns the exit status."""
-    cli.reject_positional(argv)
+    del argv
     given = flags.FLAGS
-    cli.resolved_config(given.config)  # fails if there is none
-    config_file = config_flags.get_config_filename(given["config"])
-    overrides = dict(config_flags.get_override_values(given["config"]))
-    for flag, example in (("sweep", "configs/sweeps/splits.py"), ("workdir", "runs/splits")):
+    config_file, overrides, config = cli.given_config()
+    for flag, example in (("sweep", "splits"), ("workdir", "runs/splits")):
         if not given[flag].value:
             raise ConfigError(f"no --{flag} given; pass for example --{flag}={example}")
     jobs.check_given(overrides)
-    sweep = jobs.load_sweep(given.sweep, given.config)
+    sweep = jobs.load_sweep(given.sweep, config)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     root, name = Path(given.workdir), Path(given.sweep).stem
-    planned = jobs.plan(sweep, given.config, overrides, seeds, root, name)
+    planned = jobs.plan(sweep, config, overrides, seeds, root, name)
     if given.list:
         print("\n".join(describe(job, root) for job in planned))
         return 0
-    command = shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"{__package__}.sweep", *sys.argv[1:]])
     content = record.make(sweep, config_file, overrides, command, seeds)
     record.write(root / name / "sweep.json", content)
     return run(planned, given.jobs, config_file)
@@ -83,7 +80,7 @@ def command_line(job: Job, after: Path | None, config_file: str) -> list[str]:
       after: the finished warm-up to start from, or None.
       config_file: of all runs of the sweep.
     """
-    command = [sys.executable, "-m", "experiments.main", f"--config={config_file}"]
+    command = [sys.executable, "-m", f"{__package__}.main", f"--config={config_file}"]
     command += [f"--config.{field}={_text(value)}" for field, value in job.overrides.items()]
     command += [f"--workdir={job.folder}"]
     return command + ([f"--warm_start={after}"] if after is not None else [])
@@ -101,8 +98,10 @@ def _text(value: Any) -> str:
 
 
 def _define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
-    flags.DEFINE_string("sweep", None, "Sweep file, e.g. configs/sweeps/splits.py.")
+    cli.define_config()
+    flags.DEFINE_string(
+        "sweep", None, "A name in configs/sweeps, such as splits, or a file's path."
+    )
     flags.DEFINE_string("workdir", None, "Folder of all sweeps and their warm-ups.")
     flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
     flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
@@ -112,4 +111,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()  # here, so that other commands and tests can import this module
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

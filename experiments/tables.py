@@ -10,7 +10,6 @@ or 2 for bad input.
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app
 from rich.console import Console
 
 from zo_fl.core.errors import ConfigError
@@ -30,7 +29,7 @@ _CSV = (
 
 def main(argv: list[str]) -> int:
     """Prints and writes the tables of the flags' folder and returns the exit status."""
-    cli.reject_positional(argv)
+    del argv
     root, out = runs.given_folders("tables")
     found = runs.read(root)
     console = Console(highlight=False)
@@ -222,4 +221,4 @@ def _csv(cells: Sequence[Cell]) -> str:
 
 if __name__ == "__main__":
     runs.define_flags("tables")
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

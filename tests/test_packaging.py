@@ -36,11 +36,12 @@ def test_the_version_is_read_from_the_package(monkeypatch):
 def test_every_folder_with_code_is_packaged(monkeypatch):
     packages = set(setup_arguments(monkeypatch)["packages"])
     with_code = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("zo_fl", "experiments", "configs")
+        within + ".".join(path.parent.relative_to(ROOT).parts)
+        for top, within in (("zo_fl", ""), ("experiments", "zo_fl."), ("configs", "zo_fl."))
         for path in (ROOT / top).rglob("*.py")
     }
     assert with_code <= packages
+    assert {name.split(".")[0] for name in packages} == {"zo_fl"}
     assert not [name for name in packages if "__pycache__" in name]
 
 

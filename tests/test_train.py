@@ -199,7 +199,7 @@ def test_a_longer_warm_up_goes_on_from_a_shorter_one(tmp_path):
         ({"seed": 1}, "config.seed=0, given 1"),
         ({"warmup__lr": 0.5}, "config.warmup.lr"),
         ({"warmup__num_rounds": 1}, "has 2 rounds, config.warmup.num_rounds=1"),
-        ({"algorithm": "zo"}, "no warm-up to start after"),
+        ({"algorithm": "zo"}, "config.algorithm='zo' does not begin with it"),
     ),
 )
 def test_another_warm_up_is_refused_in_one_line_and_nothing_is_written(tmp_path, changes, message):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs import base
+from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.core import cohorts
 from zo_fl.core.round import keys, make_algorithm
@@ -15,8 +15,8 @@ ROUNDS = 2
 
 
 def config(algorithm="zowarmup", **overrides):
-    """Returns a resolved config; overrides are dotted with ``__``: ``zo__lr=0.1``."""
-    config: Any = base.get_config()
+    """Returns a config as nested dicts; overrides are dotted with ``__``: ``zo__lr=0.1``."""
+    config: Any = configs.default()
     config.algorithm = algorithm
     config.data.update(name="synthetic", num_clients=8, alpha=1.0, high_fraction=0.5)
     config.model.update(name="mlp", norm="none")
@@ -32,16 +32,17 @@ def config(algorithm="zowarmup", **overrides):
     config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=1)
     for name, value in overrides.items():
         block, _, field = name.partition("__")
-        if field:
-            config[block][field] = value
-        else:
-            config[block] = value
+        with config.ignore_type():
+            if field:
+                config[block][field] = value
+            else:
+                config[block] = value
     return config.to_dict()
 
 
 def build(algorithm="zowarmup", **overrides):
-    """Returns the experiment of ``config(...)``."""
-    return experiment.build(config(algorithm, **overrides))
+    """Returns the experiment of ``config(...)``, checked."""
+    return experiment.build(configs.resolve(config(algorithm, **overrides)))
 
 
 def start(built, phase):
@@ -66,12 +67,3 @@ def only_strategy(phase):
 def gather(built, client_ids):
     """Returns the batches of some clients, leading axis the clients."""
     return cohorts.gather(built.data, jnp.array(client_ids, jnp.int32))
-
-
-def dotted(tree, prefix=""):
-    """Yields the dotted names of all fields of a config."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name

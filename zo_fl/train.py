@@ -16,29 +16,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-from zo_fl import experiment
+from zo_fl import config as configs
+from zo_fl import experiment, trained, warm_starts
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_chunk
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import FederatedData, PyTree, ServerState
+from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.data import summary as label_summary
 from zo_fl.experiment import Experiment
-from zo_fl.host import evaluate, processes, streaming, warm_starts, workdir
+from zo_fl.host import evaluate, processes, streaming, workdir
 from zo_fl.host.progress import Progress, mean_rows
 from zo_fl.host.provenance import provenance
 from zo_fl.host.run_folder import RunFolder
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
 from zo_fl.host.signals import deferred_signals
 
-_CADENCES = ("rounds_per_jit", "eval_every", "eval_batch_size", "checkpoint_every")
+OnRound = Callable[[dict[str, Any]], object]
 
 
 class Interrupted(Exception):
@@ -46,21 +49,31 @@ class Interrupted(Exception):
 
 
 def run(
-    config: Mapping[str, Any],
+    config: str | Path | ConfigDict | Mapping[str, Any],
     path: str | Path,
     *,
+    dataset: Dataset | None = None,
+    model: nn.Module | None = None,
+    changes: Mapping[str, Any] | None = None,
+    on_round: OnRound | None = None,
     warm_start: str | Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Runs or resumes the experiment of a config in a folder, and returns its summary.
+    """Runs or resumes an experiment in a folder, and returns its summary.
 
     Args:
-      config: resolved, as nested dicts (``ConfigDict.to_dict()`` of ``configs/base.py`` and
-        changes).
+      config: the name of a config (``"quickstart"``), a file's path, or a config; fields that it
+        does not have are the defaults.
       path: the run's folder. An unfinished run in it is resumed, a finished one only reported.
-      warm_start: folder of a finished warm-up (``algorithm="fedavg"``) of the same data, model,
-        seed and settings: a new run starts after it instead of repeating it, and ends as if it had.
-        A run that has begun goes on from its own checkpoints.
+      dataset: from ``zo_fl.dataset``, instead of the one that the config names.
+      model: any Linen module ``(x, train, mask) -> logits`` (it may leave out ``mask``, or both),
+        instead of the one that the config names. Its last layer is the submodule ``head``, or what
+        its attribute ``last_layer`` names.
+      changes: fields of the config, dotted: ``{"zo.num_directions": 9}``.
+      on_round: called with each row of ``metrics.jsonl``, in order, as it is written.
+      warm_start: folder of a finished run of the same data, model, seed and settings whose phases
+        are the first of this one's: a new run starts after them instead of repeating them, and ends
+        as if it had. A run that has begun goes on from its own checkpoints.
       quiet: no progress output.
 
     Returns:
@@ -70,13 +83,19 @@ def run(
       ConfigError: bad config or folder; nothing was written.
       Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
     """
+    resolved = _resolve(config, changes)
     donor = None if warm_start is None else Path(warm_start)
-    (summary,) = _run([config], [Path(path)], donor, quiet)
+    own = _Own(dataset, model, on_round)
+    (summary,) = _run([resolved], [Path(path)], own, donor, quiet)
     return summary
 
 
 def run_seeds(
-    config: Mapping[str, Any], path: str | Path, num_seeds: int, *, quiet: bool = False
+    config: str | Path | ConfigDict | Mapping[str, Any],
+    path: str | Path,
+    num_seeds: int,
+    *,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Runs ``num_seeds`` seeds of a config as one program, and returns their summaries.
 
@@ -96,26 +115,53 @@ def run_seeds(
     """
     if num_seeds < 1:
         raise ConfigError(f"{num_seeds} seeds asked for; allowed: 1 or more; change --vmap_seeds")
-    seeds = [config["seed"] + i for i in range(num_seeds)]
-    configs = [{**config, "seed": seed} for seed in seeds]
-    return _run(configs, [Path(path) / str(seed) for seed in seeds], None, quiet)
+    first = _resolve(config, None)
+    resolved = [_resolve(first, {"seed": first["seed"] + i}) for i in range(num_seeds)]
+    paths = [Path(path) / str(one["seed"]) for one in resolved]
+    return _run(resolved, paths, _Own(), None, quiet)
 
 
-def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, quiet: bool):
+class _Own(NamedTuple):
+    """What a user brings along; see ``run``."""
+
+    dataset: Dataset | None = None
+    model: nn.Module | None = None
+    on_round: OnRound | None = None
+
+
+def _resolve(config, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    made = configs.load(config) if isinstance(config, str | Path) else config
+    resolved = configs.resolve(made)
+    return configs.resolve(configs.changed(resolved, changes)) if changes else resolved
+
+
+def _run(
+    resolved: Sequence[dict[str, Any]],
+    paths: Sequence[Path],
+    own: _Own,
+    donor: Path | None,
+    quiet: bool,
+) -> list[dict[str, Any]]:
     """Returns the summaries of runs that differ in their seed alone."""
-    processes.check_same([configs, str(donor)], "configs or warm starts")
+    if own.dataset is not None:
+        for config in resolved:
+            config["data"]["name"] = own.dataset.name
+            if own.dataset.client_indices is not None:
+                config["data"]["num_clients"] = len(own.dataset.client_indices)
+    processes.check_same([resolved, str(donor)], "configs or warm starts")
     with processes.agreed():
-        for config, path in zip(configs, paths, strict=True):
-            workdir.check(path, config)
+        for config, path in zip(resolved, paths, strict=True):
+            workdir.check(path, configs.identity, config, _name(own.model))
     finished = [workdir.read_json(path / "summary.json") for path in paths]
     if not processes.any_of(not all(finished)):
         return finished
     began = time.perf_counter()
     with processes.agreed():
-        built = _build(configs, donor)
+        built = _build(resolved, own, donor)
         if processes.is_first():
-            for config, path in zip(configs, paths, strict=True):
-                workdir.create(path, config, provenance(), built.federation.summary)
+            for config, path in zip(resolved, paths, strict=True):
+                made = {"config": config, "model": _name(own.model), "provenance": provenance()}
+                workdir.create(path, made, built.federation.summary)
     with processes.agreed():
         for path in paths:
             workdir.wait_until_seen(path)
@@ -123,32 +169,32 @@ def _run(configs: Sequence[Mapping], paths: Sequence[Path], donor: Path | None, 
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with deferred_signals() as interrupted:
-        trainer = _Trainer(built, configs, paths, began, quiet, interrupted)
+        trainer = _Trainer(built, resolved, paths, began, quiet, interrupted, own)
         if donor is not None:
             trainer.adopt(donor)
         trainer.train()
         return [
-            folder.finish(_title(one)) for folder, one in zip(trainer.folders, configs, strict=True)
+            folder.finish(_title(one))
+            for folder, one in zip(trainer.folders, resolved, strict=True)
         ]
 
 
-def _build(configs: Sequence[Mapping], donor: Path | None) -> Experiment:
+def _build(resolved: Sequence[Mapping], own: _Own, donor: Path | None) -> Experiment:
     """Returns the experiment of runs that differ in their seed alone, all of it checked."""
-    config = configs[0]
-    for field in _CADENCES:
-        if config["run"][field] < 1:
-            raise ConfigError(
-                f"{field} is {config['run'][field]}; it must be >= 1; change config.run.{field}"
-            )
     if donor is not None:
-        warm_starts.check(config, donor)
-    built = experiment.build(config)
-    if built.engine.streamed and len(configs) > 1:
+        warm_starts.check(resolved[0], donor)
+    built = experiment.build(resolved[0], own.dataset, own.model)
+    if built.engine.streamed and len(resolved) > 1:
         raise ConfigError(
             "the seeds of --vmap_seeds draw different cohorts, so their data cannot be streamed; "
             "set config.run.data to 'device', or leave out --vmap_seeds"
         )
     return built
+
+
+def _name(model: nn.Module | None) -> str | None:
+    """Returns what tells a user's own model from another one: its class and its attributes."""
+    return None if model is None else " ".join(repr(model).split())
 
 
 class _Trainer:
@@ -161,6 +207,7 @@ class _Trainer:
       began: ``time.perf_counter()`` when the command began.
       quiet: no progress output.
       stop: tells whether the user asked to stop.
+      own: what the user brought along.
     """
 
     def __init__(
@@ -171,8 +218,9 @@ class _Trainer:
         began: float,
         quiet: bool,
         stop: Callable[[], bool],
+        own: _Own,
     ):
-        self.built, self.quiet, self.interrupted = built, quiet, stop
+        self.built, self.quiet, self.interrupted, self.own = built, quiet, stop, own
         self.options = configs[0]["run"]
         self.lanes = Lanes(len(configs))
         self.replicated = NamedSharding(built.mesh, P())
@@ -200,7 +248,7 @@ class _Trainer:
     def adopt(self, donor: Path) -> None:
         """Starts a run that has not begun after a finished warm-up."""
         (folder,) = self.folders
-        folder.adopt(donor, self._initial_state(self.schedule.stretches[0]))
+        folder.adopt(donor, lambda done: self._initial_state(self.schedule.stretch_of(done)))
 
     def train(self) -> None:
         """Runs all rounds not yet done, or until all seeds have diverged."""
@@ -222,6 +270,7 @@ class _Trainer:
                     if processes.any_of(self.interrupted()) and self._alive():
                         self._save(state, done)
                         raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
+        self._save_models(self._model(self.schedule.stretches[-1], state))
 
     def _rounds(self, stretch: Stretch, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
@@ -279,6 +328,9 @@ class _Trainer:
             rows[-1] |= {name: float(value) for name, value in self.lanes.take(measured, i).items()}
             folder.write(rows)
             shown.append(rows)
+            if self.own.on_round is not None:
+                for row in rows:
+                    self.own.on_round(row)
         images = stretch.phase.forward_passes * (stop - done) * len(self.folders)
         self.bar.update(mean_rows(shown), round(images), seconds)
 
@@ -305,6 +357,14 @@ class _Trainer:
         for i, folder in enumerate(self.folders):
             if folder.diverged_round is None:
                 folder.save(self.lanes.take(state, i), done)
+
+    def _save_models(self, model: tuple[PyTree, PyTree]) -> None:
+        """Saves what the runs that did not diverge have arrived at, for ``trained.load``."""
+        dataset = self.built.federation.dataset
+        for i, folder in enumerate(self.folders):
+            if folder.diverged_round is None:
+                params, model_state = self.lanes.take(model, i)
+                trained.save(folder.path, params, model_state, dataset, self.own.model)
 
     def _restore(self) -> tuple[ServerState, int]:
         """Returns the latest state that all runs have saved, or the initial one, and its round."""

@@ -8,14 +8,14 @@ Expect both methods to rise with alpha, and their difference to shrink.
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns both methods at five values of alpha."""
     del config  # nothing here scales with it
-    methods = {common.HIGH_RES_ONLY: "fedavg", common.ZOWARMUP: "zowarmup"}
+    methods = {sweeps.HIGH_RES_ONLY: "fedavg", sweeps.ZOWARMUP: "zowarmup"}
     points = [
         Point(
             row,
@@ -25,4 +25,4 @@ def get_sweep(config: ConfigDict) -> Sweep:
         for row, name in methods.items()
         for alpha in (0.05, 0.1, 0.3, 1.0, 10.0)
     ]
-    return Sweep("Label skew", "", points, reference=common.HIGH_RES_ONLY)
+    return Sweep("Label skew", "", points, reference=sweeps.HIGH_RES_ONLY)

@@ -9,8 +9,8 @@ over the pivot comes from the statistics alone; the rest is the zeroth-order upd
 
 from ml_collections import ConfigDict
 
-from configs.sweeps.common import Point, Sweep
-from configs.sweeps.methods import BN_POLICIES
+from zo_fl.clients.zeroth_order import BN_POLICIES
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

@@ -10,15 +10,15 @@ theory expects no measurable gap. Expect a larger tau to be better up to 0.75.
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 TAUS = (0.1, 0.25, 0.5, 0.75)
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a distribution, a column a tau."""
-    base = {"algorithm": "zowarmup", **common.pivot_at(config, 75 / 500)}
+    base = {"algorithm": "zowarmup", **sweeps.pivot_at(config, 75 / 500)}
     points = [
         Point(name.capitalize(), f"tau {tau}", base | {"zo.distribution": name, "zo.tau": tau})
         for name in ("gaussian", "rademacher")

@@ -12,8 +12,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
@@ -25,12 +25,12 @@ def get_sweep(config: ConfigDict) -> Sweep:
         "zo.server.name": "adam",
         "zo.lr": _adam_lr(config),
     }
-    column = common.split_name(config.data.high_fraction)
+    column = sweeps.split_name(config.data.high_fraction)
     points = [
-        Point(common.HIGH_RES_ONLY, column, {"algorithm": "fedavg", **adam}),
-        Point(common.ZOWARMUP, column, {"algorithm": "zowarmup", **adam}),
+        Point(sweeps.HIGH_RES_ONLY, column, {"algorithm": "fedavg", **adam}),
+        Point(sweeps.ZOWARMUP, column, {"algorithm": "zowarmup", **adam}),
     ]
-    return Sweep("FedAdam in both phases", "Table 4", points, reference=common.HIGH_RES_ONLY)
+    return Sweep("FedAdam in both phases", "Table 4", points, reference=sweeps.HIGH_RES_ONLY)
 
 
 def _adam_lr(config: ConfigDict) -> float:

@@ -9,8 +9,8 @@ tau falls with the number of steps as in the paper. Expect one step to be best (
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 # The paper prints 0, 1, 4 and 6 steps; their batch sizes (900, 450, 225, 150) say 1, 2, 4 and 6.
 STEPS_AND_TAU = ((1, 0.75), (2, 0.25), (4, 0.1), (6, 0.01))
@@ -18,7 +18,7 @@ STEPS_AND_TAU = ((1, 0.75), (2, 0.25), (4, 0.1), (6, 0.01))
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a number of steps, one column: the config's split."""
-    column = common.split_name(config.data.high_fraction)
+    column = sweeps.split_name(config.data.high_fraction)
     points = [
         Point(
             f"{steps} step{'s' * (steps > 1)}, tau {tau}",

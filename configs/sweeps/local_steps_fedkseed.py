@@ -9,13 +9,13 @@ image classification. Expect one step to be better there too.
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a number of steps, one column: the config's split."""
-    column = common.split_name(config.data.high_fraction)
+    column = sweeps.split_name(config.data.high_fraction)
     points = [
         Point(
             f"{steps} local step{'s' * (steps > 1)}",

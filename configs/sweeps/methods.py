@@ -12,25 +12,24 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
-
-BN_POLICIES = ("frozen", "batch", "batch_sync", "recalibrate")
+from zo_fl import sweeps
+from zo_fl.clients.zeroth_order import BN_POLICIES
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns one column: all methods with the same partition, tiers and number of rounds."""
-    column = common.split_name(config.data.high_fraction)
+    column = sweeps.split_name(config.data.high_fraction)
     rows = _first_order(config) | _with_warmup(config) | _from_scratch(config) | _controls(config)
     points = [Point(row, column, overrides) for row, overrides in rows.items()]
-    return Sweep("Methods", "Table 2", points, reference=common.HIGH_RES_ONLY)
+    return Sweep("Methods", "Table 2", points, reference=sweeps.HIGH_RES_ONLY)
 
 
 def _first_order(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    total = common.total_rounds(config)
+    total = sweeps.total_rounds(config)
     return {
         "HeteroFL": {"algorithm": "heterofl", "heterofl.num_rounds": total},
-        common.HIGH_RES_ONLY: {"algorithm": "fedavg"},
+        sweeps.HIGH_RES_ONLY: {"algorithm": "fedavg"},
         "High Res Only, all rounds": {"algorithm": "fedavg", "warmup.num_rounds": total},
     }
 
@@ -42,7 +41,7 @@ def _with_warmup(config: ConfigDict) -> dict[str, dict[str, Any]]:
     # BAFFLE's rate is made for random weights; Adam would walk away from trained ones.
     baffle = {"baffle.num_rounds": rounds, "baffle.lr": config.baffle.lr / 10}
     return {
-        common.ZOWARMUP: {"algorithm": "zowarmup"},
+        sweeps.ZOWARMUP: {"algorithm": "zowarmup"},
         "ZOWarmUp+FedKSeed": {"algorithm": "fedavg+fedkseed", **fedkseed},
         "ZOWarmUp+FedKSeed-Pro": {"algorithm": "fedavg+fedkseed_pro", **fedkseed},
         "ZOWarmUp+DeComFL": {"algorithm": "fedavg+decomfl", "decomfl.num_rounds": rounds},
@@ -68,7 +67,7 @@ def one_step_of_fedkseed(config: ConfigDict) -> dict[str, Any]:
 
 def _from_scratch(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Returns the methods without a warm-up, each for all rounds."""
-    total = common.total_rounds(config)
+    total = sweeps.total_rounds(config)
     return {
         "FedKSeed from scratch": {"algorithm": "fedkseed", "fedkseed.num_rounds": total},
         "FedKSeed-Pro from scratch": {"algorithm": "fedkseed_pro", "fedkseed.num_rounds": total},

@@ -9,8 +9,8 @@ Expect no: all clients zeroth-order is better (the paper, CIFAR-10: 48.8 to 51.1
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 FIRST_ORDER = "High tier first-order"
 
@@ -18,9 +18,9 @@ FIRST_ORDER = "High tier first-order"
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns both methods at three splits."""
     del config  # nothing here scales with it
-    methods = {FIRST_ORDER: "fedavg+mixed_tiers", common.ZOWARMUP: "zowarmup"}
+    methods = {FIRST_ORDER: "fedavg+mixed_tiers", sweeps.ZOWARMUP: "zowarmup"}
     points = [
-        Point(row, common.split_name(share), {"algorithm": name, "data.high_fraction": share})
+        Point(row, sweeps.split_name(share), {"algorithm": name, "data.high_fraction": share})
         for row, name in methods.items()
         for share in (0.1, 0.5, 0.9)
     ]

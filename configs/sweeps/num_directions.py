@@ -9,15 +9,15 @@ A variance of three seeds is itself uncertain by a factor of several: use more.
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns one row, a column a number of directions."""
     del config  # nothing here scales with it
     points = [
-        Point(common.ZOWARMUP, f"S = {n}", {"algorithm": "zowarmup", "zo.num_directions": n})
+        Point(sweeps.ZOWARMUP, f"S = {n}", {"algorithm": "zowarmup", "zo.num_directions": n})
         for n in (1, 3, 9)
     ]
     return Sweep("Number of directions", "Figure 7", points)

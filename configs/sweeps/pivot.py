@@ -11,18 +11,18 @@ The shorter warm-ups are the beginnings of the longest: together they cost no mo
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 SHARES = (25 / 500, 50 / 500, 100 / 500, 200 / 500, 300 / 500, 400 / 500)
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns one row, the config's split; a column a pivot."""
-    row, total = common.split_name(config.data.high_fraction), common.total_rounds(config)
+    row, total = sweeps.split_name(config.data.high_fraction), sweeps.total_rounds(config)
     points = {}
     for share in SHARES:
-        overrides = {"algorithm": "zowarmup", **common.pivot_at(config, share)}
+        overrides = {"algorithm": "zowarmup", **sweeps.pivot_at(config, share)}
         # By column: two shares of a small total may be the same round.
         column = f"{overrides['warmup.num_rounds']} of {total}"
         points[column] = Point(row, column, overrides)

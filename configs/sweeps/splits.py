@@ -9,17 +9,17 @@ Five splits. Expect ZOWarmUp above High Res Only at each, most at 10/90 (the pap
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns both methods at the five splits."""
     del config  # nothing here scales with it
-    methods = {common.HIGH_RES_ONLY: "fedavg", common.ZOWARMUP: "zowarmup"}
+    methods = {sweeps.HIGH_RES_ONLY: "fedavg", sweeps.ZOWARMUP: "zowarmup"}
     points = [
-        Point(row, common.split_name(share), {"algorithm": name, "data.high_fraction": share})
+        Point(row, sweeps.split_name(share), {"algorithm": name, "data.high_fraction": share})
         for row, name in methods.items()
-        for share in common.SPLITS
+        for share in sweeps.SPLITS
     ]
-    return Sweep("Splits of the clients", "Table 2", points, reference=common.HIGH_RES_ONLY)
+    return Sweep("Splits of the clients", "Table 2", points, reference=sweeps.HIGH_RES_ONLY)

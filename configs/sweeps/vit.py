@@ -9,16 +9,16 @@ BatchNorm, so the gain is none of batch statistics. 19 million parameters: for a
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
+from zo_fl import sweeps
+from zo_fl.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns both methods at the config's split."""
     vit = {"model.name": "vit", "model.norm": "layer"}
-    column = common.split_name(config.data.high_fraction)
+    column = sweeps.split_name(config.data.high_fraction)
     points = [
-        Point(common.HIGH_RES_ONLY, column, {"algorithm": "fedavg", **vit}),
-        Point(common.ZOWARMUP, column, {"algorithm": "zowarmup", **vit}),
+        Point(sweeps.HIGH_RES_ONLY, column, {"algorithm": "fedavg", **vit}),
+        Point(sweeps.ZOWARMUP, column, {"algorithm": "zowarmup", **vit}),
     ]
-    return Sweep("Vision transformer", "Table 5", points, reference=common.HIGH_RES_ONLY)
+    return Sweep("Vision transformer", "Table 5", points, reference=sweeps.HIGH_RES_ONLY)

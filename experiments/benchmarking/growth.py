@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -141,7 +141,7 @@ def _measured(axis: str, line: str, given: int | None, work: Workload, changes) 
 
 def main(argv: list[str]) -> int:
     """Measures, prints a line a point, draws; returns the exit status."""
-    cli.reject_positional(argv)
+    del argv
     points = []
     for case in cases(_MOST.value):
         points.append(_measured(*case))
@@ -154,4 +154,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(cli.one_line_errors(main), flags_parser=cli.parse_flags)
+    cli.run(main)

@@ -1,28 +1,27 @@
 """From a sweep to the runs it takes: points times seeds, and the warm-ups that they share.
 
-A warm-up is given by the blocks data, model, warmup and run and by the seed. Points with the same
-one start from the same finished run of ``algorithm=fedavg``; a shorter warm-up is the start of a
-longer one.
+Points whose methods begin alike (``warm_starts.shared``) start from the same finished run of that
+beginning; a shorter one is the start of a longer one.
 """
 
 import copy
-import difflib
 import hashlib
 import json
 import re
-import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.sweeps.common import Point, Sweep
+from zo_fl import algorithms, warm_starts
+from zo_fl import config as configs
+from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
+from zo_fl.sweeps import Point, Sweep
 
 Overrides = dict[str, Any]
 
-_SHARED = ("data", "model", "warmup", "run", "seed")
 _SET_BY_SEEDS = ("seed", "data.partition_seed")
 
 
@@ -41,19 +40,8 @@ def load_sweep(path: str | Path, config: ConfigDict) -> Sweep:
     Raises:
       ConfigError: there is no such file, or it fails.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = sorted(p.stem for p in Path("configs/sweeps").glob("*.py"))
-        names = ", ".join(name for name in found if name not in ("common", "__init__"))
-        hint = (
-            f"in configs/sweeps there are: {names}" if names else "run from the repository's root"
-        )
-        raise ConfigError(f"no sweep file {str(path)!r}; {hint}; change --sweep")
-    try:
-        return runpy.run_path(str(path))["get_sweep"](config)
-    except Exception as error:  # of a user's file: anything
-        line = str(error).splitlines()[0] if str(error) else ""
-        raise ConfigError(f"{path}: {type(error).__name__}: {line}") from error
+    found = configs.find(path, "sweep", "sweeps")
+    return configs.call(found, "get_sweep", config)
 
 
 def check_given(given: Mapping[str, Any]) -> None:
@@ -123,45 +111,30 @@ def point_folder(point: Point) -> str:
     return f"{_slug(point.row)}--{_slug(point.column)}"
 
 
-def resolve(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Returns a copy of a config with dotted fields changed.
-
-    Raises:
-      ConfigError: a field is unknown, or a value has the wrong type.
-    """
-    known = list(_dotted(config.to_dict()))
-    made = copy.deepcopy(config)
-    for field, value in overrides.items():
-        if field not in known:
-            near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(near)}?" if near else "; see configs/base.py"
-            raise ConfigError(f"unknown field config.{field} in the sweep's overrides{hint}")
-        try:
-            made.update_from_flattened_dict({field: value})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"config.{field}={value!r} in the sweep's overrides: {error}"
-            ) from None
-    return made
-
-
 def _warmups(
     config: ConfigDict, overrides: list[Overrides], seed: int, root: Path
 ) -> tuple[list[Job], list[Path | None]]:
-    """Returns the warm-ups of some points, in the order they can run, and each point's own."""
+    """Returns the warm-ups of some points, in the order they can run, and each point's own.
+
+    A warm-up is a run of the first part of a point's method. A method of one part starts after one
+    if another point's method begins with it.
+    """
+    resolved = [_resolve(config, one) for one in overrides]
+    parts = [algorithms.parts(one["algorithm"]) for one in resolved]
+    begun = {first for first, *others in parts if others}
     found: dict[Path, tuple[int, str, Overrides]] = {}
     after: list[Path | None] = []
-    for one in overrides:
-        resolved = resolve(config, one).to_dict()
-        if not _has_warmup(resolved):
+    for one, given, (first, *_) in zip(resolved, overrides, parts, strict=True):
+        rounds = warm_starts.last_rounds(one, [first])
+        if first not in begun or not rounds:
             after.append(None)
             continue
-        shared = {name: resolved[name] for name in _SHARED}
-        folder = root / "warmups" / _digest(shared)
-        rounds = shared["warmup"].pop("num_rounds")
+        shared = warm_starts.shared(one, [first])
+        folder = root / "warmups" / _digest([shared, rounds])
         # Only what makes the warm-up: points that differ elsewhere share it.
-        own = {field: value for field, value in one.items() if field.split(".")[0] in _SHARED}
-        found.setdefault(folder, (rounds, _digest(shared), own | {"algorithm": "fedavg"}))
+        blocks = ("data", "model", "run", "seed", *algorithms.blocks_of(first))
+        own = {field: value for field, value in given.items() if field.split(".")[0] in blocks}
+        found.setdefault(folder, (rounds, _digest(shared), own | {"algorithm": first}))
         after.append(folder)
     jobs, longest = [], {}
     for folder, (rounds, chain, own) in sorted(found.items(), key=lambda item: item[1][0]):
@@ -171,9 +144,16 @@ def _warmups(
     return jobs, after
 
 
-def _has_warmup(resolved: Mapping[str, Any]) -> bool:
-    first = resolved["algorithm"].split("+")[0]
-    return first in ("zowarmup", "fedavg") and resolved["warmup"]["num_rounds"] > 0
+def _resolve(config: ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config with dotted fields changed, all of it checked."""
+    known, made = fields.flat(configs.blocks()), copy.deepcopy(config)
+    for field in overrides:
+        if field not in known:
+            raise ConfigError(f"the sweep's overrides: {fields.unknown(field, known)}")
+    # A wrong type is the check's business, not that of this object.
+    with made.ignore_type():
+        made.update_from_flattened_dict(overrides)
+    return configs.resolve(made)
 
 
 def _digest(content: Any) -> str:
@@ -182,11 +162,3 @@ def _digest(content: Any) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "all"
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name

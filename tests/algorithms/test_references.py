@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
 from tests.algorithms import references as ref
-from zo_fl import algorithms, experiment
+from zo_fl import algorithms
 from zo_fl.clients import directions
 from zo_fl.core import cohorts as orders
 from zo_fl.core import keys, task
@@ -27,6 +27,7 @@ from zo_fl.core.engine import Engine
 from zo_fl.core.phase import Problem
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import HIGH, LOW, FederatedData
+from zo_fl.host import devices
 from zo_fl.models.small import MLP
 
 # Of the largest parameter. The project computes in float32: a mean loss of order 1 is off by about
@@ -94,7 +95,7 @@ def make_case(name, sizes=UNEVEN, hidden=False, **changes):
     images = rng.integers(0, 256, (len(labels), 2, 2, 1), np.uint8)
     examples = {"image": images, "label": np.int32(labels)}
     data = FederatedData(examples, indices, np.int32(sizes), np.array(TIERS, np.int32))
-    mesh = experiment.make_mesh("cpu", 1)
+    mesh = devices.make_mesh("cpu", 1)
 
     def make_task(width):
         module = MLP(CLASSES, hidden_size=UNITS, width=width) if hidden else Linear()

@@ -11,7 +11,7 @@ from zo_fl.algorithms import fedkseed
 from zo_fl.clients import directions, zeroth_order
 from zo_fl.core import keys, trees
 from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import take
+from zo_fl.core.fields import take
 from zo_fl.host.traffic import phase_traffic
 
 

@@ -99,7 +99,9 @@ def test_cifar10_with_alpha_a_tenth_has_the_papers_skew():
     for seed in range(12):
         rows = partition.dirichlet(CIFAR_LABELS, 50, 0.1, _rng(seed))
         tiers = partition.draw_tiers(50, 0.1, _rng(seed))
-        figures.append(summary.summarize(CIFAR_LABELS, rows, tiers, 10))
+        figures.append(
+            summary.summarize(CIFAR_LABELS, rows, np.full(len(rows), rows.shape[1]), tiers, 10)
+        )
         held = [len(np.unique(CIFAR_LABELS[client])) for client in rows]
         early.append(np.mean(held[:10]))
         late.append(np.mean(held[-10:]))
@@ -119,7 +121,9 @@ def test_iid_clients_hold_every_label_and_skewed_ones_few():
         "skewed": partition.dirichlet(CIFAR_LABELS, 20, 0.01, _rng()),
     }
     held = {
-        kind: summary.summarize(CIFAR_LABELS, rows, tiers, 10)["all"]["labels_per_client"]
+        kind: summary.summarize(CIFAR_LABELS, rows, np.full(len(rows), rows.shape[1]), tiers, 10)[
+            "all"
+        ]["labels_per_client"]
         for kind, rows in parts.items()
     }
     assert held["iid"] == held["even"] == 10
@@ -178,7 +182,7 @@ def test_no_high_client_is_an_error_that_names_the_field(fraction):
 def test_a_summary_states_known_figures():
     labels = np.array([0, 0, 0, 1, 2, 3, 0, 1])
     rows = np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
-    found = summary.summarize(labels, rows, np.array([1, 0]), 4)
+    found = summary.summarize(labels, rows, np.full(len(rows), rows.shape[1]), np.array([1, 0]), 4)
     assert found["high"] == {
         "clients": 1, "examples": 4, "classes_covered": 2, "labels_per_client": 2.0,
         "dominant_share": 0.75, "tv_from_uniform": 0.5,
@@ -191,7 +195,9 @@ def test_a_summary_states_known_figures():
 def test_a_summary_prints_within_80_columns_also_without_low_clients():
     labels = np.arange(1_000_000) % 1000
     rows = np.arange(1_000_000).reshape(50, -1)
-    text = summary.format_summary(summary.summarize(labels, rows, np.ones(50), 1000))
+    text = summary.format_summary(
+        summary.summarize(labels, rows, np.full(len(rows), rows.shape[1]), np.ones(50), 1000)
+    )
     assert max(map(len, text.splitlines())) <= 80
     assert "1,000,000" in text and "1000 of 1000" in text
     assert (

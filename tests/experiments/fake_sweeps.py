@@ -3,9 +3,9 @@
 import copy
 import json
 
-from configs.sweeps.common import Point, Sweep
 from experiments.sweeping import jobs, record
 from tests import tiny
+from zo_fl.sweeps import Point, Sweep
 
 PROVENANCE = {
     "started": "2030-01-02T03:04:05+00:00",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from tests import tiny
+from zo_fl import config as configs
 from zo_fl import experiment, train
 
 NAMES = sorted(
@@ -44,7 +44,7 @@ def test_two_rounds_run_on_synthetic_data(name, tmp_path):
 def test_the_docstring_gives_the_command_and_the_file_sets_known_fields_only(name):
     module = load(name)
     assert f"python -m experiments.main --config=configs/{name}.py" in module.__doc__
-    assert set(tiny.dotted(module.get_config().to_dict())) == set(tiny.dotted(tiny.config()))
+    assert configs.resolve(module.get_config()) == configs.resolve(configs.load(name))
 
 
 @pytest.mark.parametrize("data", ("cifar10", "imagenet32"))
@@ -63,7 +63,7 @@ def test_the_paper_s_setting_is_the_paper_s():
     config = load("cifar10_10_90").get_config()
     config.data.name = "synthetic"  # its clients are smaller; their number is what matters
     config.run.num_devices = 1
-    built = experiment.build(config.to_dict())
+    built = experiment.build(configs.resolve(config))
     warmup, zo = built.phases
     assert (warmup.num_rounds, warmup.cohort_size) == (200, 5)
     assert (zo.num_rounds, zo.cohort_size) == (300, 50)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.sweeps import common
-from configs.sweeps.common import Point, Sweep
 from experiments import sweep
 from experiments.sweeping import display, jobs, pool, record
-from zo_fl import experiment
+from zo_fl import experiment, sweeps
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
+from zo_fl.sweeps import Point, Sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(
@@ -118,8 +117,8 @@ def test_every_method_of_the_methods_sweep_can_be_built():
     for point in importlib.import_module("configs.sweeps.methods").get_sweep(base).points:
         built = experiment.build(jobs.resolve(base, point.overrides).to_dict())
         rounds = sum(phase.num_rounds for phase in built.phases)
-        alone = point.row == common.HIGH_RES_ONLY
-        assert rounds == (base.warmup.num_rounds if alone else common.total_rounds(base)), point
+        alone = point.row == sweeps.HIGH_RES_ONLY
+        assert rounds == (base.warmup.num_rounds if alone else sweeps.total_rounds(base)), point
 
 
 def test_at_one_seed_all_points_have_its_partition_and_tiers(tmp_path):
@@ -166,7 +165,7 @@ def test_a_warmup_does_not_depend_on_what_comes_after_it(tmp_path):
 def test_the_numbers_of_the_pivot_sweep_scale_with_the_config():
     for name in CONFIGS:
         given = config(name)
-        total = common.total_rounds(given)
+        total = sweeps.total_rounds(given)
         made = importlib.import_module("configs.sweeps.pivot").get_sweep(given)
         sums = [
             p.overrides["warmup.num_rounds"] + p.overrides["zo.num_rounds"] for p in made.points

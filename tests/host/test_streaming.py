@@ -16,7 +16,7 @@ from zo_fl.core.chunk import make_chunk
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Cohort
 from zo_fl.data import federated
-from zo_fl.host import run_folder, streaming
+from zo_fl.host import devices, run_folder, streaming
 from zo_fl.host.checkpoint import Checkpoints
 
 PARTIAL = dict(
@@ -168,9 +168,9 @@ def test_nothing_is_sent_again_if_all_clients_take_part(monkeypatch):
 
 
 def test_it_is_the_default_where_there_are_several_processes(monkeypatch):
-    assert not experiment.is_streamed("auto") and experiment.is_streamed("stream")
-    monkeypatch.setattr(experiment.processes, "several", lambda: True)
-    assert experiment.is_streamed("auto") and not experiment.is_streamed("device")
+    assert not devices.is_streamed("auto") and devices.is_streamed("stream")
+    monkeypatch.setattr(devices.processes, "several", lambda: True)
+    assert devices.is_streamed("auto") and not devices.is_streamed("device")
 
 
 @pytest.mark.parametrize(

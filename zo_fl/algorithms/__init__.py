@@ -1,12 +1,13 @@
 """Federated algorithms by name. Each is one file that exports ``phases(problem, **blocks)``.
 
-The keyword arguments of ``phases`` are named after the config blocks that the algorithm reads:
-adding one takes a file here, a line in ``ALGORITHMS`` and a block in ``configs/base.py``. Names
-joined by ``+`` are run one after the other: ``fedavg+fedkseed`` warms up by first-order rounds and
-goes on by FedKSeed. ``zowarmup`` is ``fedavg+zo``.
+The keyword arguments of ``phases`` are named after the config blocks that the algorithm reads; a
+block of its own is declared in the file's ``BLOCKS``. Adding an algorithm takes a file here and a
+line in ``ALGORITHMS``. Names joined by ``+`` are run one after the other: ``fedavg+fedkseed`` warms
+up by first-order rounds and goes on by FedKSeed. ``zowarmup`` is ``fedavg+zo``.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 
 from zo_fl.algorithms import (
@@ -21,7 +22,8 @@ from zo_fl.algorithms import (
     zo,
     zowarmup,
 )
-from zo_fl.core.errors import ConfigError, in_block
+from zo_fl.core.errors import in_block
+from zo_fl.core.fields import Block
 from zo_fl.core.phase import Phase, Problem
 
 ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
@@ -36,35 +38,47 @@ ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
     "mezo": mezo.phases,
     "mixed_tiers": mixed_tiers.phases,
     "zo": zo.phases,
-    "zowarmup": zowarmup.phases,
 }
+ALIASES = {"zowarmup": zowarmup.PARTS}
+
+
+def parts(name: str) -> list[str]:
+    """Returns the keys of ``ALGORITHMS`` that a name stands for, in the order that they run."""
+    return "+".join(ALIASES.get(part, part) for part in name.split("+")).split("+")
 
 
 def blocks_of(part: str) -> list[str]:
-    """Returns the names of the config blocks that an algorithm of ``ALGORITHMS`` reads."""
+    """Returns the names of the config blocks that an algorithm of ``ALGORITHMS`` reads.
+
+    The last is the one with its number of rounds.
+    """
     return list(inspect.signature(ALGORITHMS[part]).parameters)[1:]
 
 
-def create(name: str, problem: Problem, blocks: Mapping[str, dict]) -> tuple[Phase, ...]:
-    """Returns the phases of an algorithm, given the config's blocks by name.
+def blocks() -> dict[str, Block]:
+    """Returns the declarations of all algorithms' own config blocks."""
+    found: dict[str, Block] = {}
+    for phases in ALGORITHMS.values():
+        found |= getattr(sys.modules[phases.__module__], "BLOCKS", {})
+    return found
+
+
+def create(name: str, problem: Problem, config: Mapping[str, Mapping]) -> tuple[Phase, ...]:
+    """Returns the phases of an algorithm.
 
     Args:
-      name: of ``ALGORITHMS``, or several joined by ``+``.
+      name: of ``ALGORITHMS`` or ``ALIASES``, or several joined by ``+``.
       problem: task and clients.
-      blocks: the config.
+      config: resolved; has the blocks that the algorithm reads.
 
     Raises:
-      ConfigError: unknown name, or a bad value in a block.
+      ConfigError: a value that does not go with the clients that there are.
     """
     phases = []
-    for part in name.split("+"):
-        if part not in ALGORITHMS:
-            raise ConfigError(
-                f"unknown algorithm {part!r}; allowed: {', '.join(sorted(ALGORITHMS))}, or several "
-                "joined by +; change config.algorithm"
-            )
+    for part in parts(name):
         wanted = blocks_of(part)
-        # A bad value is looked for in the last of them: the others are set by it, where they are.
+        # A value that does not fit is in the last of them: the others are set by it, where they are
+        # about the same.
         with in_block(wanted[-1]):
-            phases += ALGORITHMS[part](problem, **{block: blocks[block] for block in wanted})
+            phases += ALGORITHMS[part](problem, **{block: config[block] for block in wanted})
     return tuple(phases)

@@ -23,11 +23,30 @@ import optax
 
 from zo_fl.algorithms import zo
 from zo_fl.core import server_optimizers
+from zo_fl.core.fields import Block, Field, changed, without
 from zo_fl.core.phase import Phase, Problem
 from zo_fl.core.strategy import Aggregation
 from zo_fl.core.types import ServerState
 
 FIXED = {"seed_policy": "shared", "aggregation": "mean", "weights": "examples"}
+
+
+BLOCKS: dict[str, Block] = {
+    "baffle": {
+        **changed(
+            without(zo.FIELDS, *FIXED),
+            num_rounds=500,
+            estimator="forward",
+            distribution="gaussian",
+            tau=1.0,
+            num_directions=100,
+            lr=1e-2,
+            server={"name": "adam", "b2": 0.99, "weight_decay": 5e-4},
+        ),
+        "clip": Field(0.3, "largest entry of the gradient estimate; 0 = any", at_least=0),
+        "ema": Field(0.995, "of the average that is evaluated; 0 = none", at_least=0, below=1),
+    }
+}
 
 
 def phases(problem: Problem, *, baffle: Mapping[str, Any]) -> tuple[Phase, ...]:

@@ -19,9 +19,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from zo_fl.algorithms import zo
+from zo_fl.core.fields import Block, changed, without
 from zo_fl.core.phase import Phase, Problem
 
 FIXED = {"seed_policy": "shared", "aggregation": "mean", "weights": "uniform"}
+
+
+BLOCKS: dict[str, Block] = {
+    "decomfl": changed(
+        without(zo.FIELDS, *FIXED),
+        num_rounds=500,
+        distribution="gaussian",
+        eps=1e-3,
+        tau=1.0,
+        num_directions=5,
+        local_steps=4,
+        batch_size=64,
+        lr=1e-5,
+    )
+}
 
 
 def phases(problem: Problem, *, decomfl: Mapping[str, Any]) -> tuple[Phase, ...]:

@@ -13,13 +13,25 @@ Source: McMahan et al. 2017; Reddi et al. 2021; ZOWarmUp, Algorithm 1, phase 1.
 from collections.abc import Mapping
 from typing import Any
 
-from zo_fl.clients.first_order import LocalSGD, local_sgd, local_training
+from zo_fl.clients.first_order import LOCAL_SGD, LocalSGD, local_sgd, local_training
 from zo_fl.core import server_optimizers
-from zo_fl.core.phase import Participation, Phase, Problem, make_group, take
+from zo_fl.core.fields import Block, Field, changed, take
+from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, Group
 
 # Running statistics of BatchNorm: the mean of the clients', unscaled by the server's step size.
 AGGREGATION = Aggregation(finalize_state=lambda model_state, mean_state: mean_state)
+
+
+BLOCKS: dict[str, Block] = {
+    "warmup": {
+        "num_rounds": Field(200, "the pivot", at_least=0),
+        **changed(PARTICIPATION, tiers="high"),
+        **LOCAL_SGD,
+        "server_lr": Field(1.0, "server learning rate", at_least=0),
+        "server": server_optimizers.BLOCK,
+    }
+}
 
 
 def phases(problem: Problem, *, warmup: Mapping[str, Any]) -> tuple[Phase, ...]:

@@ -27,14 +27,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zo_fl.algorithms import zo
 from zo_fl.clients import estimators, zeroth_order
 from zo_fl.clients.zeroth_order import Prober, Probing
 from zo_fl.core import keys
-from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group, take
+from zo_fl.core.fields import Block, Field, changed, take, without
+from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
 from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, ServerState
 
 CLIP = 1000.0
+
+
+FIXED = ("seed_policy", "aggregation", "local_lr", "server")
+BLOCKS: dict[str, Block] = {
+    "fedkseed": {
+        **changed(
+            without(zo.FIELDS, *FIXED),
+            num_rounds=500,
+            distribution="gaussian",
+            eps=5e-4,
+            tau=1.0,
+            num_directions=1,
+            local_steps=200,
+            batch_size=16,
+            lr=4e-6,
+        ),
+        # Its source has batches of 1, for language models.
+        "candidate_seeds": Field(4096, "K, the pool", at_least=1, at_most=10**8),
+    }
+}
 
 
 class Pool(NamedTuple):

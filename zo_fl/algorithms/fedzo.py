@@ -17,12 +17,30 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from zo_fl.algorithms import zo
 from zo_fl.clients import scalars, zeroth_order
 from zo_fl.clients.zeroth_order import Prober, Probing
 from zo_fl.core import server_optimizers
-from zo_fl.core.phase import Participation, Phase, Problem, make_group, take
+from zo_fl.core.fields import Block, changed, take, without
+from zo_fl.core.phase import Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
 from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
+
+FIXED = ("seed_policy", "aggregation", "weights")
+BLOCKS: dict[str, Block] = {
+    "fedzo": changed(
+        without(zo.FIELDS, *FIXED),
+        num_rounds=500,
+        estimator="forward",
+        distribution="sphere",
+        tau=1.0,
+        num_directions=5,
+        local_steps=10,
+        batch_size=50,
+        lr=1.0,
+        local_lr=4e-5,
+    )
+}
 
 
 def phases(problem: Problem, *, fedzo: Mapping[str, Any]) -> tuple[Phase, ...]:

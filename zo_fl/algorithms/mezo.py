@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zo_fl.algorithms import zo
+from zo_fl.core.fields import Block, changed, without
 from zo_fl.core.phase import Phase, Problem
 
 FIXED = {
@@ -29,6 +30,20 @@ FIXED = {
     "aggregation": "mean",
     "local_steps": 1,
     "local_lr": 0.0,
+}
+
+
+BLOCKS: dict[str, Block] = {
+    "mezo": changed(
+        without(zo.FIELDS, *FIXED),
+        num_rounds=500,
+        distribution="gaussian",
+        eps=1e-3,
+        tau=1.0,
+        num_directions=1,
+        batch_size=64,
+        lr=1e-5,
+    )
 }
 
 

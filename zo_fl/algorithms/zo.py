@@ -19,14 +19,30 @@ from typing import Any
 
 from zo_fl.clients import zeroth_order
 from zo_fl.clients.scalars import scalar_aggregation, scalar_strategy
-from zo_fl.clients.zeroth_order import Probing
+from zo_fl.clients.zeroth_order import PROBING, Probing
 from zo_fl.core import server_optimizers
-from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group, take
+from zo_fl.core.fields import Block, Field, take
+from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, cohort_size, make_group
 from zo_fl.core.strategy import Aggregation, Group
 
 SEED_POLICIES = ("per_client", "shared")
 AGGREGATIONS = ("mean", "sum")
 WEIGHTS = ("examples", "uniform")
+
+
+# What the blocks of all zeroth-order methods have; some fix a few of the fields.
+FIELDS: Block = {
+    "num_rounds": Field(300, "rounds", at_least=0),
+    **PARTICIPATION,
+    "weights": Field("examples", "of clients in the mean", WEIGHTS),
+    "seed_policy": Field("per_client", "directions of each client's own, or shared", SEED_POLICIES),
+    "aggregation": Field("mean", "or the printed algorithm's sum", AGGREGATIONS),
+    **PROBING,
+    "lr": Field(2e-4, "server and client rates multiplied, for a mean", at_least=0),
+    "local_lr": Field(0.0, "between a client's own steps; 0 = lr", at_least=0),
+    "server": server_optimizers.BLOCK,
+}
+BLOCKS: dict[str, Block] = {"zo": FIELDS}
 
 
 def phases(problem: Problem, *, zo: Mapping[str, Any]) -> tuple[Phase, ...]:

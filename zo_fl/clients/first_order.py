@@ -12,7 +12,9 @@ import numpy as np
 import optax
 
 from zo_fl.core import cohorts, keys
+from zo_fl.core.fields import Block, Field
 from zo_fl.core.phase import Problem
+from zo_fl.core.precision import PRECISIONS
 from zo_fl.core.strategy import ClientStrategy
 from zo_fl.core.task import Task
 from zo_fl.core.types import (
@@ -46,6 +48,17 @@ class LocalSGD(NamedTuple):
     weight_decay: float
     augment: bool
     precision: str
+
+
+LOCAL_SGD: Block = {
+    "local_epochs": Field(3, "passes over a client's examples a round", at_least=1),
+    "batch_size": Field(64, "examples a step", at_least=1),
+    "lr": Field(0.05, "client learning rate", at_least=0),
+    "momentum": Field(0.0, "client momentum", at_least=0, below=1),
+    "weight_decay": Field(0.0, "client weight decay, coupled (L2)", at_least=0),
+    "augment": Field(True, "random crop and flip"),
+    "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+}
 
 
 class LocalTraining(NamedTuple):

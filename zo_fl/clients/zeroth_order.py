@@ -29,6 +29,8 @@ import jax.numpy as jnp
 
 from zo_fl.clients import batch_statistics, directions, estimators
 from zo_fl.core import cohorts, keys
+from zo_fl.core.fields import Block, Field
+from zo_fl.core.precision import PRECISIONS
 from zo_fl.core.strategy import FinalizeState
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, ClientBatch, Examples, ModelState, Params, ServerState
@@ -65,6 +67,27 @@ class Probing(NamedTuple):
     microbatch: int
     augment: bool
     precision: str
+
+
+PROBING: Block = {
+    "estimator": Field(
+        "two_point", "two_point: 2 S passes; forward: S + 1", lambda: estimators.ESTIMATORS
+    ),
+    "distribution": Field("rademacher", "of the directions", lambda: directions.DISTRIBUTIONS),
+    "eps": Field(1e-4, "perturbation scale", above=0),
+    "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0),
+    "num_directions": Field(3, "S, of a local step", at_least=1, at_most=10**6),
+    "local_steps": Field(1, "a client's own steps a round", at_least=1),
+    "batch_size": Field(
+        0, "examples a local step; 0 = the client's, split evenly over its steps", at_least=0
+    ),
+    "bn_policy": Field(
+        "batch_sync", "of batch statistics: zo_fl/clients/zeroth_order.py", BN_POLICIES
+    ),
+    "microbatch": Field(0, "examples a forward pass; 0 = all of a step at once", at_least=0),
+    "augment": Field(False, "random crop and flip"),
+    "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+}
 
 
 class Prober(NamedTuple):

@@ -5,19 +5,18 @@ Res Only its first alone; the pivot is where phase one ends. Phases are handed o
 they differ in cohort, batch shape and optimizer state (which starts afresh).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from zo_fl.core import cohorts
+from zo_fl.core.fields import Block, Field
 from zo_fl.core.strategy import Aggregation, ClientStrategy, Group, SampleCohort
 from zo_fl.core.task import Task
 from zo_fl.core.types import HIGH, LOW, Array, FederatedData, ModelState, Params, ServerState
-
-Fields = TypeVar("Fields", bound=NamedTuple)
 
 TIERS = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}
 
@@ -112,9 +111,11 @@ class Participation(NamedTuple):
     participation: str = "uniform"
 
 
-def take(kind: type[Fields], block: Mapping[str, Any]) -> Fields:
-    """Returns the fields of a config block that a NamedTuple has."""
-    return kind(**{name: block[name] for name in kind._fields})  # pyright: ignore
+PARTICIPATION: Block = {
+    "cohort_size": Field(0, "clients a round; 0 = all who may take part", at_least=0),
+    "tiers": Field("all", "who may take part", tuple(TIERS)),
+    "participation": Field("uniform", "of a cohort; or stratified by tier", cohorts.PARTICIPATION),
+}
 
 
 def eligible_clients(problem: Problem, tiers: str) -> np.ndarray:

@@ -3,12 +3,12 @@
     sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
                          (each device of the mesh its share)           (optax, on every device)
 
-A strategy says what a client sends and what a message means (``strategy.ClientStrategy``), a group who
-does so; an aggregation says what becomes of the mean (or sum) over all groups. There are two ways
-home for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise, and one
-``psum`` of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a
-few floats a client, and every device rebuilds the same update from them and the keys: no model ever
-crosses between devices, just as none crosses between clients and server. That second half alone is
+A strategy says what a client sends and what a message means (``ClientStrategy``), a group who does
+so; an aggregation says what becomes of the mean (or sum) over all groups. There are two ways home
+for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise, and one ``psum``
+of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a few floats a
+client, and every device rebuilds the same update from them and the keys: no model ever crosses
+between devices, just as none crosses between clients and server. That second half alone is
 ``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
 """
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zo_fl.core.fields import Block, Field
 from zo_fl.core.types import Array, Params
 
 
@@ -38,6 +39,17 @@ class Options(NamedTuple):
     eps: float
     initial_accumulator: float
     bias_correction: bool
+
+
+BLOCK: Block = {
+    "name": Field("sgd", "the optimizer", lambda: OPTIMIZERS),
+    "b1": Field(0.9, "decay of the first moment, momentum", at_least=0, below=1),
+    "b2": Field(0.999, "decay of the second moment", at_least=0, below=1),
+    "eps": Field(1e-8, "adaptivity", at_least=0),
+    "initial_accumulator": Field(0.0, "second moment at the start", at_least=0),
+    "bias_correction": Field(True, "of adaptive optimizers' moments"),
+    "weight_decay": Field(0.0, "decoupled", at_least=0),
+}
 
 
 class AdaptiveState(NamedTuple):

@@ -1,7 +1,7 @@
 """What a method writes: hooks of clients and server, and how a round is made of them.
 
-    client_update -> message -> decode -> mean or sum over the cohort -> finalize -> optimizer
-                                                                         (or assign)
+client_update -> message -> decode -> mean or sum over the cohort -> finalize -> optimizer
+                                                                     (or assign)
 """
 
 from typing import Literal, NamedTuple, Protocol

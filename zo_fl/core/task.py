@@ -4,6 +4,7 @@ Augmentation is a function of its own, called once by whoever makes passes: ever
 then sees the same pixels, as the two sides of a zeroth-order pair must.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,7 +71,9 @@ def classification(
     Examples are ``{"image": u8 or f32[n, H, W, c], "label": i32[n]}``.
 
     Args:
-      module: see ``zo_fl.models``; called as ``module(x, train=, mask=)``.
+      module: any Linen module that maps ``f32[n, H, W, c]`` to ``f32[n, num_classes]``. Of the
+        arguments ``train`` and ``mask`` (``bool[n]``, False for examples to leave out of batch
+        statistics) it is given those that it has.
       image_shape: ``(H, W, c)``.
       num_classes: outputs of the module.
       mean: ``f32[c]`` of the pixels, of ``u8`` ones divided by 255.
@@ -78,11 +81,18 @@ def classification(
       head: name of the module's last layer.
       precision: one of ``precision.PRECISIONS``.
     """
-    apply: Any = module.apply  # its return type depends on ``mutable``
+    accepted = inspect.signature(type(module).__call__).parameters
+
+    def apply(variables, x, train, mask, **options) -> Any:  # its type depends on ``mutable``
+        given = {"train": train, "mask": mask}
+        given = {name: value for name, value in given.items() if name in accepted}
+        return module.apply(variables, x, **given, **options)
+
     example = np.zeros((1, *image_shape), np.float32)
 
     def init(key):
-        variables: Any = module.init(key, example, train=False)
+        given: dict[str, Any] = {"train": False} if "train" in accepted else {}
+        variables: Any = module.init(key, example, **given)
         return variables["params"], variables.get("batch_stats", {})
 
     def inputs(params, model_state, examples):
@@ -97,8 +107,8 @@ def classification(
         # Products remember their precision: those of a backward pass have it from the forward one.
         with jax.default_matmul_precision(precisions.products(precision)):
             if not (train and model_state):
-                return apply(variables, x, train=train, mask=mask), model_state
-            output, new = apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+                return apply(variables, x, train, mask), model_state
+            output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
             return output, new["batch_stats"]
 
     def features(params, model_state, examples, mask, layers=()):
@@ -118,7 +128,7 @@ def classification(
 
         with jax.default_matmul_precision(precisions.products(precision)):
             with nn.intercept_methods(keep):
-                apply(variables, x, train=False, mask=mask)
+                apply(variables, x, False, mask)
         missing = [name for name in layers or (head,) if name not in found]
         if missing:
             raise ValueError(f"the model has no submodule {missing[0]!r}")

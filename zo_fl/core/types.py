@@ -32,6 +32,7 @@ class Dataset(NamedTuple):
       num_classes: labels lie in ``[0, num_classes)``.
       mean: ``f32[c]`` channel means of pixels, in [0, 1] where these are ``u8``.
       std: ``f32[c]`` channel standard deviations.
+      client_indices: rows of ``train`` of each client, or None: a partition is drawn.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dataset(NamedTuple):
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+    client_indices: tuple[np.ndarray, ...] | None = None
 
 
 class FederatedData(NamedTuple):

@@ -1,15 +1,30 @@
 """A data set shared out among clients, and the gathering of a cohort's examples inside ``jit``."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.core.fields import Block, Field
 from zo_fl.core.types import Dataset, FederatedData
 from zo_fl.data import datasets, summary
 from zo_fl.data import partition as partitions
 
 PARTITIONS = ("dirichlet", "iid", "shards")
+
+
+BLOCK: Block = {
+    "name": Field("cifar10", "cifar10_sample, synthetic, or a set that TFDS has prepared"),
+    "data_dir": Field("", "where TFDS sets lie; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets"),
+    "num_clients": Field(50, "population, K", at_least=1),
+    "partition": Field("dirichlet", "of examples over clients", PARTITIONS),
+    "alpha": Field(0.1, "label skew of dirichlet; smaller is more skewed", above=0),
+    "shards_per_client": Field(2, "of shards", at_least=1),
+    "high_fraction": Field(0.1, "share of high-resource clients, drawn", above=0, at_most=1),
+    "val_fraction": Field(0.1, "of each client's examples", at_least=0, below=1),
+    "partition_seed": Field(0, "of partition, validation split and tiers", at_least=0, below=2**32),
+}
 
 
 class Federation(NamedTuple):
@@ -38,6 +53,7 @@ def load(
     high_fraction: float,
     val_fraction: float,
     partition_seed: int,
+    dataset: Dataset | None = None,
 ) -> Federation:
     """Returns a data set partitioned over clients. The config block ``config.data``.
 
@@ -55,53 +71,51 @@ def load(
       high_fraction: share of high-resource clients, in (0, 1].
       val_fraction: share of each client's examples kept for validation, in [0, 1).
       partition_seed: seed of partition, validation split and tiers; at least 0.
+      dataset: instead of the one that is named. If it says who holds what, nothing is partitioned.
 
     Raises:
       ConfigError: a field is out of range, or the data set is not there.
     """
-    _check_numbers(num_clients, alpha, shards_per_client, partition_seed)
-    _check_kind(partition)
     streams = np.random.SeedSequence(partition_seed).spawn(3)
     for_partition, for_split, for_tiers = (np.random.default_rng(stream) for stream in streams)
+    given = dataset.client_indices if dataset is not None else None
+    if given is not None:
+        num_clients = len(given)
     # Before the data set is read: a wrong fraction should not cost a decoding.
     tiers = partitions.draw_tiers(num_clients, high_fraction, for_tiers)
-    dataset = datasets.load(name, data_dir)
+    dataset = dataset or datasets.load(name, data_dir)
     labels = dataset.train["label"]
-    per_client = shards_per_client if partition == "shards" else 1
-    _check_enough(len(labels), num_clients, per_client)
-    if partition == "dirichlet":
-        rows = partitions.dirichlet(labels, num_clients, alpha, for_partition)
-    elif partition == "iid":
-        rows = partitions.iid(labels, num_clients, for_partition)
+    if given is not None:
+        rows = given
     else:
-        rows = partitions.shards(labels, num_clients, shards_per_client, for_partition)
-    train, val = partitions.split_validation(rows, val_fraction, for_split)
-    sizes = np.full(num_clients, train.shape[1], np.int32)
+        per_client = shards_per_client if partition == "shards" else 1
+        _check_enough(len(labels), num_clients, per_client)
+        if partition == "dirichlet":
+            rows = partitions.dirichlet(labels, num_clients, alpha, for_partition)
+        elif partition == "iid":
+            rows = partitions.iid(labels, num_clients, for_partition)
+        else:
+            rows = partitions.shards(labels, num_clients, shards_per_client, for_partition)
+    train, sizes, val = _split(rows, val_fraction, for_split)
     clients = FederatedData(dataset.train, train, sizes, tiers)
-    described = summary.summarize(labels, train, tiers, dataset.num_classes)
-    return Federation(dataset, clients, np.sort(val, axis=None), described)
+    described = summary.summarize(labels, train, sizes, tiers, dataset.num_classes)
+    return Federation(dataset, clients, np.sort(val), described)
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in PARTITIONS:
-        raise ConfigError(
-            f"config.data.partition={kind!r} is unknown; allowed: {', '.join(PARTITIONS)}"
-        )
-
-
-def _check_numbers(
-    num_clients: int, alpha: float, shards_per_client: int, partition_seed: int
-) -> None:
-    lower_bounds = {
-        "num_clients": (num_clients, 1),
-        "shards_per_client": (shards_per_client, 1),
-        "partition_seed": (partition_seed, 0),
-    }
-    for field, (value, least) in lower_bounds.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ConfigError(f"config.data.{field}={value!r} must be an integer, at least {least}")
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise ConfigError(f"config.data.alpha={alpha!r} must be a number above 0")
+def _split(
+    rows: Sequence[np.ndarray] | np.ndarray, val_fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ``(client_indices i32[K, n], client_sizes i32[K], val_indices i32[V])``."""
+    if isinstance(rows, np.ndarray):
+        train, val = partitions.split_validation(rows, val_fraction, rng)
+        return train, np.full(len(train), train.shape[1], np.int32), val.reshape(-1)
+    # Clients of any sizes, one by one.
+    parts = [partitions.split_validation(each[None], val_fraction, rng) for each in rows]
+    sizes = np.array([train.shape[1] for train, _ in parts], np.int32)
+    table = np.zeros((len(parts), sizes.max()), np.int32)
+    for client, (train, _) in enumerate(parts):
+        table[client, : sizes[client]] = train[0]
+    return table, sizes, np.concatenate([val[0] for _, val in parts])
 
 
 def _check_enough(num_examples: int, num_clients: int, per_client: int) -> None:

@@ -150,11 +150,9 @@ def split_validation(
       ``v = m - n``: 900 and 100 of 1000, 112 and 13 of 125, 23060 and 2563 of 25623.
 
     Raises:
-      ConfigError: the fraction is outside [0, 1), or no training row is left.
+      ConfigError: no training row is left.
     """
     size = client_indices.shape[1]
-    if not 0 <= val_fraction < 1:
-        raise ConfigError(f"config.data.val_fraction={val_fraction} is outside [0, 1)")
     # 1e-9: (1 - 0.9) * 10 is 0.99999... in binary and means 1.
     num_train = math.floor((1 - val_fraction) * size + 1e-9)
     if num_train == 0:
@@ -181,10 +179,8 @@ def draw_tiers(num_clients: int, high_fraction: float, rng: np.random.Generator)
       ``i32[K]``, ``HIGH`` or ``LOW``.
 
     Raises:
-      ConfigError: the fraction is outside (0, 1], or rounds to no client.
+      ConfigError: the fraction rounds to no client.
     """
-    if not 0 < high_fraction <= 1:
-        raise ConfigError(f"config.data.high_fraction={high_fraction} is outside (0, 1]")
     num_high = math.floor(high_fraction * num_clients + 0.5)
     if num_high == 0:
         raise ConfigError(

@@ -9,13 +9,18 @@ from zo_fl.core.types import HIGH, LOW
 
 
 def summarize(
-    labels: np.ndarray, client_indices: np.ndarray, tiers: np.ndarray, num_classes: int
+    labels: np.ndarray,
+    client_indices: np.ndarray,
+    client_sizes: np.ndarray,
+    tiers: np.ndarray,
+    num_classes: int,
 ) -> dict[str, Any]:
     """Returns the label skew of a partition, JSON-able.
 
     Args:
       labels: ``i32[N]``.
-      client_indices: ``i32[K, n]`` training rows of each client.
+      client_indices: ``i32[K, n]`` training rows of each client, padded.
+      client_sizes: ``i32[K]`` how many of them are real.
       tiers: ``i32[K]``.
       num_classes: labels lie in ``[0, num_classes)``.
 
@@ -33,8 +38,9 @@ def summarize(
     """
     num_clients = len(client_indices)
     offsets = np.arange(num_clients)[:, None] * num_classes
-    flat = (np.asarray(labels)[client_indices] + offsets).ravel()
-    counts = np.bincount(flat, minlength=num_clients * num_classes)
+    real = np.arange(client_indices.shape[1]) < client_sizes[:, None]
+    held = (np.asarray(labels)[client_indices] + offsets)[real]
+    counts = np.bincount(held, minlength=num_clients * num_classes)
     counts = counts.reshape(num_clients, num_classes)
     return {
         "num_classes": int(num_classes),

@@ -4,14 +4,15 @@ Of several processes all save their part of a checkpoint, and the first writes e
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import ServerState
-from zo_fl.host import curves, processes, warm_starts, workdir
+from zo_fl.host import curves, processes, workdir
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule, Stretch
@@ -43,16 +44,23 @@ class RunFolder:
             "accuracy_at_best_val": None,
         }
 
-    def adopt(self, donor: Path, like: ServerState) -> None:
-        """Takes over a finished warm-up's last checkpoint and metrics, unless the run has begun.
+    def adopt(self, donor: Path, like: Callable[[int], ServerState]) -> None:
+        """Takes over a finished run's last checkpoint and metrics, unless the run has begun.
 
         Args:
-          donor: the warm-up's folder, checked by ``warm_starts.check``.
-          like: a state of the first phase.
+          donor: the finished run's folder, checked by ``warm_starts.check``.
+          like: ``rounds done -> `` a state of the phase that they end in.
+
+        Raises:
+          ConfigError: its checkpoint is missing, or of another structure.
         """
         if self.checkpoints.latest_round() is not None:
             return
-        done, state, self._progress = warm_starts.restore(donor, like)
+        saved = Checkpoints(donor)
+        done = saved.latest_round()
+        if done is None:
+            raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
+        state, self._progress = saved.restore(done, like(done))
         if done == self._schedule.pivot:
             self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
         with processes.agreed():

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,39 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def check(path: Path, config: Mapping[str, Any]) -> None:
+def check(
+    path: Path,
+    identity: Callable[[Mapping[str, Any]], dict[str, Any]],
+    config: Mapping[str, Any],
+    model: str | None = None,
+) -> None:
     """Checks that a folder is free, or holds a run of the same config.
 
+    Args:
+      path: the folder.
+      identity: what of a config makes the run, by dotted names.
+      config: resolved.
+      model: the user's own, in words.
+
     Raises:
-      ConfigError: it holds a run of another config; names the first field that differs.
+      ConfigError: it holds a run of another config or model; says what differs first.
     """
     earlier = read_json(path / "config.json")
     if earlier is None:
         return
-    old, new = flatten(earlier["config"]), flatten(json.loads(json.dumps(config)))
+    try:
+        old = identity(earlier["config"])
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path} holds a run of another version of this program ({error}); change --workdir"
+        ) from None
+    if earlier.get("model") != model:
+        raise ConfigError(
+            f"{path} holds a run with the model {earlier.get('model') or 'of the config'}, given "
+            f"{model or 'that of the config'}; only the same model resumes: change it back, or "
+            "--workdir"
+        )
+    new = identity(config)
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             raise ConfigError(
@@ -40,12 +63,7 @@ def check(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def create(
-    path: Path,
-    config: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    partition: Mapping[str, Any],
-) -> None:
+def create(path: Path, made: Mapping[str, Any], partition: Mapping[str, Any]) -> None:
     """Makes the folder with ``config.json`` and ``partition.json``; leaves existing ones alone.
 
     Raises:
@@ -56,7 +74,7 @@ def create(
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / "partition.json", partition)
-        write_json(path / "config.json", {"config": config, "provenance": provenance})
+        write_json(path / "config.json", made)
     except OSError as error:
         raise ConfigError(
             f"cannot write to the folder {path} ({error.strerror}); change --workdir"
@@ -77,14 +95,3 @@ def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
                 "processes must share its file system; change --workdir"
             )
         time.sleep(0.1)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested dicts as one dict of dotted names."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

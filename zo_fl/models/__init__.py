@@ -5,11 +5,11 @@ Every module is called as ``module.apply(variables, x, train=..., mask=...)``; i
 """
 
 import functools
-from collections.abc import Iterable
 
 import flax.linen as nn
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.core.fields import Block, Field
 from zo_fl.models.conv import IMPLEMENTATIONS
 from zo_fl.models.layers import NORMS
 from zo_fl.models.resnet import ResNet18
@@ -31,6 +31,13 @@ MODELS = {
 }
 
 
+BLOCK: Block = {
+    "name": Field("resnet18", "the model", lambda: MODELS),
+    "norm": Field("batch", "group: 2 groups; layer: vit alone", NORMS),
+    "conv": Field("auto", "how convolutions are computed; auto = measured best", IMPLEMENTATIONS),
+}
+
+
 def create(
     *, name: str, norm: str, conv: str = "auto", num_classes: int, width: float = 1.0
 ) -> nn.Module:
@@ -49,15 +56,8 @@ def create(
       f32[n, num_classes]``.
 
     Raises:
-      ConfigError: an unknown name, norm or convolution, or a norm or width that the model cannot
-        have.
+      ConfigError: a norm or width that the model cannot have.
     """
-    if name not in MODELS:
-        raise ConfigError(_unknown("name", name, MODELS))
-    if norm not in NORMS:
-        raise ConfigError(_unknown("norm", norm, NORMS))
-    if conv not in IMPLEMENTATIONS:
-        raise ConfigError(_unknown("conv", conv, IMPLEMENTATIONS))
     module, norms = MODELS[name]
     if norm not in norms:
         raise ConfigError(
@@ -72,8 +72,3 @@ def create(
             " change config.model.name"
         )
     return module(num_classes=num_classes, norm=norm, conv=conv, width=width)
-
-
-def _unknown(field: str, given: object, allowed: Iterable[str]) -> str:
-    """Returns the message for a value that is not in a list."""
-    return f"unknown {field} {given!r}, allowed: {', '.join(allowed)}; change config.model.{field}"

@@ -46,7 +46,7 @@ def split_name(high_fraction: float) -> str:
     return f"{high}/{100 - high}"
 
 
-def total_rounds(config: ConfigDict) -> int:
+def total_rounds(config: Any) -> int:
     """Returns the rounds of both phases together."""
     return config.warmup.num_rounds + config.zo.num_rounds
 

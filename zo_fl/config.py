@@ -1,0 +1,185 @@
+"""Configs: all fields, their defaults and their check, and config files by name.
+
+A block of fields is declared beside the function that takes it: ``data`` in ``data.federated``,
+``model`` in ``models``, a method's in its file in ``algorithms`` (``BLOCKS``). A config file
+exports ``get_config()``; it changes fields of ``default()``, or of another one, got by ``load``.
+"""
+
+import importlib.util
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from zo_fl import algorithms, models
+from zo_fl.core import fields
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.fields import Block, Field
+from zo_fl.core.precision import PRECISIONS
+from zo_fl.data import federated
+
+RUN: Block = {
+    "device": Field("auto", "where to compute", ("auto", "cpu", "gpu", "tpu")),
+    "num_devices": Field(0, "devices to use; 0 = all there are", at_least=0),
+    "clients_per_vmap": Field(
+        0, "clients evaluated at once on a device; 0 = measured best", at_least=0
+    ),
+    "unroll": Field(1, "clients whose loop is unrolled: speed and memory only", at_least=1),
+    "data": Field("auto", "device: all on each; stream: on the host", ("auto", "device", "stream")),
+    "rounds_per_jit": Field(10, "rounds a dispatch at most", at_least=1),
+    "eval_every": Field(10, "rounds; the end of a phase is always evaluated", at_least=1),
+    "eval_batch_size": Field(500, "examples", at_least=1),
+    "eval_precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+    "checkpoint_every": Field(10, "rounds; the end of a phase is always saved", at_least=1),
+}
+
+
+def _algorithm(name: str) -> str:
+    known = algorithms.ALGORITHMS | algorithms.ALIASES
+    if all(part in known for part in name.split("+")):
+        return ""
+    return f"{', '.join(sorted(known))}, or several joined by +"
+
+
+def blocks() -> Block:
+    """Returns the declaration of every field."""
+    return {
+        "algorithm": Field("zowarmup", "a method, or several joined by +", problem=_algorithm),
+        "seed": Field(
+            0, "of weights, cohorts, batches, augmentation, directions", at_least=0, below=2**32
+        ),
+        "data": federated.BLOCK,
+        "model": models.BLOCK,
+        **algorithms.blocks(),
+        "run": RUN,
+    }
+
+
+def default() -> ConfigDict:
+    """Returns every field with its default: ZOWarmUp on CIFAR-10, ResNet18, 10/90."""
+    return ConfigDict(fields.defaults(blocks()))
+
+
+def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as plain nested dicts, every field of it checked.
+
+    Args:
+      config: fields that are absent have their defaults.
+
+    Raises:
+      ConfigError: a field that there is not, or a value that is not allowed.
+    """
+    given = config.to_dict() if isinstance(config, ConfigDict) else config
+    return fields.resolve(blocks(), given)
+
+
+def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config with fields changed, not yet checked.
+
+    Args:
+      resolved: as ``resolve`` returns it.
+      changes: dotted field -> value.
+
+    Raises:
+      ConfigError: a field that there is not.
+    """
+    flat = flatten(resolved)
+    for field in changes:
+        if field not in flat:
+            raise ConfigError(fields.unknown(field, flat))
+    return traverse_util.unflatten_dict({**flat, **changes}, sep=".")
+
+
+def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what makes a run the one it is, by dotted names: blocks that its method reads.
+
+    Raises:
+      ConfigError: a config of another version of this program, with fields that there are not now.
+    """
+    resolved = resolve(resolved)
+    parts = algorithms.parts(resolved["algorithm"])
+    read = {block for part in parts for block in algorithms.blocks_of(part)}
+    kept = {name: resolved[name] for name in ("data", "model", "run", *sorted(read))}
+    return {"algorithm": "+".join(parts), "seed": resolved["seed"]} | flatten(kept)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts as one dict of dotted names."""
+    return traverse_util.flatten_dict(dict(tree), sep=".")
+
+
+def load(name: str | Path) -> ConfigDict:
+    """Returns the config of a file.
+
+    Args:
+      name: a name in ``configs``, such as ``quickstart``, or a path.
+
+    Raises:
+      ConfigError: there is no such file, or it fails.
+    """
+    return call(find(name), "get_config")
+
+
+def folder() -> Path:
+    """Returns the folder of the configs that come along."""
+    here = Path(__file__).parent
+    # Within the package where it is installed, beside it in a checkout.
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
+    """Returns the path of a file that is given by name or by path.
+
+    Args:
+      name: of one that comes along, without its ending, or any path.
+      kind: what it is, for the message; ``--KIND`` is the flag.
+      within: folder in ``configs`` of those that come along.
+
+    Raises:
+      ConfigError: there is no such file; names those that are like it.
+    """
+    path, known = Path(name), folder() / within
+    if path.is_file():
+        return path
+    if path.suffix in ("", ".py") and (known / f"{path.stem}.py").is_file():
+        # A name; or a path in the repository, from elsewhere.
+        if path.parent == Path(".") or path.parent.parts[-1:] == (known.name,):
+            return known / f"{path.stem}.py"
+    names = sorted(p.stem for p in known.glob("*.py") if p.stem not in ("__init__", "base"))
+    near = fields.near(path.stem, names)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+    raise ConfigError(f"no {kind} file {str(name)!r}; {hint}; change --{kind}")
+
+
+def call(path: Path, function: str, *arguments: Any) -> Any:
+    """Returns what a function of a user's file returns.
+
+    Raises:
+      ConfigError: it fails; names the file and the line.
+    """
+    spec = importlib.util.spec_from_file_location(f"zo_fl_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    with _explained(path):
+        spec.loader.exec_module(module)
+        return getattr(module, function)(*arguments)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns whatever a user's file raises into one line that names it and its line."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:
+        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        number = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else 0
+        text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+        first = text.splitlines()[0] if text else ""
+        raise ConfigError(f"{path}, line {number}: {type(error).__name__}: {first}") from error

@@ -1,0 +1,76 @@
+"""Starting a run after phases that another run has done already.
+
+Runs of one seed that begin alike share that beginning: a run of it alone is what they start from. A
+shorter last phase is the start of a longer one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zo_fl import algorithms
+from zo_fl import config as configs
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import workdir
+
+# What decides which rounds are evaluated, and how.
+_CADENCE = ("eval_every", "eval_batch_size", "eval_precision")
+
+
+def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """Returns what decides the result of a run's first methods, by dotted names.
+
+    The number of rounds of the last of them is left out, see ``last_rounds``.
+
+    Args:
+      config: resolved.
+      parts: keys of ``ALGORITHMS``, the first of those that the run's method stands for.
+    """
+    read = {block for part in parts for block in algorithms.blocks_of(part)}
+    found = configs.flatten({name: config[name] for name in ("data", "model", *sorted(read))})
+    found |= {f"run.{name}": config["run"][name] for name in _CADENCE}
+    found |= {"seed": config["seed"], "algorithm": "+".join(parts)}
+    del found[_rounds_field(parts)]
+    return found
+
+
+def last_rounds(config: Mapping[str, Any], parts: Sequence[str]) -> int:
+    """Returns the number of rounds of the last of a run's first methods."""
+    block, field = _rounds_field(parts).split(".")
+    return config[block][field]
+
+
+def check(config: Mapping[str, Any], donor: Path) -> None:
+    """Checks that a folder holds a finished run that a run of ``config`` would begin with.
+
+    Raises:
+      ConfigError: it does not; says which field differs.
+    """
+    summary = workdir.read_json(donor / "summary.json")
+    saved = workdir.read_json(donor / "config.json")
+    if summary is None or saved is None or summary["diverged_round"] is not None:
+        raise ConfigError(f"{donor} holds no finished run; change --warm_start")
+    earlier = configs.resolve(saved["config"])
+    mine, parts = algorithms.parts(config["algorithm"]), algorithms.parts(earlier["algorithm"])
+    if mine[: len(parts)] != parts:
+        raise ConfigError(
+            f"{donor} holds a run of {earlier['algorithm']}, config.algorithm="
+            f"{config['algorithm']!r} does not begin with it; change --warm_start"
+        )
+    given, had = shared(config, parts), shared(earlier, parts)
+    for field in sorted(given):
+        if given[field] != had[field]:
+            raise ConfigError(
+                f"{donor} was run with config.{field}={had[field]!r}, given {given[field]!r}; "
+                "only runs of equal settings share a beginning; change --warm_start"
+            )
+    done, wanted = last_rounds(earlier, parts), last_rounds(config, parts)
+    if done > wanted:
+        raise ConfigError(
+            f"{donor} has {done} rounds, config.{_rounds_field(parts)}={wanted}; a warm start is "
+            "at most as long; change --warm_start"
+        )
+
+
+def _rounds_field(parts: Sequence[str]) -> str:
+    return f"{algorithms.blocks_of(parts[-1])[-1]}.num_rounds"
