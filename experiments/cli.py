@@ -86,7 +86,7 @@ def given_config() -> Given:
     if name is None:
         raise ConfigError("no config given; pass --config=quickstart or another name or file")
     made, known, overrides = config.load(name), fields.flat(config.blocks()), {}
-    for change in flags.FLAGS["set"].value:
+    for change in flags.FLAGS["set"].value or []:
         field, is_change, text = change.partition("=")
         if field not in known:
             raise ConfigError(fields.unknown(field, known))

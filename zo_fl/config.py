@@ -61,7 +61,7 @@ def blocks() -> Block:
 
 def default() -> ConfigDict:
     """Returns every field with its default: ZOWarmUp on CIFAR-10, ResNet18, 10/90."""
-    return ConfigDict(fields.defaults(blocks()))
+    return ConfigDict(fields.defaults(blocks())).lock()  # a misspelt field fails where it is set
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl import experiment
 from zo_fl.core.engine import Engine
 from zo_fl.core.types import Array, PyTree
+from zo_fl.host.devices import make_mesh
 from zo_fl.models import create
 
 LEARNING_RATE = 0.01
@@ -103,7 +103,7 @@ def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]
 
 def _jit(function: Callable) -> Callable:
     """Returns the function compiled as rounds are."""
-    return jax.jit(function, compiler_options=Engine(experiment.make_mesh()).compiler_options)
+    return jax.jit(function, compiler_options=Engine(make_mesh()).compiler_options)
 
 
 def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.core.chunk import make_chunk
+from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import FederatedData
 from zo_fl.experiment import Experiment
 from zo_fl.host import provenance, streaming
@@ -48,12 +49,13 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     """
     built, config = workloads.set_up(workload, changes)
     (phase,) = built.phases
-    state = jax.jit(lambda key: phase.algorithm.init(*built.task.init(key)))(built.run_key)
+    state = jax.jit(lambda key: phase.init(*built.task.init(key)))(built.run_key)
     feed = _feed(built, workload.rounds, rounds + 1)
     data = next(feed)
     began = time.perf_counter()
     options = built.engine.compiler_options
-    chunk = make_chunk(phase.algorithm, workload.rounds, compiler_options=options)
+    algorithm = make_algorithm(phase, built.engine)
+    chunk = make_chunk(algorithm, workload.rounds, compiler_options=options)
     program = chunk.lower(state, data, built.run_key, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - began
     forward = _forward_pass(workload, built, config, state)
@@ -110,20 +112,18 @@ def _forward_pass(workload: Workload, built, config, state):
     """Returns a call that computes the losses of one client's images once."""
     block = config["zo" if workload.algorithm == "zo" else "warmup"]
     batch_statistics = block.get("bn_policy") in ("batch", "batch_sync")
-    examples = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf[: workload.images]), (built.data.images, built.data.labels)
-    )
+    examples = jax.tree.map(lambda leaf: jnp.asarray(leaf[: workload.images]), built.data.examples)
     mask = jnp.ones(workload.images, bool)
 
-    task = built.task.with_precision(block["precision"], "precision")
+    task = built.task.with_precision(block["precision"])
 
     @functools.partial(jax.jit, compiler_options=built.engine.compiler_options)
-    def losses(params, model_state, images, labels):
-        return task.losses(params, model_state, images, labels, mask, batch_statistics)[0]
+    def losses(params, model_state, examples):
+        return task.losses(params, model_state, examples, mask, batch_statistics)[0]
 
     # A copy: the round is given the state to destroy.
     params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))
-    return lambda: losses(params, model_state, *examples)
+    return lambda: losses(params, model_state, examples)
 
 
 def _seconds_of(call) -> float:

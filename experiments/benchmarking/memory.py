@@ -55,7 +55,7 @@ def _row(label: str, batch: int, floats: int, workload: Workload, run: bool) -> 
 
 def _allocated(built, phase, step) -> str:
     """Runs a step and returns the peak of the device's allocator so far."""
-    state = phase.algorithm.init(*built.task.init(keys.run_key(0)))._replace(opt_state=())
+    state = phase.init(*built.task.init(keys.run_key(0)))._replace(opt_state=())
     batch = trees.squeeze(jax.jit(cohorts.gather)(built.data, jax.numpy.zeros(1, int)))
     jax.block_until_ready(step(state, batch, keys.run_key(0)))
     return units.num_bytes((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"))

@@ -12,11 +12,12 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
+from zo_fl import config as configs
 from zo_fl import experiment, models
 from zo_fl.core.types import HIGH, Dataset, FederatedData
 from zo_fl.data.federated import Federation
 from zo_fl.experiment import Experiment
+from zo_fl.host.devices import make_engine
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10
@@ -126,15 +127,14 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
     Raises:
       ConfigError: bad changes.
     """
-    config: Any = base.get_config()
+    config: Any = configs.default()
     config.algorithm = workload.algorithm
     config.model.update(workload.model)
     block = {"fedavg": "warmup", "zo": "zo"}[workload.algorithm]
     config[block].update({**workload.changes, "num_rounds": 1})
     config.run.rounds_per_jit = workload.rounds
-    config.update_from_flattened_dict(changes)
-    resolved = config.to_dict()
-    engine = experiment.make_engine(resolved["run"])
+    resolved = configs.resolve(configs.changed(configs.resolve(config), changes))
+    engine = make_engine(resolved["run"])
     federation = _random_federation(workload)
     return experiment.assemble(resolved, federation, engine, workload.width), resolved
 
@@ -145,16 +145,15 @@ def _random_federation(workload: Workload) -> Federation:
     images = rng.integers(0, 256, (count, *IMAGE_SHAPE), dtype=np.uint8)
     labels = rng.integers(0, NUM_CLASSES, count, dtype=np.int32)
     half = np.full(IMAGE_SHAPE[-1], 0.5, np.float32)
+    examples = {"image": images, "label": labels}
     clients = FederatedData(
-        images,
-        labels,
+        examples,
         client_indices=np.arange(count, dtype=np.int32).reshape(workload.clients, -1),
         client_sizes=np.full(workload.clients, workload.images, np.int32),
         client_tiers=np.full(workload.clients, HIGH, np.int32),
     )
-    dataset = Dataset(
-        "random", images, labels, images[:1], labels[:1], NUM_CLASSES, mean=half, std=half
-    )
+    test = {"image": images[:1], "label": labels[:1]}
+    dataset = Dataset("random", examples, test, NUM_CLASSES, mean=half, std=half)
     return Federation(dataset, clients, val_indices=np.zeros(0, np.int64), summary={})
 
 

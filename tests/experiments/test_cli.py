@@ -37,7 +37,10 @@ def call(module, *arguments):
         (("--config.zoo=1",), "unknown field config.zoo"),
         (("--zo.eps=1",), "zo.eps"),
         (("config.zo.eps=1",), "unexpected argument 'config.zo.eps=1'"),
-        (("--config=configs/cifar100.py",), "no config file 'configs/cifar100.py'; did you mean cifar10_"),
+        (
+            ("--config=configs/cifar100.py",),
+            "no config file 'configs/cifar100.py'; did you mean cifar10_",
+        ),
         (("--config.data.high_fraction=0.0",), "config.data.high_fraction"),
         (("--config.zo.cohort_size=21",), "config.zo.cohort_size=21 is outside what is allowed"),
         (("--config.data.name=cifar10", "--config.data.data_dir=nowhere"), "prepare_data"),

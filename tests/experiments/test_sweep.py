@@ -11,6 +11,7 @@ import pytest
 
 from experiments import sweep
 from experiments.sweeping import display, jobs, pool, record
+from zo_fl import config as configs
 from zo_fl import experiment, sweeps
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
@@ -53,7 +54,8 @@ def config(name="quickstart"):
 
 def plan(points, root, seeds=(0,), given=None, name="quickstart"):
     given = given or {}
-    base = jobs.resolve(config(name), given)
+    base = config(name)
+    base.update_from_flattened_dict(given)
     return jobs.plan(Sweep("title", "", points), base, given, seeds, root, "name")
 
 
@@ -115,7 +117,8 @@ def test_every_method_of_the_methods_sweep_can_be_built():
     base = config()
     base.data.name, base.run.num_devices = "synthetic", 1
     for point in importlib.import_module("configs.sweeps.methods").get_sweep(base).points:
-        built = experiment.build(jobs.resolve(base, point.overrides).to_dict())
+        changes = configs.changed(configs.resolve(base), point.overrides)
+        built = experiment.build(configs.resolve(changes))
         rounds = sum(phase.num_rounds for phase in built.phases)
         alone = point.row == sweeps.HIGH_RES_ONLY
         assert rounds == (base.warmup.num_rounds if alone else sweeps.total_rounds(base)), point
@@ -157,9 +160,9 @@ def test_equal_warmups_are_one_and_a_shorter_one_starts_a_longer_one(tmp_path):
 
 def test_a_warmup_does_not_depend_on_what_comes_after_it(tmp_path):
     one = plan([point("a")], tmp_path, given={"zo.lr": 0.3})[0]
-    two = plan([point("b", "fedavg")], tmp_path)[0]
+    two = plan([point("b", "fedavg+decomfl")], tmp_path)[0]
     assert one.folder == two.folder and one.overrides == two.overrides
-    assert plan([point("b", "fedavg")], tmp_path, given={"data.alpha": 1.0})[0] != two
+    assert plan([point("b")], tmp_path, given={"data.alpha": 1.0})[0] != two
 
 
 def test_the_numbers_of_the_pivot_sweep_scale_with_the_config():
@@ -179,7 +182,7 @@ def test_the_numbers_of_the_pivot_sweep_scale_with_the_config():
     (
         (
             {"zo.epz": 1.0},
-            "unknown field config.zo.epz in the sweep's overrides; did you mean zo.eps",
+            "unknown field config.zo.epz; did you mean config.zo.eps",
         ),
         ({"zoo": 1.0}, "unknown field config.zoo"),
         ({"zo.num_rounds": "many"}, "config.zo.num_rounds='many'"),
@@ -209,7 +212,7 @@ def test_a_warmup_runs_once_before_its_points_which_are_told_of_it(tmp_path):
 
 
 def test_what_is_finished_is_skipped_and_what_failed_is_run_again(tmp_path):
-    planned = plan([point("good", "zo"), point("bad", "mlp")], tmp_path)
+    planned = plan([point("good", "zo"), point("bad", "mezo")], tmp_path)
     first = run(planned, {"bad--": "fail"})
     good, bad = planned
     assert first[good.name].state == pool.DONE and first[bad.name].state == pool.FAILED
@@ -349,11 +352,11 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path):
 
 def test_a_sweep_file_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match="in configs/sweeps there are: alpha, bn_policy"):
+    with pytest.raises(ConfigError, match="did you mean splits"):
         jobs.load_sweep("configs/sweeps/split.py", config())
     path = tmp_path / "broken.py"
     path.write_text("def get_sweep(config):\n    return config.zo.epz\n")
-    with pytest.raises(ConfigError, match="broken.py: AttributeError"):
+    with pytest.raises(ConfigError, match="broken.py, line 2: AttributeError"):
         jobs.load_sweep(path, config())
 
 
@@ -384,3 +387,9 @@ def test_list_prints_the_runs_and_runs_none(tmp_path):
     assert got.stdout.count("\n") == 2 * (5 + 10)
     assert "splits/zowarmup--10-90/1: algorithm=zowarmup" in got.stdout
     assert not (tmp_path / "R").exists()
+
+
+def test_methods_that_begin_alike_share_that_beginning_whatever_it_is(tmp_path):
+    planned = plan([point("a", "heterofl+zo"), point("b", "heterofl+decomfl")], tmp_path)
+    warmup, a, b = planned
+    assert warmup.overrides["algorithm"] == "heterofl" and a.after == b.after == warmup.folder
