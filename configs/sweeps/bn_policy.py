@@ -9,7 +9,7 @@ over the pivot comes from the statistics alone; the rest is the zeroth-order upd
 
 from ml_collections import ConfigDict
 
-from zo_fl.clients.zeroth_order import BN_POLICIES
+from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.sweeps import Point, Sweep
 
 
@@ -26,7 +26,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
                 "zo.lr": lr,
             },
         )
-        for name in BN_POLICIES
+        for name in POLICIES
         for lr in (config.zo.lr, 0.0)
     ]
     return Sweep("Batch statistics after the pivot", "", points, reference="frozen")

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from zo_fl import sweeps
-from zo_fl.clients.zeroth_order import BN_POLICIES
+from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.sweeps import Point, Sweep
 
 
@@ -84,4 +84,4 @@ def _controls(config: ConfigDict) -> dict[str, dict[str, Any]]:
     still = {"algorithm": "zowarmup", "zo.lr": 0.0}
     if config.model.norm != "batch":
         return {"ZOWarmUp, lr = 0": still}
-    return {f"ZOWarmUp, lr = 0, {name}": still | {"zo.bn_policy": name} for name in BN_POLICIES}
+    return {f"ZOWarmUp, lr = 0, {name}": still | {"zo.bn_policy": name} for name in POLICIES}

@@ -8,7 +8,7 @@ import pytest
 
 from tests import tiny
 from zo_fl.clients import batch_statistics
-from zo_fl.clients.zeroth_order import BN_POLICIES
+from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.core import trees
 from zo_fl.host.traffic import phase_traffic
 
@@ -105,7 +105,7 @@ def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so()
             0
         ].messages
 
-    for policy in BN_POLICIES:
+    for policy in POLICIES:
         same = bool(jnp.all(scalars(policy, 0.0) == scalars(policy, 0.5)))
         assert same == (policy in ("batch", "batch_sync")), policy
 

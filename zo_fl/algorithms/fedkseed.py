@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import estimators, zeroth_order
+from zo_fl.clients import batch_statistics, estimators, zeroth_order
 from zo_fl.clients.zeroth_order import Prober, Probing
 from zo_fl.core import keys
 from zo_fl.core.fields import Block, Field, changed, take, without
@@ -179,7 +179,7 @@ def pool_aggregation(
         )
         return gradient, jax.tree.map(jnp.add, state.strategy_state, gains)
 
-    finalize_state = zeroth_order.finalize_state(prober)
+    finalize_state = batch_statistics.finalize_state(prober.fields.bn_policy)
     return Aggregation(init, finalize=finalize, finalize_state=finalize_state)
 
 

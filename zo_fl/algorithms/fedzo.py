@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import scalars, zeroth_order
+from zo_fl.clients import batch_statistics, scalars, zeroth_order
 from zo_fl.clients.zeroth_order import Prober, Probing
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, changed, take, without
@@ -52,7 +52,9 @@ def phases(problem: Problem, *, fedzo: Mapping[str, Any]) -> tuple[Phase, ...]:
         lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
         take(Participation, fedzo),
     )
-    aggregation = Aggregation(finalize_state=zeroth_order.finalize_state(prober))
+    aggregation = Aggregation(
+        finalize_state=batch_statistics.finalize_state(prober.fields.bn_policy)
+    )
     optimizer = server_optimizers.create(lr=fedzo["lr"], **fedzo["server"])
     return (Phase("fedzo", fedzo["num_rounds"], (group,), aggregation, optimizer),)
 

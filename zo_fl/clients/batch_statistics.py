@@ -1,6 +1,19 @@
 """BatchNorm's running statistics, which are state and not parameters: never perturbed, never
 optimized.
 
+BatchNorm in a pass that has no gradient is an open choice in the paper; ``bn_policy`` makes it
+explicit. Perturbed passes never touch running statistics, whatever the policy.
+
+    policy        losses are computed with       running statistics
+    frozen        the running statistics         stay as they were at the pivot
+    batch         the client's batch statistics  stay as they were at the pivot
+    batch_sync    the client's batch statistics  one unperturbed pass a round moves them by the
+                                                 usual momentum; n_k-weighted mean of the clients'
+    recalibrate   the running statistics         replaced every round by the exact pooled statistics
+                                                 of all clients' unperturbed passes
+
+The last two upload statistics beside the scalars, and are billed for them.
+
 A statistics tree is flax's ``batch_stats`` collection: nested dicts that end in
 ``{"mean": f32[channels], "var": f32[channels]}``. With GroupNorm or LayerNorm it is ``{}``.
 """
@@ -10,9 +23,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.core.phase import Evaluated, Problem
+from zo_fl.core.strategy import FinalizeState
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, Examples, FederatedData, ModelState, Params, ServerState
 from zo_fl.models.layers import BATCH_NORM_MOMENTUM
+
+POLICIES = ("frozen", "batch", "batch_sync", "recalibrate")
+OF_THE_BATCH = ("batch", "batch_sync")  # losses are computed with the client's own statistics
+UPLOADED = ("batch_sync", "recalibrate")
+
+
+def of_client(
+    task: Task, policy: str, state: ServerState, examples: Examples, mask: Array
+) -> ModelState:
+    """Returns the statistics that a client uploads, ``{}`` if its policy sends none.
+
+    Args:
+      task: the learning problem.
+      policy: one of ``POLICIES``.
+      state: what the server sent.
+      examples: leaves ``[b, n, ...]``, all of the client's.
+      mask: ``bool[b, n]``.
+    """
+    if policy not in UPLOADED:
+        return {}
+    moments = batch_moments(task, state.params, state.model_state, examples, mask)
+    return moments if policy == "recalibrate" else move(state.model_state, from_moments(moments))
+
+
+def finalize_state(policy: str) -> FinalizeState:
+    """Returns what becomes of the statistics that clients upload."""
+    if policy == "batch_sync":
+        return lambda model_state, uploaded: uploaded
+    if policy == "recalibrate":
+        return lambda model_state, uploaded: from_moments(uploaded)
+    return lambda model_state, uploaded: model_state
 
 
 def batch_moments(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.clients import estimators, zeroth_order
+from zo_fl.clients import batch_statistics, estimators, zeroth_order
 from zo_fl.clients.zeroth_order import Prober
 from zo_fl.core import keys
 from zo_fl.core.strategy import Aggregation, ClientStrategy
@@ -53,7 +53,9 @@ def scalar_aggregation(prober: Prober, shared: bool, scale: float) -> Aggregatio
             )
         return optax.tree.scale(scale, mean_update), state.strategy_state
 
-    return Aggregation(finalize=finalize, finalize_state=zeroth_order.finalize_state(prober))
+    return Aggregation(
+        finalize=finalize, finalize_state=batch_statistics.finalize_state(prober.fields.bn_policy)
+    )
 
 
 def step_keys(prober: Prober, root: Array, step: Array) -> Array:

@@ -7,18 +7,8 @@ With one step on all examples this is ZOWarmUp's round; with k steps on k equal 
 with many steps on mini-batches FedKSeed, DeComFL and FedZO. Which directions are probed, what is
 sent and what the server makes of it is the methods' own affair (``zo_fl/algorithms``).
 
-BatchNorm in a pass that has no gradient is an open choice in the paper; ``bn_policy`` makes it
-explicit. Perturbed passes never touch running statistics, whatever the policy.
-
-    policy        losses are computed with       running statistics
-    frozen        the running statistics         stay as they were at the pivot
-    batch         the client's batch statistics  stay as they were at the pivot
-    batch_sync    the client's batch statistics  one unperturbed pass a round moves them by the
-                                                 usual momentum; n_k-weighted mean of the clients'
-    recalibrate   the running statistics         replaced every round by the exact pooled statistics
-                                                 of all clients' unperturbed passes
-
-The last two upload statistics beside the scalars, and are billed for them.
+Perturbed passes never touch running statistics of BatchNorm, whatever ``bn_policy`` does with them
+(``batch_statistics``).
 """
 
 from collections.abc import Callable
@@ -28,32 +18,19 @@ import jax
 import jax.numpy as jnp
 
 from zo_fl.clients import batch_statistics, directions, estimators
+from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.core import cohorts, keys
 from zo_fl.core.fields import Block, Field
 from zo_fl.core.precision import PRECISIONS
-from zo_fl.core.strategy import FinalizeState
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, ClientBatch, Examples, ModelState, Params, ServerState
-
-BN_POLICIES = ("frozen", "batch", "batch_sync", "recalibrate")
 
 
 class Probing(NamedTuple):
     """Fields of a config block: how losses are probed, in all zeroth-order methods.
 
-    Attributes:
-      estimator: one of ``estimators.ESTIMATORS``.
-      distribution: of the directions, one of ``directions.DISTRIBUTIONS``.
-      eps: perturbation scale.
-      tau: standard deviation of a direction's coordinates.
-      num_directions: S, a local step.
-      local_steps: k, a round.
-      batch_size: examples a local step; 0 = one k-th of the client's examples.
-      bn_policy: one of ``BN_POLICIES``; ``frozen`` if the model has no batch statistics.
-      microbatch: examples a forward pass, 0 = all of a step at once. Exact without batch
-        statistics; with them each microbatch is normalised by itself.
-      augment: random crop and flip, drawn once a round and client: all passes see the same pixels.
-      precision: one of ``precision.PRECISIONS``.
+    ``PROBING`` says what they mean. Microbatches are exact without batch statistics; with them each
+    is normalised by itself. Augmentation is drawn once a round: all passes see the same pixels.
     """
 
     estimator: str
@@ -81,9 +58,7 @@ PROBING: Block = {
     "batch_size": Field(
         0, "examples a local step; 0 = the client's, split evenly over its steps", at_least=0
     ),
-    "bn_policy": Field(
-        "batch_sync", "of batch statistics: zo_fl/clients/zeroth_order.py", BN_POLICIES
-    ),
+    "bn_policy": Field("batch_sync", "zo_fl/clients/batch_statistics.py", POLICIES),
     "microbatch": Field(0, "examples a forward pass; 0 = all of a step at once", at_least=0),
     "augment": Field(False, "random crop and flip"),
     "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
@@ -151,7 +126,7 @@ def forward_passes(prober: Prober, clients: float, examples: float) -> float:
         if prober.fields.batch_size
         else examples
     )
-    unperturbed = examples if prober.fields.bn_policy in ("batch_sync", "recalibrate") else 0
+    unperturbed = examples if prober.fields.bn_policy in batch_statistics.UPLOADED else 0
     return clients * (seen * prober.estimator.passes + unperturbed)
 
 
@@ -198,20 +173,11 @@ def probe(
         inputs = (jnp.arange(prober.fields.local_steps), rows, mask)
         after, (scalars, losses) = jax.lax.scan(step, state.params, inputs)
     whole = _split(examples, batch.mask, prober.fields.microbatch)
-    uploaded = _statistics(prober, state, whole)
+    uploaded = batch_statistics.of_client(prober.task, prober.fields.bn_policy, state, *whole)
     size = jnp.sum(batch.mask).astype(jnp.float32)
     size = jnp.where(jnp.any(jnp.isfinite(scalars)), size, 0.0)
     loss = jnp.mean(losses, where=jnp.isfinite(losses))
     return Probes(scalars, after, uploaded, loss, size)
-
-
-def finalize_state(prober: Prober) -> FinalizeState:
-    """Returns what becomes of the statistics that clients upload, by the prober's policy."""
-    if prober.fields.bn_policy == "batch_sync":
-        return lambda model_state, uploaded: uploaded
-    if prober.fields.bn_policy == "recalibrate":
-        return lambda model_state, uploaded: batch_statistics.from_moments(uploaded)
-    return lambda model_state, uploaded: model_state
 
 
 def _steps(prober: Prober, mask: Array, key: Array) -> tuple[Array | None, Array]:
@@ -236,7 +202,7 @@ def _first(rows: Array | None, mask: Array) -> tuple[Array | None, Array]:
 
 def _losses(prober: Prober, model_state: ModelState, split) -> Callable[[Params], Array]:
     """Returns ``params -> f32[n]``, one microbatch after the other."""
-    use_batch_statistics = prober.fields.bn_policy in ("batch", "batch_sync")
+    use_batch_statistics = prober.fields.bn_policy in batch_statistics.OF_THE_BATCH
 
     def losses(params):
         def one(inputs):
@@ -258,13 +224,3 @@ def _split(examples: Examples, mask: Array, microbatch: int) -> tuple[Examples, 
         return padded.reshape(-1, size, *leaf.shape[1:])
 
     return jax.tree.map(one, examples), one(mask)
-
-
-def _statistics(prober: Prober, state: ServerState, split) -> ModelState:
-    """Returns the statistics a client uploads."""
-    if prober.fields.bn_policy not in ("batch_sync", "recalibrate"):
-        return {}
-    moments = batch_statistics.batch_moments(prober.task, state.params, state.model_state, *split)
-    if prober.fields.bn_policy == "recalibrate":
-        return moments
-    return batch_statistics.move(state.model_state, batch_statistics.from_moments(moments))

@@ -2,7 +2,8 @@
 
 Three implementations of one function, equal up to rounding:
 
-``xla``        ``lax.conv_general_dilated`` and XLA's own gradients. Best on GPUs and TPUs.
+``xla``        ``lax.conv_general_dilated`` and XLA's own gradients. The default on GPUs and TPUs,
+               where nothing was measured yet.
 ``fast_grad``  the same forward pass; both gradients are written as forward convolutions, that by
                the kernel over a few examples at a time. XLA:CPU compiles the gradient convolutions
                that autodiff makes to naive loops inside ``scan``, 5 to 15 times slower than outside
