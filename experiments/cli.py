@@ -5,6 +5,7 @@ name in ``configs`` or the path of any file; ``--config.FIELD=VALUE``, or ``--se
 changes a field.
 """
 
+import functools
 import logging
 import os
 import sys
@@ -48,7 +49,12 @@ def define_config() -> None:
 
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits with its status; bad input is one line and status 2."""
+    """Runs a command and exits with its status; bad input is one line and status 2.
+
+    Args:
+      main: gets what absl left of the arguments; its module's docstring is the command's help.
+    """
+    described = str(sys.modules[main.__module__].__doc__).strip()
 
     def wrapped(argv):
         try:
@@ -56,16 +62,21 @@ def run(main: Callable[[list[str]], int]) -> None:
         except ConfigError as error:
             _fail(str(error))
 
-    app.run(wrapped, flags_parser=parse_flags)
+    app.run(wrapped, flags_parser=functools.partial(parse_flags, described=described))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl flags; on bad ones prints one line and exits with status 2."""
+def parse_flags(argv: list[str], described: str = "") -> list[str]:
+    """Parses absl flags; on bad ones prints one line and exits with status 2.
+
+    Args:
+      argv: the whole command.
+      described: what the command does, for ``--help``.
+    """
     # absl shows JAX's notes on back ends that are not installed.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     if any(argument in _HELP for argument in argv[1:]):
-        print(_help())
+        print(_help(described))
         sys.exit(0)
     try:
         rest = flags.FLAGS([_as_set(argument) for argument in argv])
@@ -120,12 +131,12 @@ def _as_set(argument: str) -> str:
     return f"--set={name.removeprefix('config.')}" if is_field else argument
 
 
-def _help() -> str:
-    """Returns the command's docstring and all flags of this project, with their defaults."""
-    lines = [str(sys.modules["__main__"].__doc__).strip(), "", "Flags:"]
-    package = str(__package__)
-    for module, found in sorted(flags.FLAGS.flags_by_module_dict().items()):
-        if module.startswith((package, "__main__", sys.argv[0])) or "zo-fl" in module:
+def _help(described: str) -> str:
+    """Returns what a command does, and all flags of this project with their defaults."""
+    lines, package = [described, "", "Flags:"], str(__package__)
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        # The module that is run is known by another name.
+        if module.startswith((package, "__main__", sys.argv[0])):
             for flag in found:
                 default = "" if flag.default in (None, [], False) else f" (default: {flag.default})"
                 lines.append(f"  --{flag.name}: {flag.help}{default}")

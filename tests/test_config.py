@@ -33,7 +33,7 @@ def wrong_values(field):
         yield from ("many", (1.5,), (3, 2), (-1,))
     elif isinstance(default, str):
         yield 3
-        if field.choices is not None or field.problem is not None:
+        if field.choices is not None or field.rule is not None:
             yield from ("no such thing", "")
     else:
         yield from ("many", None, True, math.nan, math.inf, -1 if field.below != 1 else -0.5)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from zo_fl import algorithms, models
 from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
-from zo_fl.core.fields import Block, Field
+from zo_fl.core.fields import Block, Field, Rule
 from zo_fl.core.precision import PRECISIONS
 from zo_fl.data import federated
 
@@ -38,17 +38,16 @@ RUN: Block = {
 }
 
 
-def _algorithm(name: str) -> str:
-    known = algorithms.ALGORITHMS | algorithms.ALIASES
-    if all(part in known for part in name.split("+")):
-        return ""
-    return f"{', '.join(sorted(known))}, or several joined by +"
+_METHOD = Rule(
+    lambda: f"{', '.join(sorted(algorithms.names()))}, or several joined by +",
+    lambda name: set(name.split("+")) <= algorithms.names(),
+)
 
 
 def blocks() -> Block:
     """Returns the declaration of every field."""
     return {
-        "algorithm": Field("zowarmup", "a method, or several joined by +", problem=_algorithm),
+        "algorithm": Field("zowarmup", "the method, or methods one after the other", rule=_METHOD),
         "seed": Field(
             0, "of weights, cohorts, batches, augmentation, directions", at_least=0, below=2**32
         ),

@@ -42,6 +42,11 @@ ALGORITHMS: dict[str, Callable[..., tuple[Phase, ...]]] = {
 ALIASES = {"zowarmup": zowarmup.PARTS}
 
 
+def names() -> set[str]:
+    """Returns the names of all algorithms."""
+    return {*ALGORITHMS, *ALIASES}
+
+
 def parts(name: str) -> list[str]:
     """Returns the keys of ``ALGORITHMS`` that a name stands for, in the order that they run."""
     return "+".join(ALIASES.get(part, part) for part in name.split("+")).split("+")

@@ -31,7 +31,7 @@ from zo_fl.clients.slices import mean_over_holders, slice_strategy
 from zo_fl.core import keys
 from zo_fl.core.cohorts import largest_remainder, make_sampler
 from zo_fl.core.errors import ConfigError, FieldError
-from zo_fl.core.fields import Block, Field, changed, take
+from zo_fl.core.fields import Block, Field, Rule, changed, take
 from zo_fl.core.phase import Phase, Problem, as_trained, group_of
 from zo_fl.core.strategy import Aggregation, Group, SampleCohort
 from zo_fl.core.types import HIGH, Array, Cohort, ServerState
@@ -41,30 +41,27 @@ ASSIGNMENTS = ("tier", "dynamic")
 STATISTICS_BATCH = 500
 
 
-def _levels(levels: str) -> str:
-    known = list(levels) == sorted(set(levels)) and set(levels) <= set(WIDTHS)
-    if levels and known:
-        return ""
-    return f"distinct letters of {''.join(WIDTHS)}, widest first, such as 'ab'"
-
-
-def _milestones(rounds: tuple[int, ...]) -> str:
-    rising = all(a < b for a, b in zip((0, *rounds), rounds, strict=False))
-    return "" if rising else "rounds from 1 on, each larger than the one before"
-
+_LEVELS = Rule(
+    lambda: f"distinct letters of {''.join(WIDTHS)}, widest first, such as 'ab'",
+    lambda levels: (
+        bool(levels) and list(levels) == sorted(set(levels)) and set(levels) <= set(WIDTHS)
+    ),
+)
+_MILESTONES = Rule(
+    lambda: "rounds from 1 on, each larger than the one before",
+    lambda rounds: all(a < b for a, b in zip((0, *rounds), rounds, strict=False)),
+)
 
 BLOCKS: dict[str, Block] = {
     "heterofl": {
         "num_rounds": Field(500, "rounds", at_least=0),
         "cohort_size": Field(0, "clients a round, each level its share; 0 = all", at_least=0),
         "levels": Field(
-            "ab", "widths 1, 1/2, .. 1/16 = a to e; the first is the high tier's", problem=_levels
+            "ab", "widths 1, 1/2, .. 1/16 = a to e; the first is the high tier's", rule=_LEVELS
         ),
         "assignment": Field("tier", "of levels; dynamic: re-drawn every round", ASSIGNMENTS),
         **changed(LOCAL_SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        "milestones": Field(
-            (200, 400), "rounds after which lr is divided by 10", problem=_milestones
-        ),
+        "milestones": Field((200, 400), "rounds after which lr is divided by 10", rule=_MILESTONES),
         "clip_norm": Field(1.0, "largest norm of a client's gradient; 0 = any", at_least=0),
         "mask_logits": Field(True, "set logits of classes that a client does not hold to 0"),
     }

@@ -15,6 +15,18 @@ from typing import Any, NamedTuple, TypeVar
 from zo_fl.core.errors import ConfigError
 
 
+class Rule(NamedTuple):
+    """What a value must be where neither choices nor bounds say it.
+
+    Attributes:
+      allowed: in words.
+      fits: whether a value is so.
+    """
+
+    allowed: Callable[[], str]
+    fits: Callable[[Any], bool]
+
+
 class Field(NamedTuple):
     """One field of a config block.
 
@@ -26,7 +38,7 @@ class Field(NamedTuple):
       above: the number must be larger.
       at_most: largest allowed number.
       below: the number must be smaller.
-      problem: ``value -> what is allowed instead, or ""``, for rules that are none of these.
+      rule: for what is none of these.
     """
 
     default: Any
@@ -36,10 +48,12 @@ class Field(NamedTuple):
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    problem: Callable[[Any], str] | None = None
+    rule: Rule | None = None
 
     def allowed(self) -> str:
         """Returns in words what the field may be."""
+        if self.rule is not None:
+            return self.rule.allowed()
         if self.choices is not None:
             return ", ".join(self._choices())
         if isinstance(self.default, bool):
@@ -72,7 +86,6 @@ class Field(NamedTuple):
           ConfigError: it is not allowed.
         """
         plain, fits = _as(self.default, value)
-        allowed = self.allowed()
         if fits and self.choices is not None:
             fits = plain in self._choices()
         if fits and isinstance(plain, int | float) and not isinstance(plain, bool):
@@ -82,11 +95,10 @@ class Field(NamedTuple):
                 and (self.at_most is None or plain <= self.at_most)
                 and (self.below is None or plain < self.below)
             )
-        if fits and self.problem is not None and (problem := self.problem(plain)):
-            fits, allowed = False, problem
-        if not fits:
+        if not fits or (self.rule is not None and not self.rule.fits(plain)):
             raise ConfigError(
-                f"config.{name}={value!r} is not allowed; allowed: {allowed} ({self.meaning})"
+                f"config.{name}={value!r} is not allowed; allowed: {self.allowed()} "
+                f"({self.meaning})"
             )
         return plain
 
