@@ -1,0 +1,55 @@
+"""``Task.features``: inputs of the last layer, and pooled outputs of inner ones, of every model."""
+
+import jax
+import numpy as np
+import pytest
+
+from zo_fl import models
+from zo_fl.core import keys
+from zo_fl.core.task import classification
+
+NORMS = {"vit": "layer", "cnn_large": "none", "mlp": "none"}
+HALF = np.full(3, 0.5, np.float32)
+
+
+def make(name):
+    module = models.create(name=name, norm=NORMS.get(name, "batch"), conv="xla", num_classes=10)
+    task = classification(module, (16, 16, 3), 10, HALF, HALF)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    return task, {"image": images, "label": np.arange(3, dtype=np.int32)}
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_the_last_layer_makes_the_logits_of_the_features(name):
+    task, examples = make(name)
+    mask = np.ones(3, bool)
+
+    def both(key):
+        params, state = task.init(key)
+        features = task.features(params, state, examples, mask)
+        logits, _ = task.logits(params, state, examples, mask, False)
+        return features, logits, params[task.head]
+
+    if name in ("resnet18", "preact_resnet18", "vit"):  # shapes say enough of what takes long
+        features, logits, head = jax.eval_shape(both, keys.run_key(0))
+        assert features.shape == (3, head["kernel"].shape[0]) and logits.shape == (3, 10)
+        return
+    features, logits, head = jax.jit(both)(keys.run_key(0))
+    features, logits, head = jax.device_get((features, logits, head))
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, atol=1e-4)
+
+
+def test_pooled_outputs_of_inner_layers_stand_side_by_side():
+    task, examples = make("resnet18")
+    layers = ("stage1_block2", "stage2_block2", "stage3_block2", "head")
+    features = jax.eval_shape(
+        lambda key: task.features(*task.init(key), examples, np.ones(3, bool), layers),
+        keys.run_key(0),
+    )
+    assert features.shape == (3, 64 + 128 + 256 + 512)
+
+
+def test_an_unknown_layer_is_named():
+    task, examples = make("mlp")
+    with pytest.raises(ValueError, match="no submodule 'stage9'"):
+        task.features(*task.init(keys.run_key(0)), examples, np.ones(3, bool), ("stage9",))

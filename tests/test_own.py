@@ -1,0 +1,170 @@
+"""A user's own data and model: what is accepted, what is refused, and the trained model."""
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+import zo_fl
+from zo_fl.core.errors import ConfigError
+from zo_fl.data import federated
+
+FEW = {
+    "warmup.num_rounds": 2,
+    "zo.num_rounds": 2,
+    "data.num_clients": 4,
+    "data.high_fraction": 0.5,
+    "run.num_devices": 1,
+}
+
+
+class Linear(nn.Module):
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes, name="head")(x.reshape(x.shape[0], -1))
+
+
+class WithStatistics(nn.Module):
+    momentum: float = 0.9
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, x, train, mask=None):
+        mask = None if mask is None else mask[:, None]
+        x = nn.BatchNorm(not train, momentum=self.momentum)(x.reshape(x.shape[0], -1), mask=mask)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+class WithoutMask(WithStatistics):
+    @nn.compact
+    def __call__(self, x, train):
+        return WithStatistics.__call__(self, x, train)
+
+
+def arrays(count=60, shape=(5, 4), seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    lift = labels.reshape(-1, *(1,) * len(shape))
+    return (rng.normal(size=(count, *shape)) + 2 * lift).astype(np.float32), labels
+
+
+def data(**changes):
+    return zo_fl.dataset(*arrays(), *arrays(30, seed=1), **changes)
+
+
+def test_a_run_on_own_data_and_model_predicts_what_it_was_evaluated_with(tmp_path):
+    rows = []
+    summary = zo_fl.run(
+        "quickstart",
+        tmp_path,
+        dataset=data(),
+        model=Linear(),
+        changes=FEW,
+        on_round=rows.append,
+        quiet=True,
+    )
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    model = zo_fl.load(tmp_path)
+    images, labels = arrays(30, seed=1)
+    assert np.mean(model.predict(images) == labels) == pytest.approx(summary["final_accuracy"])
+    assert model.logits(images[:1]).shape == (1, 3) and model.features(images).shape == (30, 20)
+    assert zo_fl.load(tmp_path, model=Linear()).predict(images).tolist() == list(
+        model.predict(images)
+    )
+
+
+def test_the_same_folder_is_resumed_with_the_same_data_and_model_alone(tmp_path):
+    options = dict(dataset=data(), model=Linear(), changes=FEW, quiet=True)
+    once = zo_fl.run("quickstart", tmp_path, **options)
+    assert zo_fl.run("quickstart", tmp_path, **options) == once
+    other = zo_fl.dataset(*arrays(seed=5), *arrays(30, seed=1))
+    with pytest.raises(ConfigError, match=r"config\.data\.name='own:"):
+        zo_fl.run("quickstart", tmp_path, **options | {"dataset": other})
+    with pytest.raises(ConfigError, match="only the same model resumes"):
+        zo_fl.run("quickstart", tmp_path, **options | {"model": None})
+
+
+def test_uint8_and_float_images_of_equal_pixels_are_the_same_inputs():
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
+    labels = np.arange(12) % 3
+    small = zo_fl.dataset(images, labels, images, labels)
+    large = zo_fl.dataset(images / 255.0, labels, images / 255.0, labels)
+    np.testing.assert_allclose(small.mean, large.mean, rtol=1e-5)
+    np.testing.assert_allclose(small.std, large.std, rtol=1e-5)
+
+
+def test_a_given_partition_of_unequal_clients_is_kept():
+    held = [np.arange(0, 10), np.arange(10, 30), np.arange(30, 34)]
+    block = {name: field.default for name, field in federated.BLOCK.items()}
+    block |= {"val_fraction": 0.2, "high_fraction": 0.4}
+    found = federated.load(**block, dataset=data(client_indices=held))
+    assert found.clients.client_sizes.tolist() == [8, 16, 3]
+    table, sizes = found.clients.client_indices, found.clients.client_sizes
+    kept = [set(row[:size]) for row, size in zip(table, sizes, strict=True)]
+    assert all(part <= set(rows) for part, rows in zip(kept, held, strict=True))
+    assert len(found.val_indices) == 34 - 27 and found.clients.client_tiers.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        ({"x_train": np.zeros((60, 5))}, "x_train has shape"),
+        ({"x_train": np.zeros((60, 5, 4), int)}, "x_train is int64; allowed: uint8"),
+        ({"x_train": np.zeros((60, 6, 4), np.float32)}, "must be of one shape"),
+        ({"x_train": np.zeros((60, 5, 4), np.uint8)}, "must be of one dtype"),
+        ({"y_train": np.zeros(59, int)}, "y_train is int64"),
+        ({"y_train": np.zeros(60)}, "y_train is float64"),
+        ({"y_train": np.full(60, -1)}, "labels start from 0"),
+        ({"num_classes": 2}, "num_classes is 2, and there is a label 2"),
+        ({"client_indices": [[0, 60]]}, r"client_indices\[0\] has row 60; allowed: 0 to 59"),
+        ({"client_indices": [[]]}, r"client_indices\[0\] is"),
+        ({"client_indices": []}, "client_indices is empty"),
+    ),
+)
+def test_arrays_that_do_not_go_together_are_one_line(change, message):
+    (x_train, y_train), (x_test, y_test) = arrays(), arrays(30)
+    given = dict(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test) | change
+    with pytest.raises(ConfigError, match=message) as error:
+        zo_fl.dataset(**given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    (
+        (Linear(num_classes=4), "gives .4. outputs an image, the data set has 3 classes"),
+        (nn.Embed(3, 3), "the model Embed fails on images"),
+        (WithStatistics(momentum=0.99), "keeps 0.99 of its running statistics"),
+    ),
+)
+def test_a_model_that_does_not_fit_is_one_line_and_nothing_is_written(model, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as error:
+        zo_fl.run("quickstart", tmp_path / "run", dataset=data(), model=model, changes=FEW)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_batch_statistics_are_averaged_and_a_missing_mask_is_said(tmp_path):
+    options = dict(dataset=data(), changes=FEW | {"warmup.batch_size": 4}, quiet=True)
+    summary = zo_fl.run("quickstart", tmp_path / "a", model=WithStatistics(), **options)
+    assert summary["diverged_round"] is None
+    assert zo_fl.load(tmp_path / "a").model_state["BatchNorm_0"]["mean"].shape == (20,)
+    with pytest.warns(UserWarning, match="takes no `mask`"):
+        zo_fl.run("quickstart", tmp_path / "b", model=WithoutMask(), **options)
+
+
+def test_heterofl_refuses_a_model_that_it_cannot_narrow(tmp_path):
+    changes = FEW | {"algorithm": "heterofl"}
+    with pytest.raises(ConfigError, match="Linear has no narrow form"):
+        zo_fl.run("quickstart", tmp_path / "x", dataset=data(), model=Linear(), changes=changes)
+
+
+def test_a_folder_without_a_finished_run_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="holds no finished run with a model"):
+        zo_fl.load(tmp_path)
+
+
+def test_every_exported_name_is_there_and_has_a_docstring():
+    for name in zo_fl.__all__:
+        assert getattr(zo_fl, name).__doc__, name
+    assert len(zo_fl.__all__) <= 12 and set(zo_fl.__all__) == set(zo_fl._HOME)
