@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from zo_fl.host.progress import WIDTH, Progress, closing_table
+from zo_fl.host.progress import WIDTH, Planned, Progress, closing_table
 
 
 class Screen:
@@ -16,8 +16,8 @@ class Screen:
         )
         self.now = 0.0
 
-    def progress(self, total, done=0, quiet=False):
-        return Progress(total, done, quiet, console=self.console, clock=lambda: self.now)
+    def progress(self, total, done=0, quiet=False, phases=None):
+        return Progress(total, done, quiet, self.console, lambda: self.now, phases)
 
     @property
     def lines(self):
@@ -69,6 +69,65 @@ def test_time_left_and_speed_start_afresh_with_a_phase():
     assert screen.lines[-1].endswith("100 images/s  0:30 left")
 
 
+@pytest.mark.parametrize(
+    ("work", "left"),
+    [
+        ((30, 60), ["  ~1:40 left", "  ~1:20 left", "  4:40 left"]),
+        ((30, None), ["  ≥ 0:20 left", "  0 images/s", "  4:40 left"]),
+        ((None, 60), ["  ≥ 0:20 left", "  0 images/s", "  4:40 left"]),
+    ],
+)
+def test_time_left_of_later_phases_is_expected_from_their_work_or_only_bounded(work, left):
+    screen = Screen()
+    phases = [Planned("warmup", 20, work[0]), Planned("zo", 20, work[1])]
+    with screen.progress(40, phases=phases) as progress:
+        for end in (10, 20):
+            screen.now += 20
+            progress.update(chunk(end), images=0, seconds=20)
+        screen.now += 280
+        progress.update(chunk(30, phase="zo"), images=0, seconds=280)
+    for line, end in zip(screen.lines, left, strict=True):
+        assert line.endswith(end)
+
+
+def test_a_run_resumed_in_its_last_phase_knows_what_is_left():
+    screen = Screen()
+    with screen.progress(40, 30, phases=[Planned("warmup", 20), Planned("zo", 20)]) as progress:
+        progress.update(chunk(35, 5, phase="zo"), images=0, seconds=10)
+    assert screen.lines[-1].endswith("  0:10 left")
+
+
+def test_compiling_ticks_on_a_terminal_and_the_first_rounds_after_it():
+    screen = Screen(terminal=True)
+    with screen.progress(80) as progress:
+        with progress.compiling("zo"):
+            for screen.now in (0, 7, 65):
+                progress._live.refresh()
+        screen.now += 4
+        progress._live.refresh()
+    shown = screen.file.getvalue()
+    for part in ("compiling zo … 0:00", "compiling zo … 0:07", "compiling zo … 1:05"):
+        assert part in shown
+    assert "zo: compiled in 65.0 s" in shown and "first rounds of zo … 0:04" in shown
+
+
+def test_off_a_terminal_compiling_is_one_line_when_it_is_done():
+    screen = Screen()
+    with screen.progress(80) as progress:
+        with progress.compiling("zo"):
+            screen.now = 12.3
+            assert screen.lines == []
+    assert screen.lines == ["zo: compiled in 12.3 s"]
+
+
+def test_a_compilation_that_fails_does_not_say_that_it_is_done():
+    screen = Screen()
+    with screen.progress(80) as progress, pytest.raises(ValueError, match="no"):
+        with progress.compiling("zo"):
+            raise ValueError("no")
+    assert screen.lines == []
+
+
 def test_time_left_counts_evaluation_and_saving():
     screen = Screen()
     with screen.progress(30) as progress:
@@ -116,6 +175,8 @@ def test_quiet_shows_nothing(terminal):
     screen = Screen(terminal)
     with screen.progress(80, quiet=True) as progress:
         progress.message("compiled")
+        with progress.compiling("zo"):
+            pass
         progress.update(chunk(10), images=100, seconds=1)
     assert screen.file.getvalue() == ""
 

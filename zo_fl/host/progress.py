@@ -4,7 +4,8 @@ import statistics
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import rich.progress
@@ -16,6 +17,21 @@ WIDTH = 80
 _RECENT = 5  # chunks that the pace is estimated from
 
 
+class Planned(NamedTuple):
+    """A phase of the run, for the time that is left.
+
+    Attributes:
+      name: of the phase.
+      num_rounds: of the phase, at least 1.
+      work: of a round, in a unit that is the same for all phases of the run: forward passes, a
+        forward and a backward one being three. None = unknown.
+    """
+
+    name: str
+    num_rounds: int
+    work: float | None = None
+
+
 class _Pace(NamedTuple):
     """One chunk: images, device seconds, and seconds a round including evaluation and saving."""
 
@@ -24,8 +40,22 @@ class _Pace(NamedTuple):
     seconds_per_round: float
 
 
+class _Ticking(NamedTuple):
+    """A text with the seconds since it began, as they are whenever it is shown."""
+
+    text: str
+    began: float
+    clock: Callable[[], float]
+
+    def __str__(self) -> str:
+        return f"{self.text} … {units.duration(self.clock() - self.began)}"
+
+
 class Progress:
     """Shows how far a run is. A context manager.
+
+    The time left is that of the present phase by its own pace and, of later phases, what their work
+    lets expect: then it begins with ``~``. If that is not known it is a lower bound, ``≥``.
 
     Args:
       total_rounds: of the whole run.
@@ -33,6 +63,7 @@ class Progress:
       quiet: True shows nothing at all.
       console: where to; the default is standard output.
       clock: seconds, for tests.
+      phases: of the whole run, in order; None = one phase, or nothing is known of them.
     """
 
     def __init__(
@@ -42,8 +73,10 @@ class Progress:
         quiet: bool = False,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        phases: Sequence[Planned] | None = None,
     ):
         self._total, self._done, self._quiet, self._clock = total_rounds, start_round, quiet, clock
+        self._phases = tuple(phases or [Planned("", total_rounds)])
         self._console = console or Console()
         self._phase: str | None = None
         self._pace: deque[_Pace] = deque(maxlen=_RECENT)
@@ -102,6 +135,26 @@ class Progress:
                 )
             )
 
+    @contextmanager
+    def compiling(self, phase: str) -> Iterator[None]:
+        """Shows that a phase is being compiled, with running seconds; at the end, how long it took.
+
+        Args:
+          phase: name.
+        """
+        began = self._clock()
+        self._wait(f"compiling {phase}", began)
+        yield
+        now = self._clock()
+        self.message(f"{phase}: compiled in {now - began:.1f} s")
+        # Until a first chunk of rounds is done there is nothing else to show.
+        self._wait(f"first rounds of {phase}", now)
+
+    def _wait(self, text: str, began: float) -> None:
+        if self._live:
+            status = _Ticking(text, began, self._clock)
+            self._live.update(self._task, phase="", status=status)
+
     def message(self, text: str) -> None:
         """Shows a line, above the bar if there is one."""
         if not self._quiet:
@@ -132,7 +185,18 @@ class Progress:
             return None
         # The median: a chunk of a new length, or a busy moment, counts no more than another.
         pace = statistics.median(pace.seconds_per_round for pace in self._pace)
-        return f"{units.duration(pace * (self._total - self._done))} left"
+        seconds, mark, end, present = 0.0, "", 0, None
+        for phase in self._phases:
+            start, end = end, end + phase.num_rounds
+            if start < self._done:
+                seconds, present = pace * max(end - self._done, 0), phase
+            elif present and present.work and phase.work and mark != "≥ ":
+                seconds += pace * phase.num_rounds * phase.work / present.work
+                mark = "~"
+            else:
+                mark = "≥ "
+        # At the pivot nothing may be known of what comes.
+        return None if mark == "≥ " and not seconds else f"{mark}{units.duration(seconds)} left"
 
 
 def closing_table(summary: Mapping[str, Any]) -> str:
