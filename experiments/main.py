@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from zo_fl import config, train
+from zo_fl import config, train, trainer
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import processes
 from zo_fl.host.progress import print_closing_table, print_seeds_table
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         if flags.FLAGS.vmap_seeds:
             return _run_seeds(resolved, path)
         summary = train.run(resolved, path, warm_start=flags.FLAGS.warm_start)
-    except train.Interrupted as stop:
+    except trainer.Interrupted as stop:
         if processes.is_first():
             resume = f"to resume, run the same command with --workdir={path}"
             print(f"{stop}; {resume}", file=sys.stderr)

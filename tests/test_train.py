@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import zo_fl
 from tests import tiny
 from zo_fl import train
 from zo_fl.core.errors import ConfigError
@@ -95,7 +96,7 @@ def test_a_run_stopped_anywhere_and_resumed_ends_bit_identical(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
-    with pytest.raises(train.Interrupted):
+    with pytest.raises(zo_fl.Interrupted):
         train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True)
     monkeypatch.undo()
     train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True)
@@ -275,7 +276,7 @@ class TestSeedsAsOneProgram:
                 os.kill(os.getpid(), signal.SIGINT)
 
         monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(zo_fl.Interrupted):
             train.run_seeds(tiny.config(**OVERRIDES), tmp_path, 3, quiet=True)
         monkeypatch.undo()
         train.run_seeds(tiny.config(**OVERRIDES), tmp_path, 3, quiet=True)

@@ -19,7 +19,7 @@ __version__ = "0.2.0"
 # Imported when they are asked for: some commands need no JAX.
 _HOME = {
     "ConfigError": "zo_fl.core.errors",  # what bad input raises
-    "Interrupted": "zo_fl.train",  # what a run raises that was asked to stop
+    "Interrupted": "zo_fl.trainer",  # what a run raises that was asked to stop
     "build": "zo_fl.experiment",  # config -> task, phases, data, engine: without running them
     "dataset": "zo_fl.data.own",  # arrays -> data set
     "default_config": "zo_fl.config",
@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from zo_fl.data.own import dataset
     from zo_fl.experiment import build
     from zo_fl.host.metrics import read_metrics
-    from zo_fl.train import Interrupted, run, run_seeds
+    from zo_fl.train import run, run_seeds
     from zo_fl.trained import load
+    from zo_fl.trainer import Interrupted
 
 
 def __getattr__(name: str) -> Any:

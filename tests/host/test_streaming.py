@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import zo_fl
 from tests import tiny
 from tests.test_train import rows_of
 from zo_fl import experiment, train
@@ -104,7 +105,7 @@ def test_a_streamed_run_stopped_and_resumed_ends_bit_identical(tmp_path, uneven,
 
     with monkeypatch.context() as patched:
         patched.setattr(run_folder.MetricsWriter, "write", interrupting)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(zo_fl.Interrupted):
             run("stream")
     (rows, arrays), (expected_rows, expected) = run("stream"), run("device")
     assert rows == expected_rows

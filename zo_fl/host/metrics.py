@@ -1,9 +1,9 @@
 """What a run measures, a row a round: ``metrics.jsonl`` for programs, TensorBoard events for eyes.
 
-A row is a flat dict. Keys of every row: ``round`` (rounds done, from 1), ``phase``, ``train_loss``,
-``update_norm``, ``uplink_bytes``, ``downlink_bytes`` (cumulative over the run), ``seconds``; of
-rounds that were evaluated also ``test_loss``, ``test_accuracy``, ``val_loss``, ``val_accuracy``
-(fractions).
+A row is a flat dict. Keys of every row: ``round`` (rounds done, from 1), ``phase``, ``train_loss``
+(unless its method has none), ``update_norm``, ``uplink_bytes``, ``downlink_bytes`` (cumulative over
+the run), ``seconds``; of rounds that were evaluated also ``test_loss``, ``test_accuracy``,
+``val_loss``, ``val_accuracy`` (fractions).
 
 The file is standard JSON, so a non-finite float, which JSON lacks, is written as null. All other
 floats are written in full precision.

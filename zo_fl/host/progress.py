@@ -114,7 +114,7 @@ class Progress:
                 completed=self._done,
                 phase=last["phase"],
                 status=_join(
-                    f"loss {units.loss(last['train_loss'])}",
+                    f"loss {units.loss(last.get('train_loss'))}",
                     self._accuracy is not None and f"test {units.percent(self._accuracy)}",
                     self._speed(),
                     self._left(),
@@ -127,7 +127,7 @@ class Progress:
                 _join(
                     f"round {self._done:{digits}}/{self._total}",
                     f"{last['phase']:6}",
-                    f"loss {units.loss(last['train_loss'])}",
+                    f"loss {units.loss(last.get('train_loss'))}",
                     f"test acc {units.percent(last['test_accuracy']):>6}",
                     val is not None and f"val acc {units.percent(val):>6}",
                     self._speed(),
