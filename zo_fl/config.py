@@ -144,10 +144,10 @@ def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
     path, known = Path(name), folder() / within
     if path.is_file():
         return path
-    if path.suffix in ("", ".py") and (known / f"{path.stem}.py").is_file():
-        # A name; or a path in the repository, from elsewhere.
-        if path.parent == Path(".") or path.parent.parts[-1:] == (known.name,):
-            return known / f"{path.stem}.py"
+    # A name; or a path in the repository, from elsewhere.
+    is_ours = path.suffix in ("", ".py") and path.parent.parts[-1:] in ((), (known.name,))
+    if is_ours and (known / f"{path.stem}.py").is_file():
+        return known / f"{path.stem}.py"
     names = sorted(p.stem for p in known.glob("*.py") if p.stem not in ("__init__", "base"))
     near = fields.near(path.stem, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"

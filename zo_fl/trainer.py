@@ -224,6 +224,6 @@ class Trainer:
         states = [
             folder.restore(done, self.lanes.take(state, i)) for i, folder in enumerate(self.folders)
         ]
-        if self.lanes.count == 1:
+        if self.lanes.size == 1:
             return states[0], done
         return jax.device_put(self.lanes.stack(states), self.replicated), done

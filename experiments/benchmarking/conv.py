@@ -89,7 +89,7 @@ def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]
     scanned = _jit(functools.partial(jax.lax.scan, step))
 
     def alone():
-        current = variables
+        current, value = variables, None
         for index in range(case.steps):
             current, value = single(current, (images[index], labels[index]))
         return current, value

@@ -48,7 +48,7 @@ def _scalars(task, params, examples, eps: float, num_directions: int, repeats: i
 
     program = jax.jit(run, compiler_options=options)
     arguments = params, examples, jax.random.split(keys.run_key(1), num_directions)
-    seconds = []
+    seconds, scalars = [], None
     for _ in range(repeats + 1):
         start = time.perf_counter()
         scalars = jax.block_until_ready(program(*arguments))

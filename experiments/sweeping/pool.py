@@ -6,14 +6,13 @@ What is finished is skipped, what fails never stops the rest. Knows nothing of s
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from zo_fl.host import workdir
+from zo_fl.host.signals import sigterm_interrupts
 
 from .jobs import Job
 
@@ -65,7 +64,7 @@ def run(
     """
     statuses = {job.folder: _initial(job) for job in jobs}
     running: list[_Running] = []
-    with _sigterm_interrupts():
+    with sigterm_interrupts():
         try:
             display.update(None, statuses)
             while True:
@@ -176,20 +175,3 @@ def _stop(running: Sequence[_Running]) -> None:
             one.process.kill()
         for one in running:
             one.process.wait()
-
-
-@contextmanager
-def _sigterm_interrupts():
-    """Makes SIGTERM act like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)

@@ -113,10 +113,9 @@ def test_compiling_ticks_on_a_terminal_and_the_first_rounds_after_it():
 
 def test_off_a_terminal_compiling_is_one_line_when_it_is_done():
     screen = Screen()
-    with screen.progress(80) as progress:
-        with progress.compiling("zo"):
-            screen.now = 12.3
-            assert screen.lines == []
+    with screen.progress(80) as progress, progress.compiling("zo"):
+        screen.now = 12.3
+        assert screen.lines == []
     assert screen.lines == ["zo: compiled in 12.3 s"]
 
 

@@ -17,23 +17,23 @@ class Lanes(NamedTuple):
     and nothing is mapped: ``vmap`` would make grouped convolutions of all.
 
     Attributes:
-      count: at least 1.
+      size: at least 1.
     """
 
-    count: int = 1
+    size: int = 1
 
     def lift(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         """Returns a function of one run as one of all runs; see ``jax.vmap``."""
-        return jax.vmap(function, in_axes=in_axes) if self.count > 1 else function
+        return jax.vmap(function, in_axes=in_axes) if self.size > 1 else function
 
     def take(self, tree: PyTree, index: int) -> PyTree:
         """Returns one run's part of something that has them all."""
-        return jax.tree.map(lambda leaf: leaf[index], tree) if self.count > 1 else tree
+        return jax.tree.map(lambda leaf: leaf[index], tree) if self.size > 1 else tree
 
     def stack(self, trees: Sequence[PyTree]) -> PyTree:
         """Returns the runs' parts as one."""
         return (
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if self.count > 1 else trees[0]
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if self.size > 1 else trees[0]
         )
 
 
@@ -42,7 +42,7 @@ def make_chunk(
     capacity: int,
     lanes: Lanes = Lanes(),  # noqa: B008  # immutable
     compiler_options: dict[str, Any] | None = None,
-) -> Callable[..., Any]:
+) -> Any:
     """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
 
     Args:

@@ -39,9 +39,7 @@ def make_sampler(
     eligible = np.sort(np.asarray(eligible, np.int32))
     _check(len(eligible), cohort_size)
     size = cohort_size or len(eligible)
-    if size == len(eligible):
-        groups, counts = [eligible], [size]
-    elif participation == "uniform":
+    if size == len(eligible) or participation == "uniform":
         groups, counts = [eligible], [size]
     else:
         tier = np.asarray(tiers)[eligible]

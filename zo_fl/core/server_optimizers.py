@@ -57,7 +57,7 @@ class AdaptiveState(NamedTuple):
 
     mean: Params
     second: Params
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def create(

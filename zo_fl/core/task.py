@@ -126,9 +126,9 @@ def classification(
                 )
             return output
 
-        with jax.default_matmul_precision(precisions.products(precision)):
-            with nn.intercept_methods(keep):
-                apply(variables, x, False, mask)
+        products = jax.default_matmul_precision(precisions.products(precision))
+        with products, nn.intercept_methods(keep):
+            apply(variables, x, False, mask)
         missing = [name for name in layers or (head,) if name not in found]
         if missing:
             raise ValueError(f"the model has no submodule {missing[0]!r}")

@@ -99,10 +99,10 @@ def write_meta(folder: pathlib.Path, arrays: list[str], **fields: Any) -> None:
 def _publish(temporary: pathlib.Path, final: pathlib.Path) -> None:
     """Moves a finished folder to its name; a readable entry that is already there stays."""
     try:
-        os.replace(temporary, final)
+        temporary.replace(final)
     except OSError:
         # A folder cannot replace one that is not empty: either another process was first, or a
         # damaged entry is in the way.
         if read(final.name) is None:
             shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
+            temporary.replace(final)

@@ -31,7 +31,7 @@ MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-LABELS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _PIXELS = 32 * 32
 _NPM_LABELS = {"train": "train_lables.json", "test": "test_lables.json"}  # misspelt in the package
 

@@ -83,7 +83,7 @@ def decode_split(
         advance(len(rows))
 
     _in_threads(decode, range(0, len(source), _CHUNK))
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ConfigError(
             f"config.data.name: labels of {split} lie in [{labels.min()}, {labels.max()}], outside "
             f"[0, {num_classes}); such a set (without labels?) cannot be used"

@@ -170,7 +170,7 @@ def _write_whole(
         written = next((temporary / dataset.split("/")[0]).rglob("dataset_info.json")).parent
         final = root / written.relative_to(temporary)
         final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(written, final)
+        written.replace(final)
         return final
     except OSError as error:
         raise ConfigError(f"--data_dir={data_dir} cannot be written ({error})") from error

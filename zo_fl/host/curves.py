@@ -79,7 +79,7 @@ def _line(axes: Axes, rows: Rows, key: str, label: str, **style: Any) -> None:
     x, y = zip(*points, strict=True)
     y = [math.nan if value is None or not math.isfinite(value) else value for value in y]
     # Markers while evaluations are few: one alone would be no line.
-    few = len(points) <= 25 and key != "train_loss" or len(points) == 1
+    few = (len(points) <= 25 and key != "train_loss") or len(points) == 1
     axes.plot(x, y, label=label, marker="o" if few else None, markersize=3.5, **style)
 
 

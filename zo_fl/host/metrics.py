@@ -11,7 +11,6 @@ floats are written in full precision.
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.host.files import write_whole
 
 FILE_NAME = "metrics.jsonl"
 _PREFIXES = ("test_", "val_")
@@ -139,12 +139,7 @@ def _truncate(path: Path, done: int) -> None:
     if not path.exists():
         return
     kept = [line + "\n" for row, line in _parse(path) if row["round"] <= done]
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept))
 
 
 def _standard(value: Any) -> Any:

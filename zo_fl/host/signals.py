@@ -1,4 +1,4 @@
-"""Stopping when asked to, at a moment when everything is saved."""
+"""Stopping when asked to: by SIGINT and SIGTERM."""
 
 import signal
 import threading
@@ -27,3 +27,20 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Makes SIGTERM act like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

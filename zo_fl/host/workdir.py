@@ -1,20 +1,18 @@
 """The folder of a run: its config and provenance, its summary, and whether it may be resumed."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.host.files import write_whole
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` as indented JSON, whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
