@@ -65,9 +65,12 @@ def contestants(
       ConfigError: not one environment is there.
     """
     commands = {
-        "zo_fl": [sys.executable, "-m", "experiments.benchmarking.measure", *ours],
+        "zo_fl": [sys.executable, "-m", f"{__package__}.measure", *ours],
     }
     if environments is not None:
+        # They know nothing of zo_fl, where it is installed or not: they run from the source.
+        if not Path("experiments", "peers").is_dir():
+            raise ConfigError("--peers needs the repository; run from its root, or leave it out")
         found = {peer.environment for peer in PEERS.values()}
         found = {name for name in found if _python(environments, name).exists()}
         if not found:

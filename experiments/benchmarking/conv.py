@@ -14,7 +14,6 @@ convolutions, or with patches batched products), a loop (``lax.map``), or one af
 ``config.run.clients_per_vmap`` and ``config.run.unroll`` choose between.
 """
 
-import argparse
 import functools
 import statistics
 import time
@@ -24,11 +23,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from absl import flags
 
 from zo_fl.core.engine import Engine
 from zo_fl.core.types import Array, PyTree
 from zo_fl.host.devices import make_mesh
 from zo_fl.models import create
+from zo_fl.models.conv import IMPLEMENTATIONS
+
+from .. import cli
+from . import workloads
 
 LEARNING_RATE = 0.01
 WEIGHT_SETS = 8
@@ -169,29 +173,33 @@ def _print_table(title: str, values: dict[tuple[str, str], float]) -> None:
         print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
 
 
-def main() -> None:
-    """Parses the command line, measures, prints Markdown tables."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--cases", default="cnn_large,cnn,weights")
-    parser.add_argument("--implementations", default="xla,fast_grad,patches")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    for name in arguments.cases.split(","):
+def main(argv: list[str]) -> int:
+    """Measures, prints Markdown tables, returns the exit status."""
+    del argv
+    for name in flags.FLAGS.cases:
         if name == "weights":
             programs = _weight_set_programs(CASES["cnn"])
             title = f"cnn, {WEIGHT_SETS} sets of weights, ms for all"
-            _print_table(title, _medians(programs, arguments.repeats))
+            _print_table(title, _medians(programs, flags.FLAGS.repeats))
             continue
         case = CASES[name]
         programs = {
             (implementation, column): program
-            for implementation in arguments.implementations.split(",")
+            for implementation in flags.FLAGS.implementations
             for column, program in _programs(case, implementation).items()
         }
-        medians = _medians(programs, arguments.repeats)
+        medians = _medians(programs, flags.FLAGS.repeats)
         title = f"{name}, norm {case.norm}, batch {case.batch_size}, ms a step"
         _print_table(title, {key: value / case.steps for key, value in medians.items()})
+    return 0
+
+
+def _define_flags() -> None:
+    workloads.define_list("cases", ["cnn_large", "cnn", "weights"], [*CASES, "weights"])
+    workloads.define_list("implementations", ["xla", "fast_grad", "patches"], IMPLEMENTATIONS)
+    flags.DEFINE_integer("repeats", 7, "Measurements of each.", lower_bound=1)
 
 
 if __name__ == "__main__":
-    main()
+    _define_flags()
+    cli.run(main)

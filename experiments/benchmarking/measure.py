@@ -6,7 +6,6 @@ A process of its own for each workload, so that its peak of memory is its own. T
 timed is the trainer's: a chunk of rounds, its state donated, its metrics fetched and written.
 """
 
-import argparse
 import functools
 import itertools
 import json
@@ -21,14 +20,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
+from zo_fl import config as configs
+from zo_fl.core import fields
 from zo_fl.core.chunk import make_chunk
+from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import FederatedData
 from zo_fl.experiment import Experiment
 from zo_fl.host import provenance, streaming
 from zo_fl.host.metrics import MetricsWriter
 
+from .. import cli
 from . import workloads
 from .workloads import Workload
 
@@ -143,33 +147,40 @@ def _rows(turn: int, rounds: int, metrics: Mapping[str, np.ndarray]) -> list[dic
     ]
 
 
-def main() -> None:
-    """Parses the command line, measures, prints."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--workload", required=True, choices=workloads.WORKLOADS)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], help="a config field: zo.eps=0.01")
-    parser.add_argument("--json", default="-")
-    arguments = parser.parse_args()
-    workload = workloads.WORKLOADS[arguments.workload]
-    if arguments.tiny:
+def main(argv: list[str]) -> int:
+    """Measures, prints or writes the figures, returns the exit status."""
+    del argv
+    given = flags.FLAGS
+    if given.workload is None:
+        raise ConfigError(f"no --workload given; allowed: {', '.join(workloads.WORKLOADS)}")
+    workload = workloads.WORKLOADS[given.workload]
+    if given.tiny:
         workload = workloads.tiny(workload)
-    changes = dict(_parse(item) for item in arguments.set)
-    text = json.dumps(measure(workload, arguments.rounds, changes))
-    if arguments.json == "-":
+    text = json.dumps(measure(workload, given.rounds, dict(map(_change, given.set or []))))
+    if given.json == "-":
         print(text)
     else:
-        Path(arguments.json).write_text(text + "\n")
+        Path(given.json).write_text(text + "\n")
+    return 0
 
 
-def _parse(item: str) -> tuple[str, Any]:
-    field, _, value = item.partition("=")
-    try:
-        return field, json.loads(value)
-    except ValueError:
-        return field, value  # a plain word is a string
+def _change(text: str) -> tuple[str, Any]:
+    """Returns the field and the value of ``FIELD=VALUE``."""
+    name, _, value = text.partition("=")
+    known = fields.flat(configs.blocks())
+    if name not in known:
+        raise ConfigError(fields.unknown(name, known))
+    return name, known[name].parse(value)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("workload", None, list(workloads.WORKLOADS), "Which.")
+    flags.DEFINE_bool("tiny", False, "The same work on two clients of four images.")
+    flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
+    flags.DEFINE_multi_string("set", [], "FIELD=VALUE changes a field of the config.")
+    flags.DEFINE_string("json", "-", "File of the figures; - is the standard output.")
 
 
 if __name__ == "__main__":
-    main()
+    _define_flags()
+    cli.run(main)

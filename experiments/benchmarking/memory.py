@@ -8,10 +8,10 @@ images, message and temporaries at their peak; on a device with an allocator of 
 ``--run`` also runs each step and prints the allocator's peak, over all steps so far.
 """
 
-import argparse
 from typing import Any
 
 import jax
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +19,7 @@ from zo_fl import models
 from zo_fl.core import cohorts, keys, trees
 from zo_fl.host import units
 
+from .. import cli
 from . import client_step, workloads
 from .workloads import Workload
 
@@ -61,26 +62,31 @@ def _allocated(built, phase, step) -> str:
     return units.num_bytes((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"))
 
 
-def main() -> None:
-    """Parses the command line, compiles, prints a table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--batches", default="1,64,900")
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--norm", default="batch")
-    parser.add_argument("--run", action="store_true")
-    arguments = parser.parse_args()
-    model = {"name": arguments.model, "norm": arguments.norm}
-    title = f"One client's step, {arguments.model}, {arguments.norm} norm, {IMAGES} images"
+def main(argv: list[str]) -> int:
+    """Compiles, prints a table, returns the exit status."""
+    del argv
+    given = flags.FLAGS
+    model = {"name": given.model, "norm": given.norm}
+    title = f"One client's step, {given.model}, {given.norm} norm, {IMAGES} images"
     table = Table(title=title, title_justify="left")
     for column in ("", "at once", "formula", "measured", "of it temporaries", "ratio"):
         table.add_column(column, justify="right" if column else "left")
-    if arguments.run:
+    if given.run:
         table.add_column("allocator's peak", justify="right")
-    for batch in map(int, arguments.batches.split(",")):
+    for batch in map(int, given.batches):
         for label, floats, workload in _steps(model, batch):
-            table.add_row(*_row(label, batch, floats, workload, arguments.run))
+            table.add_row(*_row(label, batch, floats, workload, given.run))
     Console(width=100, highlight=False).print(table)
+    return 0
+
+
+def _define_flags() -> None:
+    workloads.define_model_flags("resnet18", "batch")
+    at_once = [str(count) for count in range(1, IMAGES + 1)]
+    workloads.define_list("batches", ["1", "64", "900"], at_once, f"1 to {IMAGES}")
+    flags.DEFINE_bool("run", False, "Also run the steps and print the allocator's peak.")
 
 
 if __name__ == "__main__":
-    main()
+    _define_flags()
+    cli.run(main)

@@ -8,13 +8,13 @@ the same directions, against the same in float64: the root of the mean squared e
 the exact differences. 0 is exact; from 1 on the scalars are noise.
 """
 
-import argparse
 import statistics
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +26,7 @@ from zo_fl.core.precision import PRECISIONS
 from zo_fl.core.task import classification
 from zo_fl.host.devices import make_mesh
 
+from .. import cli
 from . import workloads
 
 TAU = 0.75
@@ -56,15 +57,10 @@ def _scalars(task, params, examples, eps: float, num_directions: int, repeats: i
     return np.asarray(scalars, np.float64), statistics.median(seconds[1:] or seconds)
 
 
-def main() -> None:
-    """Parses the command line, measures, prints a table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--model", default="cnn")
-    parser.add_argument("--norm", default="group", help="one without batch statistics")
-    parser.add_argument("--eps", type=float, default=1e-4)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--directions", type=int, default=8)
-    given = parser.parse_args()
+def main(argv: list[str]) -> int:
+    """Measures, prints a table, returns the exit status."""
+    del argv
+    given = flags.FLAGS
     module = models.create(name=given.model, norm=given.norm, num_classes=workloads.NUM_CLASSES)
     half = np.full(3, 0.5, np.float32)
     task = classification(module, workloads.IMAGE_SHAPE, workloads.NUM_CLASSES, half, half)
@@ -85,7 +81,16 @@ def main() -> None:
         error = np.sqrt(np.mean((scalars - exact) ** 2) / np.mean(exact**2))
         table.add_row(name, f"{error:.2g}", f"{1e3 * seconds:.1f}")
     Console(width=100, highlight=False).print(table)
+    return 0
+
+
+def _define_flags() -> None:
+    workloads.define_model_flags("cnn", "group")
+    flags.DEFINE_float("eps", 1e-4, "Perturbation scale.", lower_bound=0)
+    flags.DEFINE_integer("images", 32, "Of the client.", lower_bound=1)
+    flags.DEFINE_integer("directions", 8, "Scalars that are compared.", lower_bound=1)
 
 
 if __name__ == "__main__":
-    main()
+    _define_flags()
+    cli.run(main)

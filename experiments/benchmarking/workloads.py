@@ -4,13 +4,14 @@ Pixels and labels are random: speed does not depend on their values. W1 to W3 an
 second time, for the peers, in ``experiments/peers/workloads.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from zo_fl import config as configs
 from zo_fl import experiment, models
@@ -18,6 +19,7 @@ from zo_fl.core.types import HIGH, Dataset, FederatedData
 from zo_fl.data.federated import Federation
 from zo_fl.experiment import Experiment
 from zo_fl.host.devices import make_engine
+from zo_fl.models.layers import NORMS
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10
@@ -155,6 +157,22 @@ def _random_federation(workload: Workload) -> Federation:
     test = {"image": images[:1], "label": labels[:1]}
     dataset = Dataset("random", examples, test, NUM_CLASSES, mean=half, std=half)
     return Federation(dataset, clients, val_indices=np.zeros(0, np.int64), summary={})
+
+
+def define_model_flags(name: str, norm: str) -> None:
+    """Defines ``--model`` and ``--norm`` with these defaults."""
+    flags.DEFINE_enum("model", name, list(models.MODELS), "The model.")
+    flags.DEFINE_enum("norm", norm, list(NORMS), "Its norm.")
+
+
+def define_list(
+    flag: str, default: Sequence[str], allowed: Sequence[str], words: str | None = None
+) -> None:
+    """Defines a flag of one or more of some texts, separated by commas; ``words`` name them all."""
+    words = words or ", ".join(allowed)
+    flags.DEFINE_list(flag, list(default), f"One or more of: {words}.")
+    check = set(allowed).issuperset
+    flags.register_validator(flag, lambda given: bool(given) and check(given), f"allowed: {words}")
 
 
 def forward_flops(model: Mapping[str, Any]) -> int:

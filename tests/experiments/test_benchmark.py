@@ -1,6 +1,7 @@
 """The benchmark's workloads, those for a GPU too, run as they are at a tiny size."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -55,6 +56,30 @@ def test_peers_without_an_environment_are_left_out(tmp_path):
     (tmp_path / "jax" / "bin").mkdir(parents=True)
     (tmp_path / "jax" / "bin" / "python").touch()
     assert list(contest.contestants("W2", tmp_path, [])) == ["zo_fl", "plain JAX"]
+
+
+def test_peers_run_from_the_repository_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--peers needs the repository"):
+        contest.contestants("W2", tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "expected"),
+    [
+        ("measure", "--set=zo.epz=1", "did you mean config.zo.eps"),
+        ("conv", "--cases=cnx", "allowed: cnn_large, cnn, resnet18, weights"),
+        ("memory", "--batches=0,1", "allowed: 1 to 900"),
+        ("precision", "--model=cnx", "resnet18"),
+    ],
+)
+def test_a_script_s_bad_flag_is_one_line_and_status_2(script, flag, expected):
+    command = [sys.executable, "-m", f"experiments.benchmarking.{script}", flag]
+    command += ["--workload=W1"] if script == "measure" else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert expected in line
 
 
 def test_exponents_are_those_of_the_upper_half_of_a_line():
