@@ -23,9 +23,13 @@ def read_readme() -> str:
 
 
 def find(folder: str, within: str = "") -> list[str]:
-    """Returns the packages in a folder, by the names that they are installed under."""
+    """Returns the packages in a folder, by the names that they are installed under.
+
+    Not the peers of the benchmark: they run from the repository, in environments of their own.
+    """
     found = setuptools.find_namespace_packages(
-        include=[folder, f"{folder}.*"], exclude=["*.__pycache__", "*.__pycache__.*"]
+        include=[folder, f"{folder}.*"],
+        exclude=["*.__pycache__", "*.__pycache__.*", "experiments.peers*", "experiments.results*"],
     )
     return [within + name for name in found]
 
@@ -50,8 +54,10 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
-        "flax>=0.12",
-        "jax>=0.10",
+        # Tried: jax 0.10.0, 0.10.2 and 0.12.0.1. Of flax only Linen is used: jax 0.11.2 took away
+        # what NNX of flax 0.12.9 and earlier imports, Linen works there too.
+        "flax>=0.12.8,<0.13",
+        "jax>=0.10,<0.13",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
         "numpy>=2.0",
@@ -74,6 +80,9 @@ setuptools.setup(
         "tests": [
             "codespell>=2.3",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pre-commit>=3.7",
             "pyright[nodejs]>=1.1.400",
             "pytest>=8.2",

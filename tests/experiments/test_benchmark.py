@@ -12,7 +12,10 @@ from zo_fl.core.errors import ConfigError
 KEYS = {"seconds", "images", "flops", "forward_seconds", "peak_rss_bytes", "temporary_bytes"}
 
 
-@pytest.mark.parametrize("name", ["W1", "W3", "W4", "W5", "W6-zo", "W6-fedavg"])
+_RESNET = [pytest.param(name, marks=pytest.mark.slow) for name in ("W3", "W4", "W5")]
+
+
+@pytest.mark.parametrize("name", ["W1", *_RESNET, "W6-zo", "W6-fedavg"])
 def test_a_workload_runs_and_says_what_it_took(name):
     work = workloads.tiny(workloads.WORKLOADS[name])
     figures = measure.measure(work, 1, {})
@@ -64,6 +67,7 @@ def test_peers_run_from_the_repository_alone(tmp_path, monkeypatch):
         contest.contestants("W2", tmp_path, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flag", "expected"),
     [
