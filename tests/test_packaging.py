@@ -1,4 +1,5 @@
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 
 import zo_fl
+from experiments import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,16 +35,54 @@ def test_the_version_is_read_from_the_package(monkeypatch):
     assert setup_arguments(monkeypatch)["version"] == zo_fl.__version__
 
 
-def test_every_folder_with_code_is_packaged(monkeypatch):
-    packages = set(setup_arguments(monkeypatch)["packages"])
-    with_code = {
-        within + ".".join(path.parent.relative_to(ROOT).parts)
-        for top, within in (("zo_fl", ""), ("experiments", "zo_fl."), ("configs", "zo_fl."))
-        for path in (ROOT / top).rglob("*.py")
+def wheel_files(monkeypatch, tmp_path):
+    """Returns where build_py puts what, as paths in site-packages."""
+    import setuptools
+
+    distribution = setuptools.Distribution({**setup_arguments(monkeypatch), "script_name": "x"})
+    build = distribution.get_command_obj("build_py")
+    build.build_lib = str(tmp_path)
+    build.ensure_finalized()
+    return {
+        Path(name).relative_to(tmp_path).as_posix()
+        for name in build.get_outputs(include_bytecode=False)
     }
-    assert with_code <= packages
-    assert {name.split(".")[0] for name in packages} == {"zo_fl"}
-    assert not [name for name in packages if "__pycache__" in name]
+
+
+def test_the_wheel_holds_all_code_but_the_peers_in_one_folder(monkeypatch, tmp_path):
+    files = wheel_files(monkeypatch, tmp_path)
+    with_code = {
+        within + path.relative_to(ROOT).as_posix()
+        for top, within in (("zo_fl", ""), ("experiments", "zo_fl/"), ("configs", "zo_fl/"))
+        for path in (ROOT / top).rglob("*.py")
+        if "peers" not in path.parts
+    }
+    assert {name for name in files if name.endswith(".py")} == with_code
+    assert {name.split("/")[0] for name in files} == {"zo_fl"}
+    assert {name for name in files if not name.endswith(".py")} == {
+        "zo_fl/py.typed",
+        "zo_fl/data/cifar10_sample.json",
+        "zo_fl/data/cifar10_sample.webp",
+        "zo_fl/experiments/reporting/paper.json",
+    }
+
+
+def test_installed_code_names_nothing_that_only_the_repository_has():
+    for top in ("zo_fl", "experiments", "configs"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                absolute = isinstance(node, ast.ImportFrom) and not node.level
+                modules = [node.module or ""] if absolute else []
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                tops = {module.split(".")[0] for module in modules}
+                assert not tops & {"experiments", "configs", "tests"}, path
+
+
+def test_the_console_script_is_the_command_that_runs_experiments(monkeypatch):
+    scripts = setup_arguments(monkeypatch)["entry_points"]["console_scripts"]
+    assert scripts == ["zo-fl = zo_fl.experiments.main:run"]
+    assert callable(main.run)
 
 
 def test_everything_imported_is_required(monkeypatch):
@@ -72,7 +112,7 @@ def test_everything_imported_is_required(monkeypatch):
 def test_no_requirement_is_tensorflow(monkeypatch):
     arguments = setup_arguments(monkeypatch)
     lists = [arguments["install_requires"], *arguments["extras_require"].values()]
-    assert not names(sum(lists, [])) & {"tensorflow", "tensorflow-cpu", "tf-nightly"}
+    assert not names(itertools.chain(*lists)) & {"tensorflow", "tensorflow-cpu", "tf-nightly"}
 
 
 def test_the_python_versions_agree(monkeypatch):
