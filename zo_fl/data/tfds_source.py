@@ -60,8 +60,8 @@ def find(name: str, data_dir: str) -> pathlib.Path:
     if wanted not in there:
         raise ConfigError(
             f"config.data.name={name!r} was not found in config.data.data_dir={data_dir!r} "
-            f"({_contents(root)}); prepare it with: python -m experiments.prepare_data "
-            f"--dataset={parts['path']} --data_dir={data_dir}"
+            f"({_contents(root)}); prepare it with: python -m "
+            f"zo_fl.experiments.prepare_data --dataset={parts['path']} --data_dir={data_dir}"
         )
     file_format = _read_info(folder).get("fileFormat", "tfrecord")
     if file_format != "array_record":
