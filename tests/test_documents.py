@@ -5,6 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+import zo_fl
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -20,15 +23,27 @@ def tracked():
     return set(done.stdout.splitlines()) if done.returncode == 0 and done.stdout else None
 
 
+def anchors(text):
+    """Returns the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_anchor_of_a_heading_is_github_s():
+    assert anchors("# How it's built, **now**\n") == {"how-its-built-now"}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_relative_link_leads_somewhere(document):
     text = (ROOT / document).read_text()
     files = tracked()
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", text):
         if "://" in link or link.startswith("mailto:"):
             continue
-        target = (ROOT / document).parent / link
+        target = (ROOT / document).parent / link if link else ROOT / document
         assert target.exists(), f"{document} links to {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{document} links to {link}#{anchor}"
         if files is not None:
             name = str(target.resolve().relative_to(ROOT))
             known = name in files or any(file.startswith(f"{name}/") for file in files)
@@ -37,7 +52,9 @@ def test_every_relative_link_leads_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_module_that_a_command_names_is_there(document):
-    for module in re.findall(r"python -m (experiments[\w.]*)", (ROOT / document).read_text()):
+    for module in re.findall(
+        r"python -m (?:zo_fl\.)?(experiments[\w.]*)", (ROOT / document).read_text()
+    ):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or path.is_dir(), f"{document}: {module}"
 
@@ -51,3 +68,10 @@ def test_every_file_of_the_package_that_is_named_is_there(document):
     for name in names:
         places = (ROOT / name, ROOT / "zo_fl" / name)
         assert any(place.exists() for place in places), f"{document} names {name}"
+
+
+def test_the_citation_is_of_this_version_and_refers_to_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == zo_fl.__version__
+    assert "arXiv:2509.03503" in str(citation["references"])
