@@ -1,7 +1,7 @@
 """Every field with its default: the paper's setting where the paper states it.
 
 ``python -m experiments.configs`` prints them all. A field is declared beside the function that
-takes it (``zo_fl/config.py`` says where); one that is not declared is an error.
+takes it (``zo_fl/config`` says where); one that is not declared is an error.
 
 Learning rates are not in the paper. ``warmup.lr`` is its author's public default order (0.1 to
 0.03); ``zo.lr`` follows from matching the norm of the zeroth-order update, lr * tau^2 * |grad| *

@@ -15,8 +15,9 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
+from zo_fl import __version__, experiment
 from zo_fl import config as configs
-from zo_fl import experiment, warm_starts
+from zo_fl.config import warm_starts
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Dataset
 from zo_fl.data import summary as label_summary
@@ -131,7 +132,11 @@ def _run(
         built = _build(resolved, own, donor)
         if processes.is_first():
             for config, path in zip(resolved, paths, strict=True):
-                made = {"config": config, "model": _name(own.model), "provenance": provenance()}
+                made = {
+                    "config": config,
+                    "model": _name(own.model),
+                    "provenance": provenance(__version__),
+                }
                 workdir.create(path, made, built.federation.summary)
     with processes.agreed():
         for path in paths:

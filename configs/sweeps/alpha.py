@@ -8,8 +8,8 @@ Expect both methods to rise with alpha, and their difference to shrink.
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

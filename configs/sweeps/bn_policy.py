@@ -10,7 +10,7 @@ over the pivot comes from the statistics alone; the rest is the zeroth-order upd
 from ml_collections import ConfigDict
 
 from zo_fl.clients.batch_statistics import POLICIES
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

@@ -9,7 +9,7 @@ time, too few to learn. Run it alone on the machine.
 
 from ml_collections import ConfigDict
 
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config.sweeps import Point, Sweep
 
 ROUNDS = 10
 

@@ -10,8 +10,8 @@ theory expects no measurable gap. Expect a larger tau to be better up to 0.75.
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 TAUS = (0.1, 0.25, 0.5, 0.75)
 

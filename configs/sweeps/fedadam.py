@@ -12,8 +12,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

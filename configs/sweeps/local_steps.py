@@ -9,8 +9,8 @@ tau falls with the number of steps as in the paper. Expect one step to be best (
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 # The paper prints 0, 1, 4 and 6 steps; their batch sizes (900, 450, 225, 150) say 1, 2, 4 and 6.
 STEPS_AND_TAU = ((1, 0.75), (2, 0.25), (4, 0.1), (6, 0.01))

@@ -9,8 +9,8 @@ Expect no: all clients zeroth-order is better (the paper, CIFAR-10: 48.8 to 51.1
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 FIRST_ORDER = "High tier first-order"
 

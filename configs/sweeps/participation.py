@@ -9,7 +9,7 @@ draw keeps the share of high-resource clients the same in each round.
 
 from ml_collections import ConfigDict
 
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config.sweeps import Point, Sweep
 
 SHARES = (0.1, 0.2, 0.5, 1.0)
 

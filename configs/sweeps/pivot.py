@@ -11,8 +11,8 @@ The shorter warm-ups are the beginnings of the longest: together they cost no mo
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 SHARES = (25 / 500, 50 / 500, 100 / 500, 200 / 500, 300 / 500, 400 / 500)
 

@@ -9,8 +9,8 @@ Five splits. Expect ZOWarmUp above High Res Only at each, most at 10/90 (the pap
 
 from ml_collections import ConfigDict
 
-from zo_fl import sweeps
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

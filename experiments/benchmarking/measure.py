@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+import zo_fl
 from zo_fl import config as configs
 from zo_fl.core import fields
 from zo_fl.core.chunk import make_chunk
@@ -86,7 +87,10 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
     return {
         "peer": "zo_fl",
         "workload": workload.name,
-        "versions": {"jax": jax.__version__, "git": provenance.provenance()["git"]},
+        "versions": {
+            "jax": jax.__version__,
+            "git": provenance.provenance(zo_fl.__version__)["git"],
+        },
         "device": device.device_kind,
         "threads": os.cpu_count(),
         "seconds": seconds[1:],

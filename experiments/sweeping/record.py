@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zo_fl.config.sweeps import Sweep
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import workdir
-from zo_fl.sweeps import Sweep
 
 from .jobs import Overrides, distinct, point_folder
 

@@ -5,7 +5,7 @@ import json
 
 from experiments.sweeping import jobs, record
 from tests import tiny
-from zo_fl.sweeps import Point, Sweep
+from zo_fl.config.sweeps import Point, Sweep
 
 PROVENANCE = {
     "started": "2030-01-02T03:04:05+00:00",

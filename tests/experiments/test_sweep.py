@@ -12,10 +12,11 @@ import pytest
 from experiments import sweep
 from experiments.sweeping import display, jobs, pool, record
 from zo_fl import config as configs
-from zo_fl import experiment, sweeps
+from zo_fl import experiment
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
-from zo_fl.sweeps import Point, Sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(

@@ -12,22 +12,24 @@ from zo_fl.host.provenance import provenance
 
 
 def test_it_is_json_and_names_no_machine():
-    text = json.dumps(provenance())
+    text = json.dumps(provenance(zo_fl.__version__))
     assert socket.gethostname() not in text
 
 
 def test_versions_devices_and_numeric_settings_are_those_in_use():
-    found = provenance()
+    found = provenance(zo_fl.__version__)
     assert found["versions"]["zo_fl"] == zo_fl.__version__
     assert found["versions"]["jax"] == jax.__version__
     assert found["devices"]["count"] == jax.device_count()
     assert found["numerics"]["prng_implementation"] == "threefry2x32"
     with jax.default_matmul_precision("highest"):
-        assert provenance()["numerics"]["jax_default_matmul_precision"] == "highest"
+        assert (
+            provenance(zo_fl.__version__)["numerics"]["jax_default_matmul_precision"] == "highest"
+        )
 
 
 def test_it_started_now_in_utc():
-    started = datetime.datetime.fromisoformat(provenance()["started"])
+    started = datetime.datetime.fromisoformat(provenance(zo_fl.__version__)["started"])
     assert abs(datetime.datetime.now(datetime.UTC) - started) < datetime.timedelta(minutes=1)
     assert started.utcoffset() == datetime.timedelta(0)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from zo_fl import __version__
 from zo_fl.core import keys
 
 _PACKAGES = (
@@ -30,9 +29,10 @@ _NUMERICS = (
 )
 
 
-def provenance() -> dict[str, Any]:
+def provenance(version: str) -> dict[str, Any]:
     """Returns versions, the git revision, devices, numeric settings and the time, as JSON.
 
+    ``version`` is this package's own; what is installed may be of another one, in a checkout.
     ``git`` is ``{"revision": str, "dirty": bool}`` of the repository that holds ``zo_fl``, or None
     if it is installed otherwise or there is no git. ``started`` is UTC in ISO format.
     """
@@ -41,7 +41,7 @@ def provenance() -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            "zo_fl": __version__,
+            "zo_fl": version,
             **{name: _version(name) for name in _PACKAGES},
         },
         "git": _git_state(Path(__file__).parent),

@@ -125,7 +125,7 @@ def load(name: str | Path) -> ConfigDict:
 
 def folder() -> Path:
     """Returns the folder of the configs that come along."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     # Within the package where it is installed, beside it in a checkout.
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
