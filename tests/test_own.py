@@ -8,6 +8,8 @@ import zo_fl
 from zo_fl.core.errors import ConfigError
 from zo_fl.data import federated
 
+pytestmark = pytest.mark.slow
+
 FEW = {
     "warmup.num_rounds": 2,
     "zo.num_rounds": 2,

@@ -15,6 +15,8 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.host import run_folder
 from zo_fl.host.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = dict(
     warmup__num_rounds=3,
     zo__num_rounds=4,

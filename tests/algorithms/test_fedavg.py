@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from tests import tiny
 from zo_fl.core import cohorts, keys, trees
+
+pytestmark = pytest.mark.slow
 
 
 def test_local_sgd_is_the_plain_loop_over_shuffled_batches():

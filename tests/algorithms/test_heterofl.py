@@ -15,6 +15,8 @@ from zo_fl.core import task, trees
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.traffic import phase_traffic
 
+pytestmark = pytest.mark.slow
+
 CNN = {"model__name": "cnn", "model__norm": "batch"}
 
 

@@ -30,6 +30,8 @@ from zo_fl.core.types import HIGH, LOW, FederatedData
 from zo_fl.host import devices
 from zo_fl.models.small import MLP
 
+pytestmark = pytest.mark.slow
+
 # Of the largest parameter. The project computes in float32: a mean loss of order 1 is off by about
 # 1e-7, and its difference over 2 eps = 0.02 by 1e-5; times a step of 0.1 or less (Adam's divides by
 # 1e-3 at worst, but a tenth of the step), averaged over directions and clients and summed over

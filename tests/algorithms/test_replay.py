@@ -8,6 +8,8 @@ import pytest
 
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed_policy", ("per_client", "shared"))
 @pytest.mark.parametrize("devices", (1, 8))

@@ -14,6 +14,8 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import take
 from zo_fl.host.traffic import phase_traffic
 
+pytestmark = pytest.mark.slow
+
 
 def run(built, rounds=2):
     (phase,) = built.phases

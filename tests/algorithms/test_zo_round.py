@@ -11,6 +11,8 @@ from zo_fl.core import trees
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.traffic import phase_traffic
 
+pytestmark = pytest.mark.slow
+
 
 def one_round(params_of=None, **overrides):
     built = tiny.build("zo", **overrides)

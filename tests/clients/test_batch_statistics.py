@@ -12,6 +12,8 @@ from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.core import trees
 from zo_fl.host.traffic import phase_traffic
 
+pytestmark = pytest.mark.slow
+
 BATCH_NORM = dict(
     model__name="cnn", model__norm="batch", data__num_clients=20, zo__cohort_size=3, zo__lr=1e-3
 )

@@ -12,6 +12,8 @@ from zo_fl.core.phase import Participation, Phase, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
 from zo_fl.core.types import ClientResult
 
+pytestmark = pytest.mark.slow
+
 
 def class_means(problem, *, warmup):
     """A head whose columns are the means of the classes' features, from sums over all clients."""

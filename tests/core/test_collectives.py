@@ -7,6 +7,8 @@ import pytest
 
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 DEVICES = 4
 COLLECTIVE = re.compile(
     r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|all-to-all|collective-permute|"

@@ -13,7 +13,7 @@ from zo_fl.core import engine
 from zo_fl.core.engine import EXAMPLES_AT_ONCE, Engine
 from zo_fl.core.strategy import ClientStrategy
 from zo_fl.core.types import Cohort
-from zo_fl.experiment import make_mesh
+from zo_fl.host.devices import make_mesh
 
 OWN_WEIGHTS = ClientStrategy(client_update=lambda: None)
 ONE_MODEL = OWN_WEIGHTS._replace(one_model=True)

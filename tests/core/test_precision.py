@@ -11,6 +11,8 @@ from tests import tiny
 from zo_fl import models
 from zo_fl.core import task
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = {
     "image": jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8),
     "label": jax.ShapeDtypeStruct((2,), jnp.int32),

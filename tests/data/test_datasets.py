@@ -256,6 +256,7 @@ def test_the_embedded_sample_is_balanced_and_has_the_statistics_of_cifar10():
     assert os.path.getsize(sample.PATH) < 8e6
 
 
+@pytest.mark.slow
 def test_a_sample_holds_the_very_pixels_it_was_drawn_from(tmp_path):
     whole = datasets.load("cifar10_sample")
     assert sample.make_sample(whole, tmp_path / "s.webp") == (tmp_path / "s.webp").stat().st_size

@@ -64,15 +64,10 @@ def test_no_validation_is_allowed():
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"num_clients": 0}, {"num_clients": 2001}, {"num_clients": 2.5}, {"num_clients": True},
-        {"partition": "zipf"}, {"alpha": 0}, {"alpha": float("nan")}, {"shards_per_client": 0},
-        {"high_fraction": 0}, {"high_fraction": 0.01}, {"val_fraction": 1.0},
-        {"partition_seed": -1}, {"name": "nothing here"},
-    ],
+    [{"num_clients": 2001}, {"high_fraction": 0.01}, {"val_fraction": 1.0}, {"name": "nothing"}],
     ids=str,
-)  # fmt: skip
-def test_a_field_out_of_range_is_one_line_that_names_it(changes):
+)
+def test_a_field_that_does_not_go_with_the_data_is_one_line_that_names_it(changes):
     with pytest.raises(ConfigError, match=rf"config\.data\.{next(iter(changes))}") as caught:
         _load(**changes)
     assert "\n" not in str(caught.value)
@@ -81,11 +76,6 @@ def test_a_field_out_of_range_is_one_line_that_names_it(changes):
 def test_too_many_shards_name_both_fields():
     with pytest.raises(ConfigError, match=r"num_clients=100 .*shards_per_client=30"):
         _load(num_clients=100, partition="shards", shards_per_client=30, val_fraction=0)
-
-
-def test_an_unknown_partition_lists_those_allowed():
-    with pytest.raises(ConfigError, match="dirichlet, iid, shards"):
-        _load(partition="zipf")
 
 
 def test_gather_inside_jit_returns_each_clients_examples():

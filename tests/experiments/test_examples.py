@@ -13,6 +13,8 @@ from zo_fl import config as configs
 from zo_fl import experiment, train
 from zo_fl.core import server_optimizers
 
+pytestmark = pytest.mark.slow
+
 FAST = {"run.num_devices": 1, "data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
 
 

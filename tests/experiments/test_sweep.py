@@ -338,6 +338,7 @@ def call(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path):
     bad = "--config.seed=1"  # the unknown fields are found by what all commands share
     got = call(
@@ -361,6 +362,7 @@ def test_a_sweep_file_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
         jobs.load_sweep(path, config())
 
 
+@pytest.mark.slow
 def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
     tmp_path, monkeypatch, capfd
 ):

@@ -25,6 +25,8 @@ from zo_fl.experiment import build
 from zo_fl.host import processes, workdir
 from zo_fl.host.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120  # of anything here, seconds; all of it takes less than half as long
 ROUNDS = 16
@@ -210,6 +212,8 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     ),
 )
 def test_flags_that_do_not_tell_who_is_who_are_refused(flags, message):
+    if "coordinator" not in distributed.flags.FLAGS:
+        distributed.define_flags()
     distributed.flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**flags), pytest.raises(ConfigError, match=message) as caught:
         distributed.join()

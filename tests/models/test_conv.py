@@ -9,6 +9,8 @@ import pytest
 from zo_fl.models import conv
 from zo_fl.models.conv import conv2d
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("fast_grad", "patches")
 # (height and width, kernel size, stride, padding)
 CASES = [

@@ -7,6 +7,8 @@ import pytest
 
 from zo_fl.models.layers import BatchNorm, GroupNorm, max_pool, mean_pool
 
+pytestmark = pytest.mark.slow
+
 X = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 6, 5, 8))
 
 

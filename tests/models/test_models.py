@@ -135,12 +135,9 @@ def test_a_client_without_examples_keeps_its_statistics_and_has_finite_gradients
 @pytest.mark.parametrize(
     ("block", "field"),
     [
-        ({"name": "resnet19", "norm": "batch"}, "name"),
-        ({"name": "resnet18", "norm": "bacth"}, "norm"),
         ({"name": "vit", "norm": "batch"}, "norm"),
         ({"name": "cnn", "norm": "layer"}, "norm"),
         ({"name": "cnn_large", "norm": "group"}, "norm"),
-        ({"name": "cnn", "norm": "batch", "conv": "fast"}, "conv"),
     ],
 )
 def test_an_impossible_model_is_an_error_of_one_line_that_names_the_field(block, field):
