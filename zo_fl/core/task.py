@@ -113,28 +113,8 @@ def classification(
 
     def features(params, model_state, examples, mask, layers=()):
         variables, x = inputs(params, model_state, examples)
-        found: dict[str, Array] = {}
-
-        def keep(call, args, kwargs, context):
-            name = "/".join(context.module.path)
-            if context.method_name == "__call__" and name == head:
-                found.setdefault(name, args[0])
-            output = call(*args, **kwargs)
-            if context.method_name == "__call__" and name in layers and name != head:
-                found[name] = jnp.mean(
-                    precisions.widen(output), axis=tuple(range(1, output.ndim - 1))
-                )
-            return output
-
-        products = jax.default_matmul_precision(precisions.products(precision))
-        with products, nn.intercept_methods(keep):
-            apply(variables, x, False, mask)
-        missing = [name for name in layers or (head,) if name not in found]
-        if missing:
-            raise ValueError(f"the model has no submodule {missing[0]!r}")
-        return jnp.concatenate(
-            [precisions.widen(found[name]) for name in layers or (head,)], axis=-1
-        )
+        with jax.default_matmul_precision(precisions.products(precision)):
+            return _seen(lambda: apply(variables, x, False, mask), layers or (head,), head)
 
     def losses(params, model_state, examples, mask, train):
         output, model_state = logits(params, model_state, examples, mask, train)
@@ -156,6 +136,35 @@ def classification(
         bool(jax.eval_shape(init, jax.random.key(0))[1]),
         with_precision,
     )
+
+
+def _seen(run: Callable[[], Any], layers: tuple[str, ...], head: str) -> Array:
+    """Returns ``f32[n, d]``, what passes through some submodules while a model runs, side by side.
+
+    Args:
+      run: applies the model.
+      layers: paths of submodules.
+      head: of this one it is the input, of the others the output, averaged over space.
+    """
+    found: dict[str, Array] = {}
+
+    def keep(call, args, kwargs, context):
+        name = "/".join(context.module.path)
+        wanted = name in layers and context.method_name == "__call__"
+        if wanted and name == head:
+            found.setdefault(name, precisions.widen(args[0]))
+        output = call(*args, **kwargs)
+        if wanted and name != head:
+            space = tuple(range(1, output.ndim - 1))
+            found[name] = jnp.mean(precisions.widen(output), axis=space)
+        return output
+
+    with nn.intercept_methods(keep):
+        run()
+    for name in layers:
+        if name not in found:
+            raise ValueError(f"the model has no submodule {name!r}")
+    return jnp.concatenate([found[name] for name in layers], axis=-1)
 
 
 def _cross_entropy(logits: Array, examples: Examples) -> Array:
