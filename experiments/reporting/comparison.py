@@ -3,12 +3,13 @@
 Accuracies are in percent here, differences in points.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import scipy.stats
+
+from zo_fl.host.units import is_number
 
 from . import paper, runs
 from .runs import Run, SweepRuns
@@ -56,24 +57,22 @@ def cells(sweep: SweepRuns) -> list[Cell]:
 def converged(run: Run) -> bool:
     """Returns whether a finished run did: losses stayed finite, and it beats chance by a tenth."""
     accuracy = run.summary.get("final_accuracy")
-    if run.summary.get("diverged_round") is not None or not _is_number(accuracy):
+    if run.summary.get("diverged_round") is not None or not is_number(accuracy):
         return False
     return run.num_classes is None or accuracy >= _CHANCE / run.num_classes
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Interval | None:
-    """Returns the mean of ours - reference over the seeds of both, and Student's 95 % interval.
-
-    mean +- t(0.975, n - 1) * s / sqrt(n), s the standard deviation of the n differences.
-    """
-    differences = [ours[seed] - reference[seed] for seed in sorted(ours.keys() & reference.keys())]
+    """Returns the mean of ours - reference over the seeds of both, and Student's 95 % interval."""
+    both = sorted(ours.keys() & reference.keys())
+    differences = [ours[seed] - reference[seed] for seed in both]
     n = len(differences)
     if n == 0:
         return None
     if n == 1:
         return Interval(differences[0], None, 1)
-    t = float(scipy.stats.t.ppf(0.975, n - 1))
-    half_width = t * statistics.stdev(differences) / math.sqrt(n)
+    # Not ttest_rel's interval: of equal differences, as two identical methods have, it is NaN.
+    half_width = float(scipy.stats.t.ppf(0.975, n - 1) * scipy.stats.sem(differences))
     return Interval(statistics.fmean(differences), half_width, n)
 
 
@@ -114,7 +113,7 @@ def _cell(sweep: SweepRuns, row: str, column: str) -> Cell:
         row,
         column,
         values,
-        [100 * gain for gain in gains if _is_number(gain)],
+        [100 * gain for gain in gains if is_number(gain)],
         len(finished) - len(good),
         len(of_point),
         paper.lookup(sweep.record["table"], config, row, column),
@@ -128,7 +127,3 @@ def _values(sweep: SweepRuns, good: Sequence[Run]) -> dict[int, float]:
         seconds = {run.seed: runs.seconds_a_round(run) for run in good}
         return {seed: value for seed, value in seconds.items() if value is not None}
     return {run.seed: 100 * run.summary["final_accuracy"] for run in good}
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)

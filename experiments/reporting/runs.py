@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from zo_fl.config import flatten
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
 
 from ..sweeping import record
 
 FINISHED, UNFINISHED, MISSING, DAMAGED = "finished", "unfinished", "missing", "damaged"
+_SEEDS = ("seed", "data.partition_seed")
 _NOT_SWEEPS = ("warmups", "tables", "plots")
 
 
@@ -57,10 +59,10 @@ class Found(NamedTuple):
 
 
 def read(root: str | Path) -> Found:
-    """Returns all sweeps under a folder, or the one it holds.
+    """Returns all sweeps under a folder, or the one it holds; else its plain runs as one.
 
     Raises:
-      ConfigError: there is no such folder.
+      ConfigError: there is no such folder, or nothing in it.
     """
     root = Path(root)
     if not root.is_dir():
@@ -81,7 +83,12 @@ def read(root: str | Path) -> Found:
         elif folder.name not in _NOT_SWEEPS and any(folder.glob("*--*/*/config.json")):
             problems.append(f"{folder}: runs without sweep.json; run the sweep's command again")
     if not sweeps and not problems:
-        problems.append(f"{root}: no sweep in it (no sweep.json)")
+        sweeps = _plain(root)
+    if not sweeps and not problems:
+        raise ConfigError(
+            f"nothing in {str(root)!r}: no sweep.json and no run's config.json; change --runs to "
+            "the --workdir of experiments.sweep, or to a folder of runs of experiments.main"
+        )
     return Found(sweeps, problems)
 
 
@@ -147,14 +154,56 @@ def given_folders(default_out: str) -> tuple[Path, Path]:
 
 def _read_sweep(folder: Path, content: dict[str, Any]) -> SweepRuns:
     points, seeds = content["points"], content["seeds"]
-    runs = [_read_run(folder, point, seed) for point in points for seed in seeds]
+    runs = [
+        read_run(folder / point["folder"] / str(seed), point["row"], point["column"], seed)
+        for point in points
+        for seed in seeds
+    ]
     rows = list(dict.fromkeys(point["row"] for point in points))
     columns = list(dict.fromkeys(point["column"] for point in points))
     return SweepRuns(folder.resolve().name, folder, content, rows, columns, runs)
 
 
-def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
-    folder = sweep / point["folder"] / str(seed)
+def _plain(root: Path) -> list[SweepRuns]:
+    """Returns the runs of a folder that no sweep made, as a sweep; none if there are none.
+
+    What their configs differ in, but for seeds, makes the rows.
+    """
+    folders = sorted(
+        {path.parent for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")}
+    )
+    if not folders:
+        return []
+    found = [read_run(folder, "", "", 0) for folder in folders]
+    flat = [flatten(run.config) for run in found]
+    fields = sorted({field for one in flat for field in one} - set(_SEEDS))
+    differ = [field for field in fields if len({str(one.get(field)) for one in flat}) > 1]
+    runs, taken = [], set()
+    for run, one in zip(found, flat, strict=True):
+        row = ", ".join(f"{field}={one.get(field)}" for field in differ) or "all"
+        seed = one.get("seed")
+        seed = seed if isinstance(seed, int) else 0
+        while (row, seed) in taken:  # the same run twice: another row
+            row += "'"
+        taken.add((row, seed))
+        runs.append(run._replace(row=row, column="runs", seed=seed))
+    record = {
+        "title": "Runs",
+        "table": "",
+        "reference": "",
+        "quantity": "accuracy",
+        "config": "",
+        "overrides": {},
+        "command": f"# runs of experiments.main in {root}",
+        "seeds": sorted({run.seed for run in runs}),
+        "points": [],
+    }
+    rows = list(dict.fromkeys(run.row for run in runs))
+    return [SweepRuns(root.resolve().name or "runs", root, record, rows, ["runs"], runs)]
+
+
+def read_run(folder: Path, row: str, column: str, seed: int) -> Run:
+    """Returns a run from its folder, in whatever state that is."""
     texts = ("summary.json", "config.json", "partition.json")
     read = {name: record.read_json(folder / name) for name in texts}
     summary, config, partition = (read[name][0] for name in texts)
@@ -172,8 +221,8 @@ def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
         state, problem = DAMAGED, "config.json is missing"
     num_classes = (partition or {}).get("num_classes")
     return Run(
-        point["row"],
-        point["column"],
+        row,
+        column,
         seed,
         folder,
         state,

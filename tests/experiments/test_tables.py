@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from experiments import report, tables
 from experiments.reporting import comparison, figures, paper, runs, text_tables
 from experiments.reporting.text_tables import TextTable
 from tests.experiments import fake_sweeps
+from zo_fl.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,7 +146,9 @@ def test_runs_without_a_record_and_records_without_runs_are_named(tmp_path):
     found = runs.read(tmp_path)
     assert "runs without sweep.json" in found.problems[0]
     assert printed(found.sweeps[0])
-    assert "no sweep in it" in runs.read(tmp_path / "a" / "high-res-only--10-90").problems[0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="nothing in .*no sweep.json and no run's config.json"):
+        runs.read(tmp_path / "empty")
 
 
 def test_the_paper_is_shown_for_its_own_setting_only(tmp_path):
@@ -249,3 +253,30 @@ def test_the_command_shows_writes_and_fails_in_one_line(tmp_path):
     assert written == ["s.csv", "s.md", "s.tex"]
     got = call(f"--runs={tmp_path / 'nowhere'}")
     assert got.returncode == 2 and got.stderr.count("\n") == 1 and "--runs" in got.stderr
+
+
+def test_plain_runs_are_a_table_whose_rows_are_what_differs_but_for_seeds(tmp_path):
+    folders = fake_sweeps.make(tmp_path / "made", rows=("a",), seeds=(0, 1))
+    for i, folder in enumerate(folders.values()):
+        for algorithm in ("fedavg", "zo"):
+            copy = tmp_path / "runs" / f"{algorithm}-{i}"
+            shutil.copytree(folder, copy)
+            content = json.loads((copy / "config.json").read_text())
+            content["config"] |= {"algorithm": algorithm, "seed": i}
+            fake_sweeps.write(copy / "config.json", content)
+    (sweep,) = runs.read(tmp_path / "runs").sweeps
+    assert sweep.rows == ["algorithm=fedavg", "algorithm=zo"]
+    assert [(run.row, run.seed) for run in sweep.runs] == [
+        (f"algorithm={name}", seed) for name in ("fedavg", "zo") for seed in (0, 1)
+    ]
+    assert "algorithm=zo" in printed(sweep) and report.page(runs.read(tmp_path / "runs"))
+
+
+def test_nothing_found_is_status_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.tables", "--runs=tests/data"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing in" in done.stderr
