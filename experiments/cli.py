@@ -138,7 +138,8 @@ def _help(described: str) -> str:
         # The module that is run is known by another name.
         if module.startswith((package, "__main__", sys.argv[0])):
             for flag in found:
-                default = "" if flag.default in (None, [], False) else f" (default: {flag.default})"
+                shown = flag.default not in (None, [], False)
+                default = f" (default: {flag.default_as_str})" if shown else ""
                 lines.append(f"  --{flag.name}: {flag.help}{default}")
     if "config" in flags.FLAGS:
         lines.append(f"  --config.FIELD=VALUE: `python -m {package}.configs` lists the fields.")
