@@ -29,6 +29,7 @@ def test_rademacher_coordinates_are_plus_or_minus_tau_and_balanced():
     assert abs(z.mean()) < 0.02
 
 
+@pytest.mark.slow
 def test_sphere_directions_have_norm_tau_sqrt_d():
     z = draws("sphere", 50, TREE, tau=0.75)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 0.75 * np.sqrt(85), rtol=1e-5)

@@ -26,6 +26,7 @@ def test_cohort_size_0_is_everyone_eligible_in_order_in_every_round(participatio
     assert cohorts.valid.all()
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     eligible=st.sets(st.integers(0, 9), min_size=1),

@@ -19,6 +19,7 @@ OWN_WEIGHTS = ClientStrategy(client_update=lambda: None)
 ONE_MODEL = OWN_WEIGHTS._replace(one_model=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     cohort_size=st.integers(1, 40),
@@ -60,6 +61,7 @@ def test_shared_directions_are_drawn_once_for_all_clients_of_a_chunk(local_steps
     assert (one_batch in text) == (local_steps == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [{"clients_per_vmap": 1}, {"clients_per_vmap": 1, "unroll": 4}])
 def test_one_batch_for_all_clients_gives_what_clients_one_by_one_give(run):
     def after(**fields):
@@ -83,6 +85,7 @@ def test_only_options_that_the_compiler_knows_are_used(monkeypatch):
     assert Engine(mesh).compiler_options == {}
 
 
+@pytest.mark.slow
 def test_a_barrier_keeps_perturbed_weights_and_residual_sums_from_being_computed_anew():
     built = tiny.build("zo", model__name="resnet18", model__norm="group")
     (phase,) = built.phases

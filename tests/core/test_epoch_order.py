@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from zo_fl.core import cohorts, keys
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     mask=st.lists(st.booleans(), min_size=1, max_size=12),

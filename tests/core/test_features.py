@@ -19,6 +19,7 @@ def make(name):
     return task, {"image": images, "label": np.arange(3, dtype=np.int32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_the_last_layer_makes_the_logits_of_the_features(name):
     task, examples = make(name)

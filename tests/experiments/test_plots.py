@@ -120,6 +120,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     assert (plt.get_fignums(), plt.get_backend()) == before
 
 
+@pytest.mark.slow
 def test_the_command_writes_pictures_and_names_what_is_missing(tmp_path):
     folders = fake_sweeps.make(tmp_path)
     (folders["ZOWarmUp", "10/90", 0] / "summary.json").unlink()

@@ -105,6 +105,7 @@ def test_a_folder_without_finished_runs_gives_a_page(tmp_path):
     assert "Missing: 2 of 2" in found.text and "No run has begun yet" in found.text
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_fails_in_one_line(tmp_path):
     fake_sweeps.make(tmp_path / "R", seeds=(0,))
     command = [sys.executable, "-m", "experiments.report", f"--runs={tmp_path / 'R'}"]

@@ -243,6 +243,7 @@ def call(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_command_shows_writes_and_fails_in_one_line(tmp_path):
     folders = fake_sweeps.make(tmp_path / "R")
     (folders["ZOWarmUp", "10/90", 0] / "summary.json").write_text("{")
@@ -272,6 +273,7 @@ def test_plain_runs_are_a_table_whose_rows_are_what_differs_but_for_seeds(tmp_pa
     assert "algorithm=zo" in printed(sweep) and report.page(runs.read(tmp_path / "runs"))
 
 
+@pytest.mark.slow
 def test_nothing_found_is_status_2():
     done = subprocess.run(
         [sys.executable, "-m", "experiments.tables", "--runs=tests/data"],
