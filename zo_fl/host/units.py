@@ -1,14 +1,20 @@
 """Numbers as people read them. A missing or non-finite number is an en dash."""
 
 import math
-from typing import TypeGuard
+from numbers import Real
+from typing import Any, TypeGuard
 
 NONE = "–"
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Returns whether a value, of a file that may be damaged too, is a finite number."""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
 def num_bytes(count: float | None) -> str:
     """Returns bytes in decimal units and three digits: ``44.7 MB``, ``1.34 GB``, ``12 B``."""
-    if not _is_number(count):
+    if not is_number(count):
         return NONE
     size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     # 999.5 would be rounded to 1000.
@@ -21,7 +27,7 @@ def num_bytes(count: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Returns seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
-    if not _is_number(seconds):
+    if not is_number(seconds):
         return NONE
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
@@ -30,25 +36,21 @@ def duration(seconds: float | None) -> str:
 
 def percent(fraction: float | None) -> str:
     """Returns a fraction in [0, 1] as ``23.4 %``."""
-    return f"{100 * fraction:.1f} %" if _is_number(fraction) else NONE
+    return f"{100 * fraction:.1f} %" if is_number(fraction) else NONE
 
 
 def points(difference: float | None) -> str:
     """Returns a difference of two fractions in percentage points: ``+9.3 points``."""
-    return f"{100 * difference:+.1f} points" if _is_number(difference) else NONE
+    return f"{100 * difference:+.1f} points" if is_number(difference) else NONE
 
 
 def integer(count: float | None) -> str:
     """Returns a count with thousands separated: ``1,234,567``."""
-    return f"{round(count):,}" if _is_number(count) else NONE
+    return f"{round(count):,}" if is_number(count) else NONE
 
 
 def loss(value: float | None) -> str:
     """Returns a loss in at most 9 characters: ``1.234``, ``2.3e+07``."""
-    if not _is_number(value):
+    if not is_number(value):
         return NONE
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
-
-
-def _is_number(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
