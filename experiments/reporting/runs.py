@@ -1,4 +1,4 @@
-"""Reads the folders of sweeps and their runs, for tables, plots and the report.
+"""A run and a sweep as tables, plots and the report see them, and how a run's folder is read.
 
 Reading never fails: what is missing, unfinished or damaged is said, and the rest is returned.
 """
@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
+from zo_fl.host.units import is_number
 
 from ..sweeping import record
 
 FINISHED, UNFINISHED, MISSING, DAMAGED = "finished", "unfinished", "missing", "damaged"
-_NOT_SWEEPS = ("warmups", "tables", "plots")
 
 
 class Run(NamedTuple):
@@ -24,7 +22,7 @@ class Run(NamedTuple):
 
     row: str
     column: str
-    seed: int
+    seed: int | str
     folder: Path
     state: str
     problem: str
@@ -35,7 +33,11 @@ class Run(NamedTuple):
 
 
 class SweepRuns(NamedTuple):
-    """A sweep and all its runs, also those that are missing."""
+    """A sweep and all its runs, also those that are missing.
+
+    ``record`` is the content of ``sweep.json``; runs without one are a sweep of one column whose
+    record has no points.
+    """
 
     name: str
     folder: Path
@@ -48,57 +50,63 @@ class SweepRuns(NamedTuple):
         """Returns the runs of a point, by seed."""
         return [run for run in self.runs if (run.row, run.column) == (row, column)]
 
-
-class Found(NamedTuple):
-    """All sweeps under a folder, and what could not be read at all."""
-
-    sweeps: list[SweepRuns]
-    problems: list[str]
+    def points(self) -> list[tuple[str, str]]:
+        """Returns row and column of each point, row by row."""
+        return list(dict.fromkeys((run.row, run.column) for run in self.runs))
 
 
-def read(root: str | Path) -> Found:
-    """Returns all sweeps under a folder, or the one it holds.
+def read_run(folder: Path, row: str, column: str, seed: int | str) -> Run:
+    """Returns the run in a folder, as far as it got."""
+    texts = ("summary.json", "config.json", "partition.json")
+    read = {name: record.read_json(folder / name) for name in texts}
+    summary, config, partition = (read[name][0] for name in texts)
+    state, problem = FINISHED, ""
+    broken = [f"{name} is {what}" for name, (_, what) in read.items() if what]
+    if not folder.is_dir():
+        state, problem = MISSING, "not started"
+    elif broken:
+        state, problem = DAMAGED, broken[0]
+    elif summary is None:
+        state, problem = UNFINISHED, f"not finished: no summary.json{_so_far(folder)}"
+    elif problem := _summary_problem(summary):
+        state = DAMAGED
+    elif config is None:
+        state, problem = DAMAGED, "config.json is missing"
+    num_classes = (partition or {}).get("num_classes")
+    return Run(
+        row,
+        column,
+        seed,
+        folder,
+        state,
+        problem,
+        summary or {},
+        _block(config, "config"),
+        _block(config, "provenance"),
+        num_classes if isinstance(num_classes, int) and num_classes > 0 else None,
+    )
 
-    Raises:
-      ConfigError: there is no such folder.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ConfigError(
-            f"no folder {str(root)!r}; change --runs to the --workdir of experiments.sweep"
-        )
-    sweeps, problems = [], []
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    for folder in folders:
-        path = folder / "sweep.json"
-        if path.exists():
-            content, problem = record.read_json(path)
-            problem = problem or record.problem(content)
-            if problem or content is None:
-                problems.append(f"{path}: {problem}; run the sweep's command again")
-            else:
-                sweeps.append(_read_sweep(folder, content))
-        elif folder.name not in _NOT_SWEEPS and any(folder.glob("*--*/*/config.json")):
-            problems.append(f"{folder}: runs without sweep.json; run the sweep's command again")
-    if not sweeps and not problems:
-        problems.append(f"{root}: no sweep in it (no sweep.json)")
-    return Found(sweeps, problems)
 
-
-def rows_of(run: Run) -> list[dict[str, Any]]:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Returns the rows of a run's ``metrics.jsonl``; none of a damaged one."""
     try:
-        return [row for row in read_metrics(run.folder / "metrics.jsonl") if isinstance(row, dict)]
+        return [row for row in read_metrics(folder / "metrics.jsonl") if isinstance(row, dict)]
     except (ConfigError, OSError):
         return []
 
 
 def seconds_a_round(run: Run) -> float | None:
     """Returns the median seconds of a round of the last phase; None if it was not timed."""
-    rows = rows_of(run)
+    rows = rows_of(run.folder)
     timed = [row.get("seconds") for row in rows if row.get("phase") == rows[-1].get("phase")]
-    seconds = [value for value in timed if isinstance(value, int | float)]
+    seconds = [value for value in timed if is_number(value)]
     return statistics.median(seconds) if seconds else None
+
+
+def numbers(of_runs: Iterable[Run], field: str) -> list[float]:
+    """Returns a field of each run's summary, where it is a number."""
+    values = [run.summary.get(field) for run in of_runs]
+    return [value for value in values if is_number(value)]
 
 
 def dotted(config: Mapping[str, Any], field: str) -> Any:
@@ -112,7 +120,7 @@ def dotted(config: Mapping[str, Any], field: str) -> Any:
 def unfinished(sweep: SweepRuns) -> list[str]:
     """Returns a line for each run that is missing, unfinished or damaged."""
     return [
-        f"{run.row}, {run.column}, seed {run.seed}: {run.problem}"
+        f"{', '.join(filter(None, (run.row, run.column)))}, seed {run.seed}: {run.problem}"
         for run in sweep.runs
         if run.state != FINISHED
     ]
@@ -123,66 +131,9 @@ def finished(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run.state == FINISHED]
 
 
-def define_flags(out: str) -> None:
-    """Defines --runs and --out of the commands that show results.
-
-    Args:
-      out: default of --out, in the folder --runs.
-    """
-    flags.DEFINE_string("runs", None, "Folder of the sweeps: --workdir of experiments.sweep.")
-    flags.DEFINE_string("out", None, f"Where to write to. Default: RUNS/{out}.")
-
-
-def given_folders(default_out: str) -> tuple[Path, Path]:
-    """Returns --runs and --out.
-
-    Raises:
-      ConfigError: there is no --runs.
-    """
-    if not flags.FLAGS["runs"].value:
-        raise ConfigError("no --runs given; pass the --workdir of experiments.sweep")
-    root = Path(flags.FLAGS["runs"].value)
-    return root, Path(flags.FLAGS["out"].value or root / default_out)
-
-
-def _read_sweep(folder: Path, content: dict[str, Any]) -> SweepRuns:
-    points, seeds = content["points"], content["seeds"]
-    runs = [_read_run(folder, point, seed) for point in points for seed in seeds]
-    rows = list(dict.fromkeys(point["row"] for point in points))
-    columns = list(dict.fromkeys(point["column"] for point in points))
-    return SweepRuns(folder.resolve().name, folder, content, rows, columns, runs)
-
-
-def _read_run(sweep: Path, point: Mapping[str, Any], seed: int) -> Run:
-    folder = sweep / point["folder"] / str(seed)
-    texts = ("summary.json", "config.json", "partition.json")
-    read = {name: record.read_json(folder / name) for name in texts}
-    summary, config, partition = (read[name][0] for name in texts)
-    state, problem = FINISHED, ""
-    broken = [f"{name} is {what}" for name, (_, what) in read.items() if what]
-    if not folder.is_dir():
-        state, problem = MISSING, "not started"
-    elif broken:
-        state, problem = DAMAGED, broken[0]
-    elif summary is None:
-        state, problem = UNFINISHED, "not finished: no summary.json"
-    elif problem := _summary_problem(summary):
-        state = DAMAGED
-    elif config is None:
-        state, problem = DAMAGED, "config.json is missing"
-    num_classes = (partition or {}).get("num_classes")
-    return Run(
-        point["row"],
-        point["column"],
-        seed,
-        folder,
-        state,
-        problem,
-        summary or {},
-        _block(config, "config"),
-        _block(config, "provenance"),
-        num_classes if isinstance(num_classes, int) and num_classes > 0 else None,
-    )
+def _so_far(folder: Path) -> str:
+    done = [row["round"] for row in rows_of(folder) if is_number(row.get("round"))]
+    return f", {done[-1]} rounds so far" if done else ""
 
 
 def _block(content: dict[str, Any] | None, name: str) -> dict[str, Any]:
@@ -194,6 +145,8 @@ def _summary_problem(summary: Mapping[str, Any]) -> str:
     for name in ("final_accuracy", "diverged_round"):
         if name not in summary:
             return f"summary.json has no {name}"
-        if not isinstance(summary[name], int | float | None):
+        if summary[name] is not None and not isinstance(summary[name], int | float):
             return f"{name} in summary.json is {summary[name]!r}"
+    if summary["diverged_round"] is None and not is_number(summary["final_accuracy"]):
+        return f"final_accuracy in summary.json is {summary['final_accuracy']!r}"
     return ""
