@@ -31,7 +31,8 @@ ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; max-width: 40rem; }
 figure img { display: block; width: 100%; height: auto; }
 @media (prefers-color-scheme: dark) { figure img { filter: invert(.88) hue-rotate(180deg); } }
-code span { display: inline-block; max-width: 100%; }
+.commands code { display: block; } .commands code + code { margin-top: .6rem; }
+.commands span { display: inline-block; max-width: 100%; }
 .run { margin: .8rem 0; scroll-margin-top: 1rem; }
 .run .title { margin-top: .6rem; }
 .run pre { max-height: 4.5rem; overflow-y: auto; }
@@ -86,7 +87,7 @@ def table(made: TextTable, link: Callable[[Point], str] | None = None) -> str:
 def commands(lines: Iterable[str]) -> str:
     """Returns command lines to copy; where they are folded, no flag is torn apart."""
     parts = (" ".join(element("span", escape(word)) for word in line.split(" ")) for line in lines)
-    return element("pre", element("code", "\n".join(parts)))
+    return element("pre", "".join(element("code", part) for part in parts), class_="commands")
 
 
 def bullets(title: str, lines: Iterable[str]) -> str:

@@ -112,7 +112,7 @@ def test_every_result_leads_to_the_commands_of_its_runs(sweeps):
     assert targets == {"hostile--0", "hostile--1"}
     for target in targets:
         block = text.split(f'id="{target}"')[1]
-        command = Page("<pre>" + block.split("<pre>")[1].split("</pre>")[0] + "</pre>").text
+        command = Page(block.split('class="commands">')[1].split("</pre>")[0]).text
         assert command.count("python -m experiments.main --config=configs/quickstart.py") == 3
         assert "--config.seed=2 --config.data.partition_seed=2" in command
 
