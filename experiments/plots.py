@@ -1,10 +1,10 @@
-"""Pictures of all sweeps in a folder, the paper's values marked, as PNG and SVG.
+"""Pictures of all sweeps and runs in a folder, the paper's values marked, as PNG and SVG.
 
     python -m experiments.plots --runs=R [--out=R/plots]
 
-Curves of splits and methods (Figure 3), the pivot (4), scale and distribution of directions (6),
-variance against S (7); any other sweep as dots with intervals. Exit status 0, also where runs are
-missing, or 2 for bad input.
+The pivot (the paper's Figure 4), scale and distribution of directions (6), variance against S (7);
+any other sweep as dots with intervals; of each also the curves (3). Exit status 0, also where runs
+are missing, or 2 for bad input and where there is nothing.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ import matplotlib
 from zo_fl.core.errors import ConfigError
 
 from . import cli
-from .reporting import figures, runs
+from .reporting import figures, found, runs
 
 # The same picture is the same file.
 _SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}
@@ -24,14 +24,14 @@ _SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}
 def main(argv: list[str]) -> int:
     """Writes the pictures of the flags' folder and returns the exit status."""
     del argv
-    root, out = runs.given_folders("plots")
-    found = runs.read(root)
-    for sweep in found.sweeps:
+    root, out = found.given_folders("plots")
+    read = found.read(root)
+    for sweep in read.sweeps:
         written = write(sweep, out)
         lacking = len(runs.unfinished(sweep))
         of_all = f" ({lacking} of {len(sweep.runs)} runs missing)" if lacking else ""
         print(f"{sweep.name}: {', '.join(map(str, written)) or 'nothing to draw yet'}{of_all}")
-    for problem in found.problems:
+    for problem in read.problems:
         print(problem)
     return 0
 
@@ -59,5 +59,5 @@ def write(sweep: runs.SweepRuns, out: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    runs.define_flags("plots")
+    found.define_flags("plots")
     cli.run(main)

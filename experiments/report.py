@@ -1,29 +1,30 @@
-"""One HTML page about all sweeps in a folder: commands, tables, pictures, costs, configs.
+"""One HTML page about all sweeps and runs in a folder: tables, pictures, costs, commands, configs.
 
     python -m experiments.report --runs=R [--out=R/report.html]
 
-The page needs nothing else: no network, no scripts, pictures inside. Exit status 0, also where runs
-are missing (it says which), or 2 for bad input.
+The page needs nothing else: no network, no scripts, pictures inside. Each result leads to the
+commands of its runs. Exit status 0, also where runs are missing (it says which), or 2 for bad input
+and where there is nothing.
 """
 
 import base64
 import io
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
 from zo_fl.core.errors import ConfigError
-from zo_fl.host import units
 
-from . import cli, tables
-from .reporting import comparison, figures, html_page, runs
+from . import cli
+from .reporting import commands, comparison, figures, found, html_page, result_tables, runs
 from .reporting.html_page import element
+from .reporting.plain_runs import is_plain
 from .reporting.runs import Run, SweepRuns
-from .reporting.text_tables import TextTable
+from .reporting.text_tables import Point, TextTable
 
 _PROVENANCE = {
     "commit": "git.revision",
@@ -38,8 +39,8 @@ _BETWEEN = {"started": " to ", "versions": "; "}
 def main(argv: list[str]) -> int:
     """Writes the page of the flags' folder and returns the exit status."""
     del argv
-    root, out = runs.given_folders("report.html")
-    text = page(runs.read(root))
+    root, out = found.given_folders("report.html")
+    text = page(found.read(root))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
@@ -49,36 +50,41 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def page(found: runs.Found) -> str:
+def page(read: found.Found) -> str:
     """Returns the page as HTML."""
-    names = [sweep.name for sweep in found.sweeps]
-    links = [element("a", escape(name), href=f"#{_anchor(name)}") for name in names]
+    links = [
+        element("a", escape(sweep.record["title"]), href=f"#{_anchor(sweep)}")
+        for sweep in read.sweeps
+    ]
     parts = [element("h1", "Federated learning with zeroth-order clients: results")]
     if len(links) > 1:
         parts.append(element("nav", " ".join(links)))
-    parts.append(_provenance([run for sweep in found.sweeps for run in sweep.runs]))
-    if found.problems:
-        parts.append(html_page.bullets("Could not be read", found.problems))
-    parts += [_section(sweep) for sweep in found.sweeps]
+    parts.append(_provenance([run for sweep in read.sweeps for run in sweep.runs]))
+    if read.problems:
+        parts.append(html_page.bullets("Could not be read", read.problems))
+    parts += [_section(sweep) for sweep in read.sweeps]
     return html_page.document("Results", "\n".join(parts))
 
 
 def _section(sweep: SweepRuns) -> str:
-    record, cells = sweep.record, comparison.cells(sweep)
-    table = f" ({record['table']} of the paper)" if record["table"] else ""
-    parts = [
-        element("h2", escape(f"{record['title']}{table}"), id=_anchor(sweep.name)),
-        element("pre", escape(record["command"])),
+    cells = comparison.cells(sweep)
+    parts = [element("h2", escape(result_tables.title(sweep)), id=_anchor(sweep))]
+    if sweep.record["command"]:
+        parts.append(html_page.commands([sweep.record["command"]]))
+    for made in result_tables.tables_of(sweep, cells):
+        parts.append(html_page.table(made, lambda point: f"#{_anchor(sweep, point)}"))
+    parts += [
+        element("p", escape(line), class_="note") for line in result_tables.notes(sweep, cells)
     ]
-    parts += [html_page.table(made) for made in tables.tables_of(sweep, cells)]
-    parts += [element("p", escape(line), class_="note") for line in tables.notes(sweep, cells)]
     lacking = runs.unfinished(sweep)
     if lacking:
         parts.append(html_page.bullets(f"Missing: {len(lacking)} of {len(sweep.runs)}", lacking))
-    for name, figure in figures.of(sweep).items():
-        parts.append(_picture(f"{record['title']}: picture {name}; its numbers are above", figure))
-    parts.append(html_page.table(_costs(sweep)))
-    parts.append(_configs(sweep))
+    for name, figure in figures.of(sweep, titled=False).items():
+        parts.append(_picture(name, figure))
+    if not is_plain(sweep):  # their only table has the costs
+        parts.append(html_page.table(result_tables.costs(sweep)))
+    parts.append(element("h3", "Commands and configs"))
+    parts += [_commands(sweep, point) for point in sweep.points()]
     return element("section", "\n".join(parts))
 
 
@@ -106,55 +112,36 @@ def _flat(value: Any) -> str:
     return str(value)
 
 
-def _costs(sweep: SweepRuns) -> TextTable:
-    """Returns means over finished runs of what a point cost."""
-    shown = {
-        "sent by clients": ("uplink_bytes", units.num_bytes),
-        "sent to clients": ("downlink_bytes", units.num_bytes),
-        "forward passes": ("forward_passes", units.integer),
-        "time": ("wall_seconds", units.duration),
-    }
-    rows = []
-    for row, column in dict.fromkeys((run.row, run.column) for run in sweep.runs):
-        finished = runs.finished(sweep.of(row, column))
-        costs = [show(comparison.mean(_numbers(finished, field))) for field, show in shown.values()]
-        rows.append([row, column, *costs])
-    title = "Costs, mean over seeds; warm-ups that are shared count in each"
-    return TextTable(title, ["row", "column", *shown], rows, num_names=2)
+def _commands(sweep: SweepRuns, point: Point) -> str:
+    """Returns what repeats the runs of a point, and its config; of seeds only the first's."""
+    of_point = sweep.of(*point)
+    title = ", ".join(filter(None, point))
+    parts = [element("p", escape(title), class_="title")]
+    parts.append(html_page.commands(commands.of_run(sweep, run) for run in of_point))
+    first = next((run for run in of_point if run.config), None)
+    if first is not None:
+        config = json.dumps(first.config, indent=2, sort_keys=True)
+        text = element("pre", element("code", escape(config)))
+        parts.append(html_page.folded(f"Config of seed {first.seed}", text))
+    return element("div", "\n".join(parts), class_="run", id=_anchor(sweep, point))
 
 
-def _numbers(finished: Sequence[Run], field: str) -> list[float]:
-    values = [run.summary.get(field) for run in finished]
-    return [value for value in values if isinstance(value, int | float)]
-
-
-def _configs(sweep: SweepRuns) -> str:
-    """Returns the resolved config of each point, folded; of seeds only the first."""
-    parts = []
-    for row, column in dict.fromkeys((run.row, run.column) for run in sweep.runs):
-        first = next((run for run in sweep.of(row, column) if run.config), None)
-        if first is not None:
-            title = f"Config: {row}, {column}, seed {first.seed}"
-            parts.append(html_page.folded(title, element("pre", escape(_as_json(first.config)))))
-    return html_page.folded("Configs", "\n".join(parts)) if parts else ""
-
-
-def _as_json(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, indent=2, sort_keys=True)
-
-
-def _picture(title: str, figure: Figure) -> str:
+def _picture(name: str, figure: Figure) -> str:
     """Returns a figure as an SVG in the page, apart from it: its ids are its own."""
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    # Nothing behind it but the page, which may be dark.
+    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<figure><img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}"></figure>'
+    alt = escape(f"picture {name}; its numbers are in the table")
+    return f'<figure><img alt="{alt}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
-def _anchor(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+def _anchor(sweep: SweepRuns, point: Point | None = None) -> str:
+    """Returns the id of a sweep's section, or of the commands of a point in it."""
+    place = "" if point is None else f"--{sweep.points().index(point)}"
+    return quote(sweep.name, safe="") + place
 
 
 if __name__ == "__main__":
-    runs.define_flags("report.html")
+    found.define_flags("report.html")
     cli.run(main)

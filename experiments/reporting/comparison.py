@@ -4,17 +4,16 @@ Accuracies are in percent here, differences in points.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import scipy.stats
 
-from zo_fl.host.units import is_number
-
 from . import paper, runs
 from .runs import Run, SweepRuns
 
-_CHANCE = 1.1  # times chance: at most this is no convergence
+_CHANCE = 1.1  # times chance: what stays below has learned nothing
 
 
 class Interval(NamedTuple):
@@ -30,50 +29,63 @@ class Cell(NamedTuple):
 
     Attributes:
       row, column: of the point.
-      values: of each seed that converged, by seed.
+      values: of each seed whose loss stayed finite, by seed.
       gains: ``delta_lo`` of the same, in points; of runs with a pivot.
-      num_nc: seeds that are finished but did not converge.
+      num_nc: seeds that are finished but whose loss did not stay finite.
+      num_at_chance: seeds in ``values`` that have learned nothing.
       num_seeds: that the sweep has.
       paper: the paper's result, if these runs may be compared with it.
+      differs: if the paper has a result but these runs may not, what differs.
       difference: to the sweep's reference row, paired by seed.
     """
 
     row: str
     column: str
-    values: dict[int, float]
+    values: dict[Hashable, float]
     gains: list[float]
     num_nc: int
+    num_at_chance: int
     num_seeds: int
     paper: paper.Figure | None
+    differs: tuple[str, ...]
     difference: Interval | None
 
 
 def cells(sweep: SweepRuns) -> list[Cell]:
     """Returns the cells of a sweep, row by row."""
-    points = dict.fromkeys((run.row, run.column) for run in sweep.runs)
-    return [_cell(sweep, row, column) for row, column in points]
+    return [_cell(sweep, row, column) for row, column in sweep.points()]
 
 
 def converged(run: Run) -> bool:
-    """Returns whether a finished run did: losses stayed finite, and it beats chance by a tenth."""
-    accuracy = run.summary.get("final_accuracy")
-    if run.summary.get("diverged_round") is not None or not is_number(accuracy):
-        return False
-    return run.num_classes is None or accuracy >= _CHANCE / run.num_classes
+    """Returns whether a finished run's loss stayed finite.
+
+    No other outcome leaves a run out: that would drop pairs by their result.
+    """
+    return run.summary.get("diverged_round") is None
 
 
-def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Interval | None:
-    """Returns the mean of ours - reference over the seeds of both, and Student's 95 % interval."""
-    both = sorted(ours.keys() & reference.keys())
-    differences = [ours[seed] - reference[seed] for seed in both]
-    n = len(differences)
-    if n == 0:
+def at_chance(run: Run) -> bool:
+    """Returns whether a run that converged does not beat chance by a tenth."""
+    return run.num_classes is not None and run.summary["final_accuracy"] < _CHANCE / run.num_classes
+
+
+def paired(ours: Mapping[Hashable, float], reference: Mapping[Hashable, float]) -> Interval | None:
+    """Returns the mean of ours - reference over the seeds of both, and Student's 95 % interval.
+
+    mean +- t(0.975, n - 1) * s / sqrt(n), s the standard deviation of the n differences.
+    """
+    pairs = [(ours[seed], reference[seed]) for seed in ours if seed in reference]
+    if not pairs:
         return None
-    if n == 1:
-        return Interval(differences[0], None, 1)
-    # Not ttest_rel's interval: of equal differences, as two identical methods have, it is NaN.
-    half_width = float(scipy.stats.t.ppf(0.975, n - 1) * scipy.stats.sem(differences))
-    return Interval(statistics.fmean(differences), half_width, n)
+    center = statistics.fmean(a - b for a, b in pairs)
+    if len(pairs) == 1:
+        return Interval(center, None, 1)
+    with warnings.catch_warnings():
+        # Of differences that are all alike; the interval has no width then, as it should.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        tested = scipy.stats.ttest_rel([a for a, _ in pairs], [b for _, b in pairs])
+        low, high = tested.confidence_interval(0.95)
+    return Interval(center, float(high - low) / 2, len(pairs))
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -100,28 +112,45 @@ def _cell(sweep: SweepRuns, row: str, column: str) -> Cell:
     of_point = sweep.of(row, column)
     finished = runs.finished(of_point)
     timed = sweep.record["quantity"] == "seconds"  # too few rounds to learn
-    good = [run for run in finished if timed or converged(run)]
-    config = next((run.config for run in of_point if run.config), {})
-    reference = sweep.record["reference"]
-    difference = None
+    good = finished if timed else [run for run in finished if converged(run)]
     values = _values(sweep, good)
-    if reference and row != reference:
-        others = [run for run in runs.finished(sweep.of(reference, column)) if converged(run)]
-        difference = paired(values, _values(sweep, others))
-    gains = [run.summary.get("delta_lo") for run in good]
+    figure, differs = _paper(sweep, of_point, row, column)
     return Cell(
         row,
         column,
         values,
-        [100 * gain for gain in gains if is_number(gain)],
+        [100 * gain for gain in runs.numbers(good, "delta_lo")],
         len(finished) - len(good),
+        0 if timed else sum(map(at_chance, good)),
         len(of_point),
-        paper.lookup(sweep.record["table"], config, row, column),
-        difference,
+        figure,
+        differs,
+        _difference(sweep, values, row, column),
     )
 
 
-def _values(sweep: SweepRuns, good: Sequence[Run]) -> dict[int, float]:
+def _difference(
+    sweep: SweepRuns, values: Mapping[Hashable, float], row: str, column: str
+) -> Interval | None:
+    reference = sweep.record["reference"]
+    if not reference or row == reference:
+        return None
+    others = [run for run in runs.finished(sweep.of(reference, column)) if converged(run)]
+    return paired(values, _values(sweep, others))
+
+
+def _paper(
+    sweep: SweepRuns, of_point: Sequence[Run], row: str, column: str
+) -> tuple[paper.Figure | None, tuple[str, ...]]:
+    """Returns the paper's result if every run has its setting, and what differs."""
+    table = sweep.record["table"]
+    known = [paper.known(table, run.config, row, column) for run in of_point if run.config]
+    differs = dict.fromkeys(phrase for one in known if one for phrase in one.differences)
+    compared = bool(known) and all(known) and not differs
+    return known[0].figure if compared and known[0] else None, tuple(differs)
+
+
+def _values(sweep: SweepRuns, good: Sequence[Run]) -> dict[Hashable, float]:
     """Returns what a cell shows of each run, by seed."""
     if sweep.record["quantity"] == "seconds":
         seconds = {run.seed: runs.seconds_a_round(run) for run in good}

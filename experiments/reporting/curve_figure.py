@@ -1,81 +1,146 @@
-"""Draws accuracy against rounds over seeds, before and after the pivot: the paper's Figure 3."""
+"""Draws accuracy against rounds over seeds, before and after the pivot: as the paper's Figure 3."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zo_fl.host.style import GREY, INK, decorate, plain
+from zo_fl.host.units import is_number
+
 from . import figure_style, paper, runs
-from .figure_style import INK, plain
 from .runs import Run, SweepRuns
+from .text_tables import Point
 
-ROWS = ("High Res Only", "High Res Only, all rounds", "ZOWarmUp")
+_MANY = 7  # rows: more lines cannot be told apart in one panel
+_PAPER_ROUNDS = (200, 500)
 
 
-def draw(sweep: SweepRuns) -> Figure:
-    """Returns accuracy against rounds, a panel a column, the pivot marked (Figure 3)."""
-    columns = sweep.columns
-    width = min(len(columns), 2)
-    height = -(-len(columns) // width)
-    figure = figure_style.new_figure(f"{sweep.record['title']}: curves", 1.3 + 2.5 * height)
+class Curve(NamedTuple):
+    """Accuracy in % over the seeds of a point; ``pivot`` is the last round of the first phase."""
+
+    rounds: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    pivot: int | None
+
+
+class Panel(NamedTuple):
+    """Axes with lines by label; that labelled ``behind`` is drawn in grey."""
+
+    title: str
+    lines: dict[str, Point]
+    behind: str = ""
+
+
+def draw(sweep: SweepRuns, title: str) -> Figure | None:
+    """Returns accuracy against rounds; None if no run was evaluated.
+
+    A panel a column, a line a row; of a single row a line a column; of many rows a panel each, with
+    the reference behind.
+    """
+    curves = {point: _curve(sweep.of(*point)) for point in sweep.points()}
+    curves = {point: curve for point, curve in curves.items() if len(curve.rounds)}
+    panels = [panel for panel in _panels(sweep) if any(p in curves for p in panel.lines.values())]
+    if not panels:
+        return None
+    width = min(len(panels), 2 if len(panels) < 9 else 3)
+    height = -(-len(panels) // width)
+    size = (1.3 + (2.1 if width > 1 else 2.6) * height, figure_style.WIDTH)
+    figure = figure_style.new_figure(title, *size)
     grid = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    for axes, column in zip(panels, columns, strict=False):
-        figure_style.decorate(axes)
-        _draw_panel(axes, sweep, column)
-    for axes in panels[len(columns) :]:
+    every = list(grid.flat)
+    for axes, panel in zip(every, panels, strict=False):
+        decorate(axes)
+        _draw_panel(axes, panel, curves)
+        _mark_paper(axes, sweep, panel)
+    for axes in every[len(panels) :]:
         axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy, %")
-    for axes in panels[max(len(columns) - width, 0) : len(columns)]:
-        axes.set_xlabel("round")
-        axes.tick_params(labelbottom=True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
-    figure_style.add_legend(figure, panels[0], "band: one standard deviation over seeds")
+    _label(grid, every[: len(panels)])
+    figure_style.add_legend(figure, every[0], "band: one standard deviation over seeds")
     return figure
 
 
-def _draw_panel(axes: Axes, sweep: SweepRuns, column: str) -> None:
-    axes.set_title(plain(column), fontsize=10, color=INK)
-    shown = [row for row in ROWS if row in sweep.rows]
-    config = {}
-    # The warm-up is the beginning of both: the one that stops there is drawn on top.
-    for row in reversed(shown):
-        finished = runs.finished(sweep.of(row, column))
-        rounds, center, spread = _mean_curve(finished)
-        if not len(rounds):
-            continue
-        config = finished[0].config if row == "ZOWarmUp" else config
-        colour = figure_style.colours(ROWS)[row]
-        axes.fill_between(rounds, center - spread, center + spread, color=colour, alpha=0.18, lw=0)
-        style = "--" if row == "High Res Only" else "-"
-        axes.plot(rounds, center, linestyle=style, color=colour, linewidth=1.6, label=plain(row))
-    pivot = runs.dotted(config, "warmup.num_rounds")
-    if pivot is not None:
-        axes.axvline(pivot, color=INK, linewidth=1, linestyle=":", label="pivot")
-    for round_idx in (200, 500):
-        figure = paper.lookup("Figure 3", config, column, str(round_idx))
+def _panels(sweep: SweepRuns) -> list[Panel]:
+    rows, columns, reference = sweep.rows, sweep.columns, sweep.record["reference"]
+    if len(rows) == 1:
+        return [Panel(rows[0], {column or rows[0]: (rows[0], column) for column in columns})]
+    if len(rows) <= _MANY:
+        return [Panel(column, {row: (row, column) for row in rows}) for column in columns]
+    panels = []
+    for row in rows:
+        own = {column if len(columns) > 1 else "the panel's": (row, column) for column in columns}
+        grey = {reference: (reference, columns[0])} if reference else {}
+        panels.append(Panel(row, own | grey, reference))
+    return panels
+
+
+def _draw_panel(axes: Axes, panel: Panel, curves: Mapping[Point, Curve]) -> None:
+    axes.set_title(plain(textwrap.fill(panel.title, 26)), fontsize=9, color=INK)
+    labels = [label for label in panel.lines if label != panel.behind]
+    colours = figure_style.colours(labels) | {panel.behind: GREY}
+    pivots = set()
+    # Points that share a warm-up begin alike: the first is on top, dashed, to show others too.
+    for i, (label, point) in enumerate(panel.lines.items()):
+        # An empty line keeps the legend whole: it is that of the first panel.
+        curve = curves.get(point, Curve(np.array([]), np.array([]), np.array([]), None))
+        dashed = label == panel.behind or (i == 0 and len(labels) > 1)
+        look: dict[str, Any] = {"color": colours[label], "linestyle": "--" if dashed else "-"}
+        look["zorder"] = 1.5 if label == panel.behind else 2.5 - 0.01 * i
+        axes.plot(curve.rounds, curve.mean, linewidth=1.6, label=plain(label), **look)
+        low, high = curve.mean - curve.spread, curve.mean + curve.spread
+        axes.fill_between(curve.rounds, low, high, color=colours[label], alpha=0.18, lw=0)
+        pivots |= {curve.pivot} - {None}
+    for i, pivot in enumerate(sorted(pivots)):
+        label = "pivot" if i == 0 else None
+        axes.axvline(pivot, color=INK, linewidth=1, linestyle=":", label=label)
+
+
+def _mark_paper(axes: Axes, sweep: SweepRuns, panel: Panel) -> None:
+    """Marks the paper's Figure 3 in panels of a split, where the runs may be compared with it."""
+    if sweep.record["table"] != "Table 2" or "ZOWarmUp" not in panel.lines:
+        return
+    of_point = sweep.of(*panel.lines["ZOWarmUp"])
+    config = next((run.config for run in of_point if run.config), {})
+    for round_idx in _PAPER_ROUNDS:
+        figure = paper.lookup("Figure 3", config, panel.title, str(round_idx))
         if figure and figure.mean is not None:
-            label = "the paper, read off" if round_idx == 200 else None
-            style = figure_style.PAPER | {"color": INK, "linestyle": "none", "label": label}
-            axes.plot([round_idx], [figure.mean], **style)
+            label = "the paper, read off" if round_idx == _PAPER_ROUNDS[0] else None
+            look = figure_style.PAPER | {"color": INK, "linestyle": "none", "label": label}
+            axes.plot([round_idx], [figure.mean], **look)
 
 
-def _mean_curve(finished: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (rounds, mean, standard deviation) over seeds, where all seeds were evaluated."""
-    curves = []
-    for run in finished:
-        rows = runs.rows_of(run)
-        curves.append({row["round"]: row.get("test_accuracy") for row in rows if "round" in row})
-    common = sorted(
-        round_idx
-        for round_idx in (set.intersection(*map(set, curves)) if curves else ())
-        if all(curve[round_idx] is not None for curve in curves)
-    )
+def _label(grid: np.ndarray, shown: Sequence[Axes]) -> None:
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy, %")
+    for axes in shown[max(len(shown) - grid.shape[1], 0) :]:
+        axes.set_xlabel("round")
+        axes.tick_params(labelbottom=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
+
+
+def _curve(of_point: Sequence[Run]) -> Curve:
+    """Returns mean and deviation where all seeds were evaluated, of finished ones if there are."""
+    shown = runs.finished(of_point) or of_point
+    rows = [[row for row in runs.rows_of(run.folder) if "round" in row] for run in shown]
+    curves = [
+        {
+            row["round"]: row["test_accuracy"]
+            for row in of_run
+            if is_number(row.get("test_accuracy"))
+        }
+        for of_run in rows
+    ]
+    common = sorted(set.intersection(*map(set, curves))) if curves else []
     values = 100 * np.array([[curve[i] for i in common] for curve in curves], float)
+    phases = [row.get("phase") for row in rows[0]] if common else []
+    pivot = next((i for i, phase in enumerate(phases) if phase != phases[0]), None)
     if not common:
-        return np.array([]), np.array([]), np.array([])
+        return Curve(np.array([]), np.array([]), np.array([]), None)
     spread = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(common))
-    return np.array(common), values.mean(axis=0), spread
+    at = rows[0][pivot - 1]["round"] if pivot else None
+    return Curve(np.array(common), values.mean(axis=0), spread, at)

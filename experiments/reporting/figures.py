@@ -5,6 +5,7 @@ ours: large the mean, bars and bands one standard deviation over seeds, small do
 Hollow diamonds are the paper's, where the runs may be compared with it.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,35 +15,44 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from zo_fl.host.style import FAINT, INK, decorate, plain
+
 from . import comparison, curve_figure, figure_style
 from .comparison import Cell
-from .figure_style import FAINT, INK, number_in, plain
+from .figure_style import number_in
 from .runs import SweepRuns
 
 _SEEDS = "large: mean and standard deviation over seeds; small: single seeds"
 
 
-def of(sweep: SweepRuns) -> dict[str, Figure]:
-    """Returns the figures of a sweep by name; none if nothing is finished."""
+def of(sweep: SweepRuns, titled: bool = True) -> dict[str, Figure]:
+    """Returns the figures of a sweep by name; none if nothing is finished or evaluated.
+
+    Args:
+      sweep: its runs.
+      titled: whether each figure says what it shows; not where a heading does.
+    """
     cells = comparison.cells(sweep)
-    if not any(cell.values or cell.num_nc for cell in cells):
-        return {}
-    table = sweep.record["table"]
+    title = sweep.record["title"] if titled else ""
     drawn = {}
+    if any(cell.values or cell.num_nc for cell in cells):
+        drawn[sweep.name] = _draw_results(sweep, cells, title)
+    curves = curve_figure.draw(sweep, f"{title}: curves" if title else "")
+    return drawn | ({f"{sweep.name}-curves": curves} if curves else {})
+
+
+def _draw_results(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
+    table = sweep.record["table"]
     if table == "Figure 4":
-        drawn[sweep.name] = draw_lines(sweep, cells, "round of the pivot")
-    elif table == "Figure 6":
-        drawn[sweep.name] = draw_lines(sweep, cells, "scale of the directions, tau")
-    elif table == "Figure 7":
-        drawn[sweep.name] = draw_variance(sweep, cells)
-    else:
-        drawn[sweep.name] = draw_dots(sweep, cells)
-    if table == "Table 2" and set(curve_figure.ROWS) & set(sweep.rows):
-        drawn[f"{sweep.name}-curves"] = curve_figure.draw(sweep)
-    return drawn
+        return draw_lines(sweep, cells, title, "round of the pivot")
+    if table == "Figure 6":
+        return draw_lines(sweep, cells, title, "scale of the directions, tau")
+    if table == "Figure 7":
+        return draw_variance(sweep, cells, f"{title}: spread of the results" if title else "")
+    return draw_dots(sweep, cells, title)
 
 
-def draw_dots(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
+def draw_dots(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
     """Returns a line a point: mean, one standard deviation, single seeds.
 
     Of one column the rows are sorted by their mean; of several, rows have colours and stand
@@ -55,10 +65,11 @@ def draw_dots(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
     else:
         groups = [(name, [c for c in cells if c.column == name]) for name in sweep.columns]
         colours = figure_style.colours(sweep.rows)
-    lines = sum(len(group) for _, group in groups)
-    figure = figure_style.new_figure(sweep.record["title"], 1.6 + 0.27 * lines)
+    names = [textwrap.fill(name, 28) for name, _ in groups]
+    lines = sum(max(len(g), n.count("\n") + 1) for (_, g), n in zip(groups, names, strict=True))
+    figure = _new_figure(title, 1.6 + 0.27 * lines)
     axes = figure.subplots()
-    figure_style.decorate(axes)
+    decorate(axes)
     middles, y = [], 0.0
     for _, group in groups:
         middles.append(y + (len(group) - 1) / 2)
@@ -66,7 +77,7 @@ def draw_dots(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
             _draw_dot_line(axes, cell, y, colours[cell.row])
             y += 1
         y += 0.6 * (len(group) > 1)
-    axes.set_yticks(middles, [plain(name) for name, _ in groups])
+    axes.set_yticks(middles, [plain(name) for name in names])
     axes.set_ylim(y - 0.4 - 0.6 * (len(sweep.columns) > 1), -0.6)  # the first on top
     axes.set_xlabel(_measure(sweep))
     if len(sweep.columns) > 1:
@@ -74,15 +85,16 @@ def draw_dots(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
             axes.plot([], [], "o", color=colour, label=plain(row))
     if any(cell.paper and cell.paper.mean is not None for cell in cells):
         axes.plot([], [], color=INK, linestyle="none", label="the paper", **figure_style.PAPER)
+    _mark_chance(axes, sweep, cells)
     figure_style.add_legend(figure, axes, _SEEDS)
     return figure
 
 
-def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], x_label: str) -> Figure:
+def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], title: str, x_label: str) -> Figure:
     """Returns accuracy against the number in each column's name, a line a row (Figures 4, 6)."""
-    figure = figure_style.new_figure(sweep.record["title"], 4.4)
+    figure = _new_figure(title, 4.0)
     axes = figure.subplots()
-    figure_style.decorate(axes)
+    decorate(axes)
     xs = sorted({number_in(column) for column in sweep.columns})
     for i, row in enumerate(sweep.rows):
         # Apart by a hair, or bars would hide each other.
@@ -96,17 +108,17 @@ def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], x_label: str) -> Figure:
     return figure
 
 
-def draw_variance(sweep: SweepRuns, cells: Sequence[Cell]) -> Figure:
+def draw_variance(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
     """Returns the variance over seeds against S, with its 95 % interval (Figure 7)."""
-    figure = figure_style.new_figure(f"{sweep.record['title']}: spread of the results", 4.4)
+    figure = _new_figure(title, 4.0)
     axes = figure.subplots()
-    figure_style.decorate(axes)
+    decorate(axes)
     # Equal results have no place on a logarithmic axis.
     known = [cell for cell in cells if len(set(cell.values.values())) > 1]
     x = [number_in(cell.column) for cell in known]
     ends = np.array([variance_interval(cell) for cell in known]).reshape(-1, 3)
     bars = [ends[:, 1] - ends[:, 0], ends[:, 2] - ends[:, 1]]
-    style: dict[str, Any] = dict(fmt="o-", capsize=4, linewidth=1.5, color=figure_style.MAIN)
+    style: dict[str, Any] = {"fmt": "o-", "capsize": 4, "color": figure_style.MAIN}
     if known:
         axes.errorbar(x, ends[:, 1], bars, label="variance, 95 % interval", **style)
     told = [
@@ -143,6 +155,18 @@ def variance_interval(cell: Cell) -> tuple[float, float, float]:
     variance = (comparison.std(list(cell.values.values())) or 0.0) ** 2
     low, high = scipy.stats.chi2.ppf((0.025, 0.975), freedom)
     return freedom * variance / float(high), variance, freedom * variance / float(low)
+
+
+def _new_figure(title: str, height: float) -> Figure:
+    return figure_style.new_figure(title, height, figure_style.WIDTH)
+
+
+def _mark_chance(axes: Axes, sweep: SweepRuns, cells: Sequence[Cell]) -> None:
+    """Draws a line at chance where runs have learned nothing."""
+    classes = [run.num_classes for run in sweep.runs if run.num_classes]
+    if classes and any(cell.num_at_chance for cell in cells):
+        chance = 100 / max(classes)
+        axes.axvline(chance, color=FAINT, linewidth=1, linestyle=":", label="chance", zorder=1)
 
 
 def _draw_dot_line(axes: Axes, cell: Cell, y: float, colour: str) -> None:

@@ -1,6 +1,10 @@
 """The paper's results, from ``paper.json``: its only place in this package.
 
-A figure is compared only with runs of the same data, model and population: see ``requires`` there.
+A figure stands only beside runs of the paper's own setting: every field that the paper fixes has
+to be equal, of the blocks that the run's algorithm reads. ``setting`` there holds what all tables
+share; ``requires``, ``rows`` and ``columns`` of a table hold what it changes, the later ones count.
+A list holds all values that fit; "> 0" is any positive number, for rates, which the paper does not
+report. Participation, HeteroFL's epochs and the like are those of its author's public code.
 
 Source: Legate, Rish, Belilovsky, arXiv 2509.03503.
 """
@@ -12,10 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zo_fl import algorithms
+from zo_fl.host.units import is_number
+
 from . import runs
 
 # Other sets, such as the sample that comes with the package, are not the paper's.
 _SETS = {"cifar10": "cifar10", "imagenet_resized/32x32": "imagenet32"}
+_POSITIVE = "> 0"
 
 
 class Figure(NamedTuple):
@@ -26,8 +34,15 @@ class Figure(NamedTuple):
     converged: bool = True
 
 
-def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figure | None:
-    """Returns the paper's result for a point, None where it has none or the runs differ from it.
+class Known(NamedTuple):
+    """What the paper says of a point, and in which fields the runs differ from its setting."""
+
+    figure: Figure
+    differences: tuple[str, ...]
+
+
+def known(table: str, config: Mapping[str, Any], row: str, column: str) -> Known | None:
+    """Returns the paper's result for a point and how the setting differs; None if it has none.
 
     Args:
       table: a name in ``paper.json``, such as ``Table 2``.
@@ -35,18 +50,35 @@ def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figu
       row: of the table.
       column: of the table.
     """
-    entry = _read().get(table, {})
-    found = entry.get("sets", {}).get(_SETS.get(runs.dotted(config, "data.name"), ""))
-    if not found or column not in found["columns"] or row not in found["rows"]:
+    entry = _read()["tables"].get(table, {"sets": {}})
+    results = entry["sets"].get(_SETS.get(runs.dotted(config, "data.name"), ""), {})
+    if row not in results or column not in entry["columns"]:
         return None
-    if any(runs.dotted(config, field) != value for field, value in found["requires"].items()):
-        return None
-    value = found["rows"][row][found["columns"].index(column)]
-    if value == "nc":
-        return Figure(None, None, converged=False)
-    if entry.get("quantity") == "variance":
-        return Figure(None, math.sqrt(value[0]))
-    return Figure(*value)
+    value = results[row][list(entry["columns"]).index(column)]
+    required = entry["requires"] | entry["rows"][row] | entry["columns"][column]
+    return Known(_figure(value, entry), differences(_read()["setting"] | required, config))
+
+
+def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figure | None:
+    """Returns the paper's result for a point, None where it has none or the runs differ from it."""
+    found = known(table, config, row, column)
+    return found.figure if found and not found.differences else None
+
+
+def differences(required: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a phrase for each required field that a config has otherwise, and reads at all."""
+    read = {"data", "model", "algorithm"} | blocks_read(str(config.get("algorithm")))
+    return tuple(
+        f"{field} = {_shown(value)} instead of {_allowed(wanted)}"
+        for field, wanted in required.items()
+        if field.split(".")[0] in read and not _fits(value := runs.dotted(config, field), wanted)
+    )
+
+
+def blocks_read(algorithm: str) -> set[str]:
+    """Returns the names of the config's blocks that an algorithm reads, beside data and model."""
+    parts = [part for part in algorithms.parts(algorithm) if part in algorithms.ALGORITHMS]
+    return {block for part in parts for block in algorithms.blocks_of(part)}
 
 
 def is_paper_data(config: Mapping[str, Any]) -> bool:
@@ -56,7 +88,7 @@ def is_paper_data(config: Mapping[str, Any]) -> bool:
 
 def source(table: str) -> str:
     """Returns where a table's figures come from, "" if there are none."""
-    return _read().get(table, {}).get("source", "")
+    return _read()["tables"].get(table, {}).get("source", "")
 
 
 def note(table: str, compared: bool) -> str:
@@ -67,8 +99,30 @@ def note(table: str, compared: bool) -> str:
       compared: whether the paper's figures are shown; without them only a note that stands for
         figures which no run can be compared with is returned.
     """
-    entry = _read().get(table, {"sets": None})
+    entry = _read()["tables"].get(table, {"sets": None})
     return entry.get("note", "") if compared or entry["sets"] == {} else ""
+
+
+def _figure(value: Any, entry: Mapping[str, Any]) -> Figure:
+    if value == "nc":
+        return Figure(None, None, converged=False)
+    if entry.get("quantity") == "variance":
+        return Figure(None, math.sqrt(value[0]))
+    return Figure(*value)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if wanted == _POSITIVE:
+        return is_number(value) and value > 0
+    return value in wanted if isinstance(wanted, list) else value == wanted
+
+
+def _allowed(wanted: Any) -> str:
+    return " or ".join(map(_shown, wanted)) if isinstance(wanted, list) else _shown(wanted)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @functools.cache

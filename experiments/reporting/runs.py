@@ -1,4 +1,4 @@
-"""Reads the folders of sweeps and their runs, for tables, plots and the report.
+"""A run and a sweep as tables, plots and the report see them, and how a run's folder is read.
 
 Reading never fails: what is missing, unfinished or damaged is said, and the rest is returned.
 """
@@ -8,17 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-
-from zo_fl.config import flatten
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
+from zo_fl.host.units import is_number
 
 from ..sweeping import record
 
 FINISHED, UNFINISHED, MISSING, DAMAGED = "finished", "unfinished", "missing", "damaged"
-_SEEDS = ("seed", "data.partition_seed")
-_NOT_SWEEPS = ("warmups", "tables", "plots")
 
 
 class Run(NamedTuple):
@@ -26,7 +22,7 @@ class Run(NamedTuple):
 
     row: str
     column: str
-    seed: int
+    seed: int | str
     folder: Path
     state: str
     problem: str
@@ -37,7 +33,11 @@ class Run(NamedTuple):
 
 
 class SweepRuns(NamedTuple):
-    """A sweep and all its runs, also those that are missing."""
+    """A sweep and all its runs, also those that are missing.
+
+    ``record`` is the content of ``sweep.json``; runs without one are a sweep of one column whose
+    record has no points.
+    """
 
     name: str
     folder: Path
@@ -50,160 +50,13 @@ class SweepRuns(NamedTuple):
         """Returns the runs of a point, by seed."""
         return [run for run in self.runs if (run.row, run.column) == (row, column)]
 
-
-class Found(NamedTuple):
-    """All sweeps under a folder, and what could not be read at all."""
-
-    sweeps: list[SweepRuns]
-    problems: list[str]
+    def points(self) -> list[tuple[str, str]]:
+        """Returns row and column of each point, row by row."""
+        return list(dict.fromkeys((run.row, run.column) for run in self.runs))
 
 
-def read(root: str | Path) -> Found:
-    """Returns all sweeps under a folder, or the one it holds; else its plain runs as one.
-
-    Raises:
-      ConfigError: there is no such folder, or nothing in it.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ConfigError(
-            f"no folder {str(root)!r}; change --runs to the --workdir of experiments.sweep"
-        )
-    sweeps, problems = [], []
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    for folder in folders:
-        path = folder / "sweep.json"
-        if path.exists():
-            content, problem = record.read_json(path)
-            problem = problem or record.problem(content)
-            if problem or content is None:
-                problems.append(f"{path}: {problem}; run the sweep's command again")
-            else:
-                sweeps.append(_read_sweep(folder, content))
-        elif folder.name not in _NOT_SWEEPS and any(folder.glob("*--*/*/config.json")):
-            problems.append(f"{folder}: runs without sweep.json; run the sweep's command again")
-    if not sweeps and not problems:
-        sweeps = _plain(root)
-    if not sweeps and not problems:
-        raise ConfigError(
-            f"nothing in {str(root)!r}: no sweep.json and no run's config.json; change --runs to "
-            "the --workdir of experiments.sweep, or to a folder of runs of experiments.main"
-        )
-    return Found(sweeps, problems)
-
-
-def rows_of(run: Run) -> list[dict[str, Any]]:
-    """Returns the rows of a run's ``metrics.jsonl``; none of a damaged one."""
-    try:
-        return [row for row in read_metrics(run.folder / "metrics.jsonl") if isinstance(row, dict)]
-    except (ConfigError, OSError):
-        return []
-
-
-def seconds_a_round(run: Run) -> float | None:
-    """Returns the median seconds of a round of the last phase; None if it was not timed."""
-    rows = rows_of(run)
-    timed = [row.get("seconds") for row in rows if row.get("phase") == rows[-1].get("phase")]
-    seconds = [value for value in timed if isinstance(value, int | float)]
-    return statistics.median(seconds) if seconds else None
-
-
-def dotted(config: Mapping[str, Any], field: str) -> Any:
-    """Returns the value of a dotted field, None if there is none."""
-    value: Any = config
-    for name in field.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def unfinished(sweep: SweepRuns) -> list[str]:
-    """Returns a line for each run that is missing, unfinished or damaged."""
-    return [
-        f"{run.row}, {run.column}, seed {run.seed}: {run.problem}"
-        for run in sweep.runs
-        if run.state != FINISHED
-    ]
-
-
-def finished(runs: Iterable[Run]) -> list[Run]:
-    """Returns the runs that are finished."""
-    return [run for run in runs if run.state == FINISHED]
-
-
-def define_flags(out: str) -> None:
-    """Defines --runs and --out of the commands that show results.
-
-    Args:
-      out: default of --out, in the folder --runs.
-    """
-    flags.DEFINE_string("runs", None, "Folder of the sweeps: --workdir of experiments.sweep.")
-    flags.DEFINE_string("out", None, f"Where to write to. Default: RUNS/{out}.")
-
-
-def given_folders(default_out: str) -> tuple[Path, Path]:
-    """Returns --runs and --out.
-
-    Raises:
-      ConfigError: there is no --runs.
-    """
-    if not flags.FLAGS["runs"].value:
-        raise ConfigError("no --runs given; pass the --workdir of experiments.sweep")
-    root = Path(flags.FLAGS["runs"].value)
-    return root, Path(flags.FLAGS["out"].value or root / default_out)
-
-
-def _read_sweep(folder: Path, content: dict[str, Any]) -> SweepRuns:
-    points, seeds = content["points"], content["seeds"]
-    runs = [
-        read_run(folder / point["folder"] / str(seed), point["row"], point["column"], seed)
-        for point in points
-        for seed in seeds
-    ]
-    rows = list(dict.fromkeys(point["row"] for point in points))
-    columns = list(dict.fromkeys(point["column"] for point in points))
-    return SweepRuns(folder.resolve().name, folder, content, rows, columns, runs)
-
-
-def _plain(root: Path) -> list[SweepRuns]:
-    """Returns the runs of a folder that no sweep made, as a sweep; none if there are none.
-
-    What their configs differ in, but for seeds, makes the rows.
-    """
-    folders = sorted(
-        {path.parent for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")}
-    )
-    if not folders:
-        return []
-    found = [read_run(folder, "", "", 0) for folder in folders]
-    flat = [flatten(run.config) for run in found]
-    fields = sorted({field for one in flat for field in one} - set(_SEEDS))
-    differ = [field for field in fields if len({str(one.get(field)) for one in flat}) > 1]
-    runs, taken = [], set()
-    for run, one in zip(found, flat, strict=True):
-        row = ", ".join(f"{field}={one.get(field)}" for field in differ) or "all"
-        seed = one.get("seed")
-        seed = seed if isinstance(seed, int) else 0
-        while (row, seed) in taken:  # the same run twice: another row
-            row += "'"
-        taken.add((row, seed))
-        runs.append(run._replace(row=row, column="runs", seed=seed))
-    record = {
-        "title": "Runs",
-        "table": "",
-        "reference": "",
-        "quantity": "accuracy",
-        "config": "",
-        "overrides": {},
-        "command": f"# runs of experiments.main in {root}",
-        "seeds": sorted({run.seed for run in runs}),
-        "points": [],
-    }
-    rows = list(dict.fromkeys(run.row for run in runs))
-    return [SweepRuns(root.resolve().name or "runs", root, record, rows, ["runs"], runs)]
-
-
-def read_run(folder: Path, row: str, column: str, seed: int) -> Run:
-    """Returns a run from its folder, in whatever state that is."""
+def read_run(folder: Path, row: str, column: str, seed: int | str) -> Run:
+    """Returns the run in a folder, as far as it got."""
     texts = ("summary.json", "config.json", "partition.json")
     read = {name: record.read_json(folder / name) for name in texts}
     summary, config, partition = (read[name][0] for name in texts)
@@ -214,7 +67,7 @@ def read_run(folder: Path, row: str, column: str, seed: int) -> Run:
     elif broken:
         state, problem = DAMAGED, broken[0]
     elif summary is None:
-        state, problem = UNFINISHED, "not finished: no summary.json"
+        state, problem = UNFINISHED, f"not finished: no summary.json{_so_far(folder)}"
     elif problem := _summary_problem(summary):
         state = DAMAGED
     elif config is None:
@@ -234,6 +87,55 @@ def read_run(folder: Path, row: str, column: str, seed: int) -> Run:
     )
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's ``metrics.jsonl``; none of a damaged one."""
+    try:
+        return [row for row in read_metrics(folder / "metrics.jsonl") if isinstance(row, dict)]
+    except (ConfigError, OSError):
+        return []
+
+
+def seconds_a_round(run: Run) -> float | None:
+    """Returns the median seconds of a round of the last phase; None if it was not timed."""
+    rows = rows_of(run.folder)
+    timed = [row.get("seconds") for row in rows if row.get("phase") == rows[-1].get("phase")]
+    seconds = [value for value in timed if is_number(value)]
+    return statistics.median(seconds) if seconds else None
+
+
+def numbers(of_runs: Iterable[Run], field: str) -> list[float]:
+    """Returns a field of each run's summary, where it is a number."""
+    values = [run.summary.get(field) for run in of_runs]
+    return [value for value in values if is_number(value)]
+
+
+def dotted(config: Mapping[str, Any], field: str) -> Any:
+    """Returns the value of a dotted field, None if there is none."""
+    value: Any = config
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def unfinished(sweep: SweepRuns) -> list[str]:
+    """Returns a line for each run that is missing, unfinished or damaged."""
+    return [
+        f"{', '.join(filter(None, (run.row, run.column)))}, seed {run.seed}: {run.problem}"
+        for run in sweep.runs
+        if run.state != FINISHED
+    ]
+
+
+def finished(runs: Iterable[Run]) -> list[Run]:
+    """Returns the runs that are finished."""
+    return [run for run in runs if run.state == FINISHED]
+
+
+def _so_far(folder: Path) -> str:
+    done = [row["round"] for row in rows_of(folder) if is_number(row.get("round"))]
+    return f", {done[-1]} rounds so far" if done else ""
+
+
 def _block(content: dict[str, Any] | None, name: str) -> dict[str, Any]:
     block = (content or {}).get(name)
     return block if isinstance(block, dict) else {}
@@ -243,6 +145,8 @@ def _summary_problem(summary: Mapping[str, Any]) -> str:
     for name in ("final_accuracy", "diverged_round"):
         if name not in summary:
             return f"summary.json has no {name}"
-        if not isinstance(summary[name], int | float | None):
+        if summary[name] is not None and not isinstance(summary[name], int | float):
             return f"{name} in summary.json is {summary[name]!r}"
+    if summary["diverged_round"] is None and not is_number(summary["final_accuracy"]):
+        return f"final_accuracy in summary.json is {summary['final_accuracy']!r}"
     return ""

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.table import Table
@@ -26,13 +27,20 @@ _LATEX = str.maketrans(
 )
 
 
+Point = tuple[str, str]  # row and column of a sweep
+
+
 class TextTable(NamedTuple):
-    """A table whose first ``num_names`` columns are names and the rest numbers."""
+    """A table whose first ``num_names`` columns are names and the rest numbers.
+
+    ``points`` says which point of the sweep a (row, column) of the table shows.
+    """
 
     title: str
     headers: list[str]
     rows: list[list[str]]
     num_names: int = 1
+    points: Mapping[tuple[int, int], Point] = MappingProxyType({})
 
 
 def markdown(table: TextTable) -> str:
@@ -55,7 +63,8 @@ def latex(table: TextTable) -> str:
         for row in (table.headers, *table.rows)
     )
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline"]
-    return "\n".join([f"% {table.title}".replace("\n", " "), *lines, r"\end{tabular}"]) + "\n"
+    title = [f"% {table.title}".replace("\n", " ")] if table.title else []
+    return "\n".join([*title, *lines, r"\end{tabular}"]) + "\n"
 
 
 def escape_latex(text: str) -> str:
@@ -78,7 +87,11 @@ def terminal(table: TextTable) -> Table:
     """Returns a table for a rich console, without its title: that may be wider."""
     made = Table()
     for i, header in enumerate(table.headers):
-        made.add_column(Text(header), justify="left" if _is_name(table, i) else "right")
+        if _is_name(table, i):
+            made.add_column(Text(header), overflow="fold")
+        else:  # names break, numbers never
+            widest = max((len(row[i]) for row in table.rows), default=0)
+            made.add_column(Text(header), justify="right", min_width=widest)
     for row in table.rows:
         made.add_row(*(Text(text) for text in row))
     return made

@@ -1,12 +1,26 @@
 """Folders of sweeps whose results are made up, for the commands that show results."""
 
 import copy
+import functools
 import json
 
 from experiments.sweeping import jobs, record
 from tests import tiny
 from zo_fl.config.sweeps import Point, Sweep
 
+PAPER = {  # the setting of its Table 2, 10/90
+    "data.name": "cifar10",
+    "data.num_clients": 50,
+    "data.alpha": 0.1,
+    "data.high_fraction": 0.1,
+    "model.name": "resnet18",
+    "model.norm": "batch",
+    "warmup.num_rounds": 200,
+    "warmup.local_epochs": 3,
+    "warmup.batch_size": 64,
+    "zo.num_rounds": 300,
+    "zo.eps": 1e-4,
+}
 PROVENANCE = {
     "started": "2030-01-02T03:04:05+00:00",
     "versions": {"python": "3.11", "jax": "0.10"},
@@ -43,7 +57,9 @@ def make(root, rows=("High Res Only", "ZOWarmUp"), columns=("10/90",), seeds=(0,
         for seed in seeds:
             folder = root / given["name"] / jobs.point_folder(point) / str(seed)
             value = given["accuracy"](point.row, point.column, seed)
-            finish(folder, value, config(given["config"], seed), pivot=point.row != "High Res Only")
+            high_res_only = point.row == "High Res Only"
+            changes = ({"algorithm": "fedavg"} if high_res_only else {}) | given["config"]
+            finish(folder, value, config(changes, seed), pivot=not high_res_only)
             folders[point.row, point.column, seed] = folder
     return folders
 
@@ -52,14 +68,14 @@ def config(changes, seed=0):
     """Returns a resolved config with dotted fields changed."""
     made = copy.deepcopy(tiny.config(seed=seed))
     for field, value in changes.items():
-        block, _, name = field.rpartition(".")
-        (made[block] if block else made)[name] = value
+        *blocks, name = field.split(".")
+        functools.reduce(dict.__getitem__, blocks, made)[name] = value
     return made
 
 
 def finish(folder, value, resolved, pivot=True):
     """Writes the folder of a finished run with a final accuracy."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     summary = {
         "rounds": 4,
         "diverged_round": None,

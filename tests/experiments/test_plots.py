@@ -1,5 +1,6 @@
 """Pictures of sweeps are made, from whole sweeps and from half of one, and tell the truth."""
 
+import json
 import math
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import plots
-from experiments.reporting import comparison, figures, runs
+from experiments.reporting import comparison, figures, found
 from tests.experiments import fake_sweeps
 
 ROOT = Path(__file__).parents[2]
@@ -18,17 +19,18 @@ PIVOTS = ("1 of 4", "2 of 4", "3 of 4")
 TAUS = ("tau 0.1", "tau 0.25")
 DIRECTIONS = ("S = 1", "S = 3")
 KINDS = {
-    "splits": dict(columns=("10/90", "50/50")),
-    "methods": dict(rows=("High Res Only", "ZOWarmUp", "$cheap$ 100 %")),
-    "pivot": dict(rows=("10/90",), columns=PIVOTS, table="Figure 4", reference=""),
-    "direction": dict(rows=("Gaussian", "Other"), columns=TAUS, table="Figure 6", reference=""),
-    "num_directions": dict(rows=("ZOWarmUp",), columns=DIRECTIONS, table="Figure 7", reference=""),
-    "timed": dict(table="", quantity="seconds"),
+    "splits": {"columns": ("10/90", "50/50")},
+    "methods": {"rows": ("High Res Only", "ZOWarmUp", *(f"$cheap$ {i} %" for i in range(8)))},
+    "pivot": {"rows": ("10/90",), "columns": PIVOTS, "table": "Figure 4"},
+    "direction": {"rows": ("Gaussian", "Other"), "columns": TAUS, "table": "Figure 6"},
+    "num_directions": {"rows": ("ZOWarmUp",), "columns": DIRECTIONS, "table": "Figure 7"},
+    "timed": {"table": "", "quantity": "seconds"},
 }
+PANELS = {"splits": 2, "methods": 10, "pivot": 1, "direction": 2, "num_directions": 1, "timed": 1}
 
 
 def only(root):
-    return runs.read(root).sweeps[0]
+    return found.read(root).sweeps[0]
 
 
 def texts(figure):
@@ -38,10 +40,12 @@ def texts(figure):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_sweep_is_drawn_as_png_and_svg(tmp_path, name):
-    fake_sweeps.make(tmp_path, name=name, **KINDS[name])
+    without = {} if name in ("splits", "methods") else {"reference": ""}
+    fake_sweeps.make(tmp_path, name=name, seeds=(0, 1), **KINDS[name], **without)
+    curves = figures.of(only(tmp_path))[f"{name}-curves"]
+    assert sum(axes.get_visible() for axes in curves.axes) == PANELS[name]
     written = plots.write(only(tmp_path), tmp_path / "plots")
-    expected = [name] + [f"{name}-curves"] * (name in ("splits", "methods"))
-    assert [path.stem for path in written] == expected
+    assert [path.stem for path in written] == [name, f"{name}-curves"]
     for path in written:
         picture = np.asarray(Image.open(path).convert("L"))
         assert picture.shape[1] >= 600 and picture.min() < 100
@@ -72,8 +76,39 @@ def test_a_figure_of_one_finished_run_is_drawn(tmp_path, table):
 
 
 def test_a_method_that_did_not_converge_says_so(tmp_path):
-    fake_sweeps.make(tmp_path, accuracy=lambda row, *_: 0.1 if row == "ZOWarmUp" else 0.5)
+    folders = fake_sweeps.make(tmp_path)
+    for (row, _, _), folder in folders.items():
+        if row == "ZOWarmUp":
+            path = folder / "summary.json"
+            fake_sweeps.write(path, json.loads(path.read_text()) | {"diverged_round": 3})
     assert texts(figures.of(only(tmp_path))["s"]) == ["nc"]
+
+
+def test_chance_is_a_line_where_a_run_is_at_chance(tmp_path):
+    fake_sweeps.make(tmp_path / "a", accuracy=lambda row, *_: 0.1 if row == "ZOWarmUp" else 0.5)
+    fake_sweeps.make(tmp_path / "b")
+    for name, expected in {"a": [10.0], "b": []}.items():
+        axes = figures.of(only(tmp_path / name))["s"].axes[0]
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_label() == "chance"] == (
+            expected
+        )
+
+
+def test_a_curve_is_of_all_seeds_and_its_pivot_the_end_of_the_first_phase(tmp_path):
+    fake_sweeps.make(tmp_path, rows=("ZOWarmUp",), seeds=(0, 1), reference="")
+    axes = figures.of(only(tmp_path))["s-curves"].axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["10/90"].get_xdata().tolist() == [1, 2, 3, 4]
+    ends = [fake_sweeps.accuracy("ZOWarmUp", "10/90", seed) for seed in (0, 1)]
+    assert math.isclose(lines["10/90"].get_ydata()[-1], 50 * sum(ends))
+    assert lines["pivot"].get_xdata()[0] == 2
+
+
+def test_a_figure_says_its_title_unless_a_heading_does(tmp_path):
+    fake_sweeps.make(tmp_path)
+    for titled in (True, False):
+        for figure in figures.of(only(tmp_path), titled).values():
+            assert ("A title" in figure.get_suptitle()) == titled
 
 
 def test_methods_are_sorted_by_their_mean_the_best_on_top(tmp_path):
@@ -87,7 +122,7 @@ def test_methods_are_sorted_by_their_mean_the_best_on_top(tmp_path):
 
 def test_the_interval_of_a_variance_is_chi_squared():
     """Of 1, 2, 3: variance 1; chi^2 of 2 degrees at 2.5 and 97.5 %: 0.050636 and 7.377759."""
-    cell = comparison.Cell("r", "c", {0: 1.0, 1: 2.0, 2: 3.0}, [], 0, 3, None, None)
+    cell = comparison.Cell("r", "c", {0: 1.0, 1: 2.0, 2: 3.0}, [], 0, 0, 3, None, (), None)
     low, variance, high = figures.variance_interval(cell)
     assert math.isclose(variance, 1.0)
     assert math.isclose(low, 2 / 7.377759, rel_tol=1e-5)
@@ -95,17 +130,9 @@ def test_the_interval_of_a_variance_is_chi_squared():
 
 
 def test_the_paper_is_marked_for_its_own_setting_only(tmp_path):
-    setting = {
-        "data.name": "cifar10",
-        "data.num_clients": 50,
-        "data.alpha": 0.1,
-        "model.name": "resnet18",
-        "warmup.num_rounds": 200,
-        "zo.num_rounds": 300,
-    }
     for name, expected in (("cifar10", True), ("cifar10_sample", False)):
         root = tmp_path / name
-        fake_sweeps.make(root, config=setting | {"data.name": name})
+        fake_sweeps.make(root, config=fake_sweeps.PAPER | {"data.name": name})
         for figure in figures.of(only(root)).values():
             labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
             assert any("the paper" in label for label in labels) == expected

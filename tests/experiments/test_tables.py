@@ -1,9 +1,9 @@
 """Means, spreads and paired differences of sweeps, and how they are written."""
 
 import csv
+import io
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +12,17 @@ import pytest
 from rich.console import Console
 
 from experiments import report, tables
-from experiments.reporting import comparison, figures, paper, runs, text_tables
+from experiments.reporting import comparison, figures, found, result_tables, runs, text_tables
 from experiments.reporting.text_tables import TextTable
 from tests.experiments import fake_sweeps
-from zo_fl.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
 
 def only(root):
-    found = runs.read(root)
-    assert len(found.sweeps) == 1
-    return found.sweeps[0]
+    read = found.read(root)
+    assert len(read.sweeps) == 1
+    return read.sweeps[0]
 
 
 def by_row(sweep):
@@ -31,10 +30,9 @@ def by_row(sweep):
 
 
 def printed(sweep):
-    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))
+    console = Console(width=200, file=io.StringIO())
     tables.show(sweep, console)
-    console.file.close()
-    return console.export_text()
+    return console.file.getvalue()
 
 
 def test_the_paired_interval_is_student_s():
@@ -51,12 +49,17 @@ def test_one_pair_has_no_interval_and_none_no_difference():
     assert comparison.paired({0: 2.0}, {1: 1.0}) is None
 
 
+def test_differences_that_are_all_alike_have_an_interval_without_width():
+    got = comparison.paired({0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.4, 1: 0.6, 2: 0.8})
+    assert got.n == 3 and math.isclose(got.mean, 0.1) and got.half_width < 1e-12
+
+
 def test_mean_and_spread_are_over_seeds_and_differences_are_paired(tmp_path):
     values = {"High Res Only": (0.20, 0.30, 0.40), "ZOWarmUp": (0.22, 0.33, 0.44)}
     fake_sweeps.make(tmp_path, accuracy=lambda row, column, seed: values[row][seed])
     cells = by_row(only(tmp_path))
-    assert tables.cell_text(cells["High Res Only"]) == "30.0(10.0)"
-    assert tables.cell_text(cells["ZOWarmUp"]) == "33.0(11.0)"
+    assert result_tables.cell_text(cells["High Res Only"]) == "30.0(10.0)"
+    assert result_tables.cell_text(cells["ZOWarmUp"]) == "33.0(11.0)"
     assert cells["High Res Only"].difference is None
     difference = cells["ZOWarmUp"].difference
     assert math.isclose(difference.mean, 3.0) and difference.n == 3
@@ -64,19 +67,32 @@ def test_mean_and_spread_are_over_seeds_and_differences_are_paired(tmp_path):
     assert [round(gain, 9) for gain in cells["ZOWarmUp"].gains] == [5.0] * 3
 
 
-def test_runs_that_did_not_converge_are_counted_and_left_out(tmp_path):
+def test_runs_whose_loss_did_not_stay_finite_are_counted_and_left_out(tmp_path):
     folders = fake_sweeps.make(
-        tmp_path,
-        rows=("High Res Only", "some", "none"),
-        accuracy=lambda row, column, seed: 0.1 if row == "none" else 0.5,
+        tmp_path, rows=("High Res Only", "some", "none"), accuracy=lambda *_: 0.5
     )
-    path = folders["some", "10/90", 0] / "summary.json"
-    fake_sweeps.write(path, json.loads(path.read_text()) | {"diverged_round": 3})
+    for (row, _, seed), folder in folders.items():
+        if row == "none" or (row, seed) == ("some", 0):
+            path = folder / "summary.json"
+            fake_sweeps.write(path, json.loads(path.read_text()) | {"diverged_round": 3})
     cells = by_row(only(tmp_path))
-    assert tables.cell_text(cells["none"]) == "nc"
-    assert tables.cell_text(cells["some"]) == "50.0(0.0), 1 nc"
+    assert result_tables.cell_text(cells["none"]) == "nc"
+    assert result_tables.cell_text(cells["some"]) == "50.0(0.0), 1 nc"
     assert cells["some"].difference.n == 2 and cells["none"].difference is None
     assert "nc: did not converge" in printed(only(tmp_path))
+
+
+def test_a_run_at_chance_stays_in_means_and_pairs_and_is_marked(tmp_path):
+    """Pairs that are left out by their outcome would shift the mean of those that stay."""
+    values = {"High Res Only": (0.3, 0.1, 0.2), "ZOWarmUp": (0.3, 0.2, 0.4)}
+    fake_sweeps.make(tmp_path, accuracy=lambda row, column, seed: values[row][seed])
+    cells = by_row(only(tmp_path))
+    assert result_tables.cell_text(cells["High Res Only"]) == "20.0(10.0)†"
+    assert result_tables.cell_text(cells["ZOWarmUp"]) == "30.0(10.0)"
+    difference = cells["ZOWarmUp"].difference
+    assert difference.n == 3 and math.isclose(difference.mean, 10.0)
+    text = printed(only(tmp_path))
+    assert "3/3, 1 at chance" in text and "at chance; they count in means" in text
 
 
 @pytest.mark.parametrize(
@@ -87,6 +103,7 @@ def test_runs_that_did_not_converge_are_counted_and_left_out(tmp_path):
         ("summary.json", "[]", runs.DAMAGED, "summary.json is damaged"),
         ("summary.json", "{}", runs.DAMAGED, "no final_accuracy"),
         ("summary.json", '{"final_accuracy": "x", "diverged_round": null}', runs.DAMAGED, "'x'"),
+        ("summary.json", '{"final_accuracy": null, "diverged_round": null}', runs.DAMAGED, "None"),
         ("config.json", None, runs.DAMAGED, "config.json is missing"),
         ("config.json", "\x00", runs.DAMAGED, "config.json is damaged"),
         ("partition.json", "{", runs.DAMAGED, "partition.json is damaged"),
@@ -120,9 +137,9 @@ def test_a_damaged_record_is_named_and_other_sweeps_are_shown(tmp_path, content)
     fake_sweeps.make(tmp_path, name="good")
     fake_sweeps.make(tmp_path, name="bad")
     (tmp_path / "bad" / "sweep.json").write_text(content)
-    found = runs.read(tmp_path)
-    assert [sweep.name for sweep in found.sweeps] == ["good"]
-    assert len(found.problems) == 1 and str(tmp_path / "bad") in found.problems[0]
+    read = found.read(tmp_path)
+    assert [sweep.name for sweep in read.sweeps] == ["good"]
+    assert len(read.problems) == 1 and str(tmp_path / "bad") in read.problems[0]
 
 
 def test_odd_values_in_other_files_hurt_nothing(tmp_path):
@@ -136,60 +153,20 @@ def test_odd_values_in_other_files_hurt_nothing(tmp_path):
         for name, content in odd.items():
             (folder / name).write_text(content)
     assert printed(only(tmp_path))
-    assert figures.of(only(tmp_path)) == {} and report.page(runs.read(tmp_path))
+    assert figures.of(only(tmp_path)) == {} and report.page(found.read(tmp_path))
 
 
-def test_runs_without_a_record_and_records_without_runs_are_named(tmp_path):
-    fake_sweeps.make(tmp_path, name="a")
-    (tmp_path / "a" / "sweep.json").unlink()
-    fake_sweeps.make(tmp_path, name="b", rows=())
-    found = runs.read(tmp_path)
-    assert "runs without sweep.json" in found.problems[0]
-    assert printed(found.sweeps[0])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="nothing in .*no sweep.json and no run's config.json"):
-        runs.read(tmp_path / "empty")
+def test_runs_that_lost_their_record_are_plain_runs_and_a_record_without_runs_is_shown(tmp_path):
+    fake_sweeps.make(tmp_path / "a")
+    (tmp_path / "a" / "s" / "sweep.json").unlink()
+    assert only(tmp_path / "a").rows == ["fedavg", "zowarmup"]
+    fake_sweeps.make(tmp_path / "b", rows=())
+    assert printed(only(tmp_path / "b"))
 
 
-def test_the_paper_is_shown_for_its_own_setting_only(tmp_path):
-    setting = {
-        "data.name": "cifar10",
-        "data.num_clients": 50,
-        "data.alpha": 0.1,
-        "model.name": "resnet18",
-        "warmup.num_rounds": 200,
-        "zo.num_rounds": 300,
-    }
-    fake_sweeps.make(tmp_path / "same", config=setting)
-    cell = by_row(only(tmp_path / "same"))["ZOWarmUp"]
-    assert cell.paper == (54.3, 4.8, True)
-    assert "54.3(4.8)" in printed(only(tmp_path / "same"))
-    for i, change in enumerate(({"data.name": "cifar10_sample"}, {"model.name": "cnn"})):
-        root = tmp_path / str(i)
-        fake_sweeps.make(root, config=setting | change)
-        assert by_row(only(root))["ZOWarmUp"].paper is None
-        assert "54.3" not in printed(only(root)) and "left out" in printed(only(root))
-
-
-def test_the_paper_s_nc_and_spreads_without_means_are_shown_as_such():
-    config = fake_sweeps.config({"data.name": "imagenet_resized/32x32", "data.num_clients": 50})
-    config["data"]["alpha"] = 0.1
-    config["model"]["name"] = "resnet18"
-    config["warmup"]["num_rounds"], config["zo"]["num_rounds"] = 200, 300
-    figure = paper.lookup("Table 2", config, "FedKSeed from scratch", "10/90")
-    assert tables.paper_text(figure) == "nc"
-    config["data"]["name"] = "cifar10"
-    assert tables.paper_text(paper.lookup("Figure 7", config, "ZOWarmUp", "S = 1")) == "–(3.0)"
-    assert paper.lookup("Table 99", config, "ZOWarmUp", "10/90") is None
-
-
-def test_every_table_a_sweep_names_is_in_the_paper_s_file():
-    known = json.loads((ROOT / "experiments" / "reporting" / "paper.json").read_text())
-    for entry in known.values():
-        assert entry["source"]
-        for of_set in entry["sets"].values():
-            widths = {len(row) for row in of_set["rows"].values()}
-            assert widths == {len(of_set["columns"])}
+def test_what_is_in_no_table_is_not_printed_twice(tmp_path):
+    fake_sweeps.make(tmp_path, columns=("10/90", "50/50"))
+    assert printed(only(tmp_path)).count("A title") == 1
 
 
 def test_seconds_are_the_median_of_the_last_phase(tmp_path):
@@ -238,6 +215,14 @@ def test_a_table_of_several_columns_also_looks_like_the_paper_s(tmp_path):
     assert (tmp_path / "out" / "s.tex").read_text().count(r"\begin{tabular}") == 2
 
 
+def test_numbers_are_never_cut_where_the_screen_is_narrow(tmp_path):
+    fake_sweeps.make(tmp_path, rows=("High Res Only", "a name of many words " * 3))
+    console = Console(width=60, file=io.StringIO())
+    tables.show(only(tmp_path), console)
+    lines = console.file.getvalue().split("Cells:")[0]
+    assert "…" not in lines and "1/3" not in lines and "3/3" in lines
+
+
 def call(*arguments):
     command = [sys.executable, "-m", "experiments.tables", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -252,33 +237,8 @@ def test_the_command_shows_writes_and_fails_in_one_line(tmp_path):
     assert "ZOWarmUp, 10/90, seed 0" in got.stdout
     written = sorted(path.name for path in (tmp_path / "R" / "tables").iterdir())
     assert written == ["s.csv", "s.md", "s.tex"]
-    got = call(f"--runs={tmp_path / 'nowhere'}")
-    assert got.returncode == 2 and got.stderr.count("\n") == 1 and "--runs" in got.stderr
-
-
-def test_plain_runs_are_a_table_whose_rows_are_what_differs_but_for_seeds(tmp_path):
-    folders = fake_sweeps.make(tmp_path / "made", rows=("a",), seeds=(0, 1))
-    for i, folder in enumerate(folders.values()):
-        for algorithm in ("fedavg", "zo"):
-            copy = tmp_path / "runs" / f"{algorithm}-{i}"
-            shutil.copytree(folder, copy)
-            content = json.loads((copy / "config.json").read_text())
-            content["config"] |= {"algorithm": algorithm, "seed": i}
-            fake_sweeps.write(copy / "config.json", content)
-    (sweep,) = runs.read(tmp_path / "runs").sweeps
-    assert sweep.rows == ["algorithm=fedavg", "algorithm=zo"]
-    assert [(run.row, run.seed) for run in sweep.runs] == [
-        (f"algorithm={name}", seed) for name in ("fedavg", "zo") for seed in (0, 1)
-    ]
-    assert "algorithm=zo" in printed(sweep) and report.page(runs.read(tmp_path / "runs"))
-
-
-@pytest.mark.slow
-def test_nothing_found_is_status_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.tables", "--runs=tests/data"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing in" in done.stderr
+    (tmp_path / "empty").mkdir()
+    for name, words in {"nowhere": "--runs", "empty": "experiments.main"}.items():
+        got = call(f"--runs={tmp_path / name}")
+        assert got.returncode == 2 and got.stderr.count("\n") == 1 and words in got.stderr
+        assert not got.stdout and not (tmp_path / name / "tables").exists()

@@ -52,8 +52,8 @@ def test_a_run_of_one_phase_has_no_shade(tmp_path):
         rows(eval_every=0),
         rows(train_loss=None),
         rows(train_loss=math.nan, test_accuracy=math.nan, val_accuracy=None),
-        rows() + [{"round": 21, "phase": "zo", "train_loss": 1e30}],
-        rows() + [{"round": 21, "phase": "zo", "train_loss": math.inf}],
+        [*rows(), {"round": 21, "phase": "zo", "train_loss": 1e30}],
+        [*rows(), {"round": 21, "phase": "zo", "train_loss": math.inf}],
     ],
     ids=["empty", "one", "one evaluated", "no eval", "no loss", "all nan", "diverged", "inf"],
 )
@@ -63,7 +63,7 @@ def test_incomplete_and_diverged_runs_are_drawn_without_a_warning(tmp_path, give
 
 def test_a_diverging_loss_does_not_hide_the_rest(tmp_path):
     """The test loss still spans much of its panel, instead of lying on the axis."""
-    diverged = rows() + [{"round": 21, "phase": "zo", "train_loss": 1e9}]
+    diverged = [*rows(), {"round": 21, "phase": "zo", "train_loss": 1e9}]
     heights = []
     for given in (rows(), diverged):
         picture = draw(tmp_path, given, title="a run", pivot_round=10).astype(int)

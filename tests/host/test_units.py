@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from zo_fl.host import units
@@ -54,3 +55,8 @@ def test_losses_keep_to_nine_characters():
 )
 def test_missing_and_non_finite_numbers_are_a_dash(show):
     assert {show(None), show(math.nan), show(math.inf)} == {units.NONE}
+
+
+def test_a_number_is_finite_and_neither_text_nor_missing():
+    assert all(map(units.is_number, (0, 1.5, np.float32(2), np.int64(3))))
+    assert not any(map(units.is_number, (None, "1", math.nan, -math.inf, [1], {})))

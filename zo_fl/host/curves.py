@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, which people of any colour vision can tell apart.
-_TEST, _VAL, _TRAIN = "#0072B2", "#E69F00", "#999999"
+from zo_fl.host import style
+from zo_fl.host.units import is_number
+
+_TEST, _VAL, _TRAIN = style.COLOURS[0], style.COLOURS[4], style.GREY
 _TEST_NAME, _VAL_NAME, _TRAIN_NAME = "test", "validation", "train, each round"
-_SHADES = ("#FFFFFF", "#EEF2F6")
-_INK = "#444444"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -32,10 +30,8 @@ def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | Non
       title: above it, one line.
       pivot_round: rounds done at the pivot, or None.
     """
-    figure = Figure(figsize=(7.2, 5.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     # A path as a title keeps its end, which tells runs apart.
-    figure.suptitle(title if len(title) <= 64 else "…" + title[-63:], fontsize=11, color=_INK)
+    figure = style.new_figure(7.2, 5.4, title if len(title) <= 64 else "…" + title[-63:])
     accuracy, loss = figure.subplots(2, 1, sharex=True)
     _line(accuracy, rows, "val_accuracy", _VAL_NAME, color=_VAL, linewidth=1.4, linestyle="--")
     _line(accuracy, rows, "test_accuracy", _TEST_NAME, color=_TEST, linewidth=2)
@@ -72,45 +68,43 @@ def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | Non
     figure.savefig(path)
 
 
-def _line(axes: Axes, rows: Rows, key: str, label: str, **style: Any) -> None:
+def _line(axes: Axes, rows: Rows, key: str, label: str, **look: Any) -> None:
     points = [(row["round"], row[key]) for row in rows if key in row]
     if not points:
         return
     x, y = zip(*points, strict=True)
-    y = [math.nan if value is None or not math.isfinite(value) else value for value in y]
+    y = [value if is_number(value) else math.nan for value in y]
     # Markers while evaluations are few: one alone would be no line.
     few = (len(points) <= 25 and key != "train_loss") or len(points) == 1
-    axes.plot(x, y, label=label, marker="o" if few else None, markersize=3.5, **style)
+    axes.plot(x, y, label=label, marker="o" if few else None, markersize=3.5, **look)
 
 
 def _decorate(axes: Axes, rows: Rows, pivot_round: int | None) -> None:
     if not axes.lines:
-        axes.text(0.02, 0.9, "not measured yet", transform=axes.transAxes, va="top", color=_INK)
+        axes.text(
+            0.02, 0.9, "not measured yet", transform=axes.transAxes, va="top", color=style.INK
+        )
         axes.set_yticks([])
     for index, (_, start, end) in enumerate(_phases(rows)):
-        axes.axvspan(start, end, color=_SHADES[index % 2], linewidth=0, zorder=0)
+        axes.axvspan(start, end, color=style.SHADES[index % 2], linewidth=0, zorder=0)
     if pivot_round is not None:
-        axes.axvline(pivot_round, color=_INK, linewidth=1, linestyle=":", zorder=1)
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=_INK)
+        axes.axvline(pivot_round, color=style.INK, linewidth=1, linestyle=":", zorder=1)
+    style.decorate(axes)
 
 
 def _name_phases(axes: Axes, rows: Rows, pivot_round: int | None) -> None:
     """Writes the phases' names and the pivot's round above the axes."""
     low, high = axes.get_xlim()
-    style: dict[str, Any] = dict(
-        transform=axes.get_xaxis_transform(), va="bottom", fontsize=9, color=_INK
-    )
+    look: dict[str, Any] = {"va": "bottom", "fontsize": 9, "color": style.INK}
+    look["transform"] = axes.get_xaxis_transform()
     phases = _phases(rows)
     wide = [phase for phase in phases if phase[2] - phase[1] > 0.12 * (high - low)]
     for name, start, end in wide:
-        axes.text((start + end) / 2, 1.01, name, ha="center", **style)
+        axes.text((start + end) / 2, 1.01, name, ha="center", **look)
     if pivot_round is not None and low <= pivot_round <= high:
         place = (pivot_round - low) / (high - low)
         align = "left" if place < 0.1 else "right" if place > 0.9 else "center"
-        axes.text(pivot_round, 1.08, f"pivot, round {pivot_round}", ha=align, **style)
+        axes.text(pivot_round, 1.08, f"pivot, round {pivot_round}", ha=align, **look)
 
 
 def _phases(rows: Rows) -> list[tuple[str, int, int]]:
@@ -125,10 +119,7 @@ def _phases(rows: Rows) -> list[tuple[str, int, int]]:
 def _limit_loss(axes: Axes, rows: Rows) -> None:
     """Cuts off a diverging end: it would press everything else flat."""
     values = sorted(
-        row[key]
-        for row in rows
-        for key in ("train_loss", "test_loss")
-        if row.get(key) is not None and math.isfinite(row[key])
+        row[key] for row in rows for key in ("train_loss", "test_loss") if is_number(row.get(key))
     )
     if values:
         typical = values[int(0.9 * (len(values) - 1))]

@@ -1,9 +1,15 @@
 """Numbers as people read them. A missing or non-finite number is an en dash."""
 
 import math
-from typing import TypeGuard
+from numbers import Real
+from typing import Any, TypeGuard
 
 NONE = "–"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Returns whether a value, of a file that may be damaged too, is a finite number."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def num_bytes(count: float | None) -> str:
@@ -48,8 +54,3 @@ def loss(value: float | None) -> str:
     if not is_number(value):
         return NONE
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Returns whether a value, of a damaged file too, is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
