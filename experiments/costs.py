@@ -103,16 +103,18 @@ def _reference(config, built, phase: Phase, group: Group, num_params: int, sizes
 def _group_rows(config, built, phase: Phase, group: Group, num_params: int, sizes):
     """Yields the table's rows for one client of a group in one round."""
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    step = client_step.compile_step(phase, group, params, model_state, built.data, built.engine)
+    step = client_step.compile_step(
+        phase, group, params, model_state, built.data_of(phase), built.engine
+    )
     memory = client_step.step_memory(step, phase, group, params, model_state)
-    traffic = group_traffic(group, phase, params, model_state, built.data)
+    traffic = group_traffic(group, phase, params, model_state, built.data_of(phase))
     reference = _reference(config, built, phase, group, num_params, sizes)
     name = f"{phase.name}, {group.name}" if group.name else phase.name
     replays = all(other.strategy.replays for other in phase.groups)
     yield from _rows(name, group, traffic, memory, reference, PAPER.get(phase.name, {}), replays)
     if _TIME.value:
         params, model_state = built.task.init(built.run_key)
-        seconds = client_step.step_seconds(step, phase, params, model_state, built.data)
+        seconds = client_step.step_seconds(step, phase, params, model_state, built.data_of(phase))
         yield "", "time here", "", "", f"{seconds:.3g} s"
 
 
@@ -150,7 +152,7 @@ def _totals(built, params, model_state) -> Table:
     ):
         table.add_column(name, justify="left" if name == "phase" else "right")
     for phase in built.phases:
-        traffic = phase_traffic(phase, params, model_state, built.data)
+        traffic = phase_traffic(phase, params, model_state, built.data_of(phase))
         uplink, downlink = cumulative(traffic, phase.num_rounds)
         table.add_row(
             phase.name,

@@ -31,7 +31,8 @@ def wrong_values(field):
     if isinstance(default, bool):
         yield from ("yes", 1, None)
     elif isinstance(default, tuple):
-        yield from ("many", (1.5,), (3, 2), (-1,))
+        wrong = ((math.nan,), (True,), ()) if isinstance(default[0], float) else ((1.5,), (3, 2))
+        yield from ("many", (-1,), *wrong)
     elif isinstance(default, str):
         yield 3
         if field.choices is not None or field.rule is not None:

@@ -22,7 +22,12 @@ def config(algorithm="zowarmup", **overrides):
     config.model.update(name="mlp", norm="none")
     config.warmup.update(num_rounds=ROUNDS, local_epochs=1, batch_size=100, augment=False)
     config.zo.update(num_rounds=ROUNDS, eps=1e-3, lr=1e-3)
-    for method in ("heterofl", "fedkseed", "decomfl", "fedzo", "baffle", "mezo"):
+    if "patches" in algorithm:
+        config.model.update(name="patches", kernels=8, patch_size=4)
+    config.gaussian_head.update(shrinkages=(0.1,), calibrate=False)
+    config.ridge_cg.calibrate = False
+    others = ("heterofl", "fedkseed", "decomfl", "fedzo", "baffle", "mezo", "ridge_cg", "head_sgd")
+    for method in others:
         config[method].num_rounds = ROUNDS
     config.heterofl.update(local_epochs=1, batch_size=100, lr=0.05, augment=False)
     config.fedkseed.update(local_steps=3, batch_size=20, eps=1e-3, lr=1e-4, candidate_seeds=16)

@@ -33,6 +33,7 @@ class Experiment(NamedTuple):
       task: model and loss.
       phases: what to run, in order.
       data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
+      validation: likewise, each client with its validation examples.
       engine: how clients are laid out on the devices.
       run_key: ``key[]``, root of all randomness but the partition's.
     """
@@ -41,6 +42,7 @@ class Experiment(NamedTuple):
     task: Task
     phases: tuple[Phase, ...]
     data: FederatedData
+    validation: FederatedData
     engine: Engine
     run_key: Array
 
@@ -48,6 +50,10 @@ class Experiment(NamedTuple):
     def mesh(self) -> Mesh:
         """The devices, along ``"clients"``."""
         return self.engine.mesh
+
+    def data_of(self, phase: Phase) -> FederatedData:
+        """Returns what the clients of a phase look at."""
+        return self.validation if phase.on_validation else self.data
 
 
 def build(
@@ -98,18 +104,22 @@ def assemble(
         return own_task(model, federation.dataset)
 
     learning = make_task(1.0)
-    problem = Problem(learning, make_task, federation.clients)
+    problem = Problem(learning, make_task, federation.clients, federation.validation)
     phases = algorithms.create(config["algorithm"], problem, config)
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
-    data = federation.clients
+    data, validation = federation.clients, federation.validation
     if engine.streamed:
         _check_streamed(phases)
     else:
-        data = processes.place(data, NamedSharding(engine.mesh, P()))
-    return Experiment(federation, learning, phases, data, engine, keys.run_key(config["seed"]))
+        replicated = NamedSharding(engine.mesh, P())
+        data = processes.place(data, replicated)
+        tables = processes.place(validation._replace(examples=()), replicated)
+        validation = tables._replace(examples=data.examples)
+    run_key = keys.run_key(config["seed"])
+    return Experiment(federation, learning, phases, data, validation, engine, run_key)
 
 
 def _check_streamed(phases: Sequence[Phase]) -> None:

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from zo_fl import trained
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_chunk
+from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
@@ -80,7 +81,7 @@ class Trainer:
         init = self.lanes.lift(lambda key: built.task.init(keys.stream(key, "init")))
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, built.run_key)
-        self.schedule = make_schedule(built.phases, params, model_state, built.federation.clients)
+        self.schedule = make_schedule(built.phases, params, model_state, self._clients_of)
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
         self.models = {
             stretch.start: jax.jit(self.lanes.lift(stretch.phase.evaluated, (0, None)))
@@ -91,6 +92,11 @@ class Trainer:
         self.evaluate = self.lanes.lift(measure, (0, 0, None))
         size = self.options["eval_batch_size"]
         self.sets = evaluate.make_sets(built.federation, size, built.mesh)
+
+    def _clients_of(self, phase: Phase) -> FederatedData:
+        """Returns what the clients of a phase look at, on the host."""
+        federation = self.built.federation
+        return federation.validation if phase.on_validation else federation.clients
 
     def adopt(self, donor: Path) -> None:
         """Starts a run that has not begun after a finished warm-up."""
@@ -105,14 +111,19 @@ class Trainer:
                 folder.open(done)
                 stack.callback(folder.close)
             stretches = self.schedule.stretches
-            planned = [Planned(s.phase.name, s.end - s.start) for s in stretches]
+            planned = [
+                Planned(s.phase.name, s.end - s.start, s.phase.pass_equivalents) for s in stretches
+            ]
             bar = Progress(self.schedule.end, done, quiet=self.quiet, phases=planned)
             self.bar = stack.enter_context(bar)
             before = None
             for stretch in self.schedule.stretches:
                 if before is not None and done == stretch.start:
                     params, model_state = self._model(before, state)
+                    carried = state.strategy_state
                     state = self._first_state(stretch, params, model_state, done)
+                    if stretch.phase.continues:
+                        state = state._replace(strategy_state=carried)
                 before = stretch
                 if done >= stretch.end or not self._alive():
                     continue
@@ -145,12 +156,11 @@ class Trainer:
 
     def _feed(self, stretch: Stretch, cuts: Sequence[tuple[int, int]]) -> Iterator[FederatedData]:
         """Yields the data of each chunk of a phase."""
-        if not self.built.engine.streamed:
-            return itertools.repeat(self.built.data)
-        built = self.built
-        return streaming.stream(
-            built.federation.clients, stretch.phase.groups, built.engine, built.run_key, cuts
-        )
+        built, phase = self.built, stretch.phase
+        data = built.data_of(phase)
+        if not built.engine.streamed:
+            return itertools.repeat(data)
+        return streaming.stream(data, phase.groups, built.engine, built.run_key, cuts)
 
     def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         algorithm = make_algorithm(stretch.phase, self.built.engine)

@@ -156,7 +156,11 @@ def _random_federation(workload: Workload) -> Federation:
     )
     test = {"image": images[:1], "label": labels[:1]}
     dataset = Dataset("random", examples, test, NUM_CLASSES, mean=half, std=half)
-    return Federation(dataset, clients, val_indices=np.zeros(0, np.int64), summary={})
+    nothing = clients._replace(
+        client_indices=clients.client_indices[:, :0],
+        client_sizes=np.zeros_like(clients.client_sizes),
+    )
+    return Federation(dataset, clients, nothing, summary={})
 
 
 def define_model_flags(name: str, norm: str) -> None:

@@ -43,6 +43,7 @@ def phases(problem: Problem, *, fedprox) -> tuple[Phase, ...]:
         local_sgd(problem.task.with_precision(fields.precision), training),
         lambda clients, examples: clients * examples * fields.local_epochs,
         take(Participation, fedprox),
+        trains=True,
     )
     server = server_optimizers.create(lr=fedprox["server_lr"], **fedprox["server"])
     return (Phase("fedprox", fedprox["num_rounds"], (group,), fedavg.AGGREGATION, server),)

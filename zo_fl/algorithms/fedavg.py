@@ -76,4 +76,5 @@ def first_order_clients(problem: Problem, block: Mapping[str, Any]) -> Group:
         local_sgd(problem.task.with_precision(fields.precision), lambda state: training),
         lambda clients, examples: clients * examples * fields.local_epochs,
         take(Participation, block),
+        trains=True,
     )

@@ -118,7 +118,7 @@ def _level(
         mask_logits=block["mask_logits"],
     )
     passes = lambda clients, examples: clients * examples * fields.local_epochs  # noqa: E731
-    group = group_of(problem, strategy, passes, eligible, size, sample)
+    group = group_of(problem, strategy, passes, eligible, size, sample, trains=True)
     return group._replace(name=f"level {levels[index]}")
 
 

@@ -2,7 +2,8 @@
 
 A field is declared once, beside the function that takes it. Its type is that of its default: an
 int field takes integers only, a float field any finite number, a tuple field tuples or lists of
-integers. Pure Python: what reads declarations need not import JAX.
+what its default has (integers if it is empty), each within the bounds. Pure Python: what reads
+declarations need not import JAX.
 """
 
 import ast
@@ -31,7 +32,7 @@ class Field(NamedTuple):
     """One field of a config block.
 
     Attributes:
-      default: also says the type: bool, int, float, str or tuple of ints.
+      default: also says the type: bool, int, float, str, or tuple of ints or of floats.
       meaning: a few words.
       choices: allowed texts, or what gives them; None allows any.
       at_least: smallest allowed number.
@@ -60,8 +61,6 @@ class Field(NamedTuple):
             return "true or false"
         if isinstance(self.default, str):
             return "a text"
-        if isinstance(self.default, tuple):
-            return "integers"
         bounds = [
             f"{word} {bound:g}" if abs(bound) < 1e6 else f"{word} {bound:.0f}"
             for word, bound in (
@@ -73,6 +72,9 @@ class Field(NamedTuple):
             if bound is not None
         ]
         kind = "an integer" if isinstance(self.default, int) else "a number"
+        if isinstance(self.default, tuple):
+            kind = "numbers" if _is_of_floats(self.default) else "integers"
+            kind += ", each" if bounds else ""
         return f"{kind} {' and '.join(bounds)}".strip()
 
     def resolve(self, name: str, value: Any) -> Any:
@@ -88,13 +90,8 @@ class Field(NamedTuple):
         plain, fits = _as(self.default, value)
         if fits and self.choices is not None:
             fits = plain in self._choices()
-        if fits and isinstance(plain, int | float) and not isinstance(plain, bool):
-            fits = (
-                (self.at_least is None or plain >= self.at_least)
-                and (self.above is None or plain > self.above)
-                and (self.at_most is None or plain <= self.at_most)
-                and (self.below is None or plain < self.below)
-            )
+        if fits and not isinstance(plain, bool | str):
+            fits = all(map(self._within, plain if isinstance(plain, tuple) else (plain,)))
         if not fits or (self.rule is not None and not self.rule.fits(plain)):
             raise ConfigError(
                 f"config.{name}={value!r} is not allowed; allowed: {self.allowed()} "
@@ -115,6 +112,14 @@ class Field(NamedTuple):
         except (ValueError, KeyError, SyntaxError):
             pass
         return text
+
+    def _within(self, value: float) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
 
     def _choices(self) -> list[str]:
         return list(self.choices() if callable(self.choices) else self.choices or ())
@@ -214,7 +219,7 @@ def _as(default: Any, value: Any) -> tuple[Any, bool]:
     if isinstance(default, tuple):
         if not isinstance(value, list | tuple):
             return value, False
-        parts = [_as(0, part) for part in value]
+        parts = [_as(0.0 if _is_of_floats(default) else 0, part) for part in value]
         return tuple(part for part, _ in parts), all(fits for _, fits in parts)
     if isinstance(value, bool):
         return value, False
@@ -225,3 +230,7 @@ def _as(default: Any, value: Any) -> tuple[Any, bool]:
         fits = isinstance(value, numbers.Real) and math.isfinite(value)
         return (float(value), True) if fits else (value, False)
     return value, isinstance(value, str)
+
+
+def _is_of_floats(default: tuple) -> bool:
+    return bool(default) and isinstance(default[0], float)

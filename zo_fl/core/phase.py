@@ -28,11 +28,13 @@ class Problem(NamedTuple):
       task: model, preprocessing and loss.
       narrow_task: ``width -> Task`` of the same model with that share of its channels.
       clients: the federation, NumPy arrays.
+      validation: the same clients with their validation examples, None if there are none.
     """
 
     task: Task
     narrow_task: Callable[[float], Task]
     clients: FederatedData
+    validation: FederatedData | None = None
 
 
 class Evaluated(Protocol):
@@ -63,6 +65,9 @@ class Phase(NamedTuple):
       evaluated: the model that the phase has arrived at: it is evaluated, and the next phase starts
         from it.
       needs_all_data: whether ``evaluated`` looks at the data.
+      continues: whether it goes on with the strategy state of the phase before, which has the same
+        structure, instead of starting its own.
+      on_validation: whether clients look at their validation examples instead of those of training.
     """
 
     name: str
@@ -72,6 +77,8 @@ class Phase(NamedTuple):
     server_optimizer: optax.GradientTransformation | None
     evaluated: Evaluated = as_trained
     needs_all_data: bool = False
+    continues: bool = False
+    on_validation: bool = False
 
     @property
     def cohort_size(self) -> int:
@@ -82,6 +89,16 @@ class Phase(NamedTuple):
     def forward_passes(self) -> float:
         """Single-example forward passes a round, over all groups."""
         return sum(group.forward_passes for group in self.groups)
+
+    @property
+    def backward_passes(self) -> float:
+        """Single-example backward passes a round, over all groups."""
+        return sum(group.backward_passes for group in self.groups)
+
+    @property
+    def pass_equivalents(self) -> float:
+        """Passes a round, in forward ones: a backward pass counts two."""
+        return sum(group.pass_equivalents for group in self.groups)
 
     def init(
         self, params: Params, model_state: ModelState, round_idx: int | Array = 0
@@ -134,6 +151,7 @@ def make_group(
     strategy: ClientStrategy,
     forward_passes: Callable[[float, float], float],
     who: Participation,
+    trains: bool = False,
 ) -> Group:
     """Returns a group of clients of some tiers.
 
@@ -142,6 +160,7 @@ def make_group(
       strategy: what they do.
       forward_passes: ``(clients, mean examples of one) -> passes a round``.
       who: may take part, and how many do.
+      trains: whether a backward pass follows each forward one.
 
     Raises:
       ConfigError: a cohort larger than those who may take part, or nobody may.
@@ -151,7 +170,7 @@ def make_group(
         eligible, who.cohort_size, np.asarray(problem.clients.client_tiers), who.participation
     )
     size = who.cohort_size or len(eligible)
-    return group_of(problem, strategy, forward_passes, eligible, size, sample_cohort)
+    return group_of(problem, strategy, forward_passes, eligible, size, sample_cohort, trains)
 
 
 def group_of(
@@ -161,7 +180,9 @@ def group_of(
     eligible: np.ndarray,
     cohort_size: int,
     sample_cohort: SampleCohort,
+    trains: bool = False,
 ) -> Group:
     """Returns the group that ``sample_cohort`` draws from the clients ``eligible`` ``i32[E]``."""
     examples = float(np.asarray(problem.clients.client_sizes)[eligible].mean())
-    return Group(strategy, sample_cohort, cohort_size, forward_passes(cohort_size, examples))
+    passes = forward_passes(cohort_size, examples)
+    return Group(strategy, sample_cohort, cohort_size, passes, eligible, passes if trains else 0.0)

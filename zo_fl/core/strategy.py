@@ -6,6 +6,8 @@ client_update -> message -> decode -> mean or sum over the cohort -> finalize ->
 
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from zo_fl.core.types import (
     Array,
     ClientBatch,
@@ -18,6 +20,14 @@ from zo_fl.core.types import (
     PyTree,
     ServerState,
 )
+
+
+class SentBytes(Protocol):
+    """What a message takes where that depends on what the client holds."""
+
+    def __call__(self, batch: ClientBatch, /) -> Array:
+        """Returns the bytes ``i32[]`` of the message of a client with these examples."""
+        ...
 
 
 class ClientUpdate(Protocol):
@@ -130,6 +140,8 @@ class ClientStrategy(NamedTuple):
         gathered whole and decoded by everyone, instead of being decoded where they arise.
       one_model: True if all clients evaluate the same weights, whatever their ids: several at once
         are then one larger batch.
+      sent_bytes: bytes of a client's message, where it leaves out what it does not hold; None if
+        they are those of the message's shape.
     """
 
     client_update: ClientUpdate
@@ -137,6 +149,7 @@ class ClientStrategy(NamedTuple):
     receives: Receives = _model
     replays: bool = False
     one_model: bool = False
+    sent_bytes: SentBytes | None = None
 
 
 class Group(NamedTuple):
@@ -147,6 +160,8 @@ class Group(NamedTuple):
       sample_cohort: who takes part.
       cohort_size: real clients in each cohort.
       forward_passes: single-example forward passes of the group in a round.
+      backward_passes: likewise; a backward pass costs about two forward ones.
+      eligible: ``i32[E]``, the ids of the clients that may be in a cohort.
       name: tells the groups of a phase apart in reports; "" if there is one.
     """
 
@@ -154,7 +169,14 @@ class Group(NamedTuple):
     sample_cohort: SampleCohort
     cohort_size: int
     forward_passes: float
+    eligible: np.ndarray
+    backward_passes: float = 0.0
     name: str = ""
+
+    @property
+    def pass_equivalents(self) -> float:
+        """Passes of the group in a round, in forward ones: a backward pass counts two."""
+        return self.forward_passes + 2 * self.backward_passes
 
 
 def _no_state(params: Params) -> PyTree:

@@ -37,8 +37,11 @@ class Task(NamedTuple):
         last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
         averaged over all axes but the first and the last, side by side. Running statistics.
       augment: ``(key, examples) -> examples`` of the same shapes.
+      mirror: ``examples -> examples``, what else they might have been: images, mirrored.
+      inputs: ``examples -> f32[n, ...]``, what the model is given.
       head: name of the submodule that is the last layer, a key of ``params``.
       num_classes: labels lie in ``[0, num_classes)``.
+      module: the model, for methods that are made for one kind.
       has_statistics: whether the model has batch statistics.
       with_precision: ``name -> Task``: the same problem, computed in one of
         ``precision.PRECISIONS``.
@@ -51,8 +54,11 @@ class Task(NamedTuple):
     labels: Callable[[Examples], Array]
     features: Callable[..., Array]
     augment: Callable[[Array, Examples], Examples]
+    mirror: Callable[[Examples], Examples]
+    inputs: Callable[[Examples], Array]
     head: str
     num_classes: int
+    module: nn.Module
     has_statistics: bool
     with_precision: Callable[[str], "Task"]
 
@@ -95,12 +101,14 @@ def classification(
         variables: Any = module.init(key, example, **given)
         return variables["params"], variables.get("batch_stats", {})
 
+    def normalized(examples):
+        return augmentation.normalize(examples["image"], mean, std)
+
     def inputs(params, model_state, examples):
         variables = {"params": params}
         if model_state:
             variables["batch_stats"] = model_state
-        x = augmentation.normalize(examples["image"], mean, std)
-        return variables, x.astype(precisions.activation_dtype(precision))
+        return variables, normalized(examples).astype(precisions.activation_dtype(precision))
 
     def logits(params, model_state, examples, mask, train):
         variables, x = inputs(params, model_state, examples)
@@ -131,8 +139,11 @@ def classification(
         _labels,
         features,
         _augment,
+        _mirror,
+        normalized,
         head,
         num_classes,
+        module,
         bool(jax.eval_shape(init, jax.random.key(0))[1]),
         with_precision,
     )
@@ -179,3 +190,7 @@ def _labels(examples: Examples) -> Array:
 
 def _augment(key: Array, examples: Examples) -> Examples:
     return examples | {"image": augmentation.crop_and_flip(key, examples["image"])}
+
+
+def _mirror(examples: Examples) -> Examples:
+    return examples | {"image": examples["image"][:, :, ::-1]}

@@ -33,14 +33,21 @@ class Federation(NamedTuple):
     Attributes:
       dataset: the whole set, with the official test split.
       clients: the training side, NumPy arrays; put them on the device once.
-      val_indices: ``i32[V]`` rows of ``dataset.train``: all clients' validation examples.
+      validation: the same clients with their validation examples instead.
       summary: label skew per tier, from ``summary.summarize``; JSON-able.
     """
 
     dataset: Dataset
     clients: FederatedData
-    val_indices: np.ndarray
+    validation: FederatedData
     summary: dict[str, Any]
+
+    @property
+    def val_indices(self) -> np.ndarray:
+        """``i32[V]`` rows of ``dataset.train``: all clients' validation examples, sorted."""
+        table, sizes = self.validation.client_indices, self.validation.client_sizes
+        held = np.arange(table.shape[1]) < np.asarray(sizes)[:, None]
+        return np.sort(np.asarray(table)[held])
 
 
 def load(
@@ -96,26 +103,34 @@ def load(
             rows = partitions.iid(labels, num_clients, for_partition)
         else:
             rows = partitions.shards(labels, num_clients, shards_per_client, for_partition)
-    train, sizes, val = _split(rows, val_fraction, for_split)
+    (train, sizes), validation = _split(rows, val_fraction, for_split)
     clients = FederatedData(dataset.train, train, sizes, tiers)
     described = summary.summarize(labels, train, sizes, tiers, dataset.num_classes)
-    return Federation(dataset, clients, np.sort(val), described)
+    return Federation(dataset, clients, FederatedData(dataset.train, *validation, tiers), described)
+
+
+Table = tuple[np.ndarray, np.ndarray]
 
 
 def _split(
     rows: Sequence[np.ndarray] | np.ndarray, val_fraction: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns ``(client_indices i32[K, n], client_sizes i32[K], val_indices i32[V])``."""
+) -> tuple[Table, Table]:
+    """Returns ``(indices i32[K, n], sizes i32[K])`` of each client's training and validation."""
     if isinstance(rows, np.ndarray):
         train, val = partitions.split_validation(rows, val_fraction, rng)
-        return train, np.full(len(train), train.shape[1], np.int32), val.reshape(-1)
+        return _table(list(train)), _table(list(val))
     # Clients of any sizes, one by one.
     parts = [partitions.split_validation(each[None], val_fraction, rng) for each in rows]
-    sizes = np.array([train.shape[1] for train, _ in parts], np.int32)
-    table = np.zeros((len(parts), sizes.max()), np.int32)
-    for client, (train, _) in enumerate(parts):
-        table[client, : sizes[client]] = train[0]
-    return table, sizes, np.concatenate([val[0] for _, val in parts])
+    return _table([train[0] for train, _ in parts]), _table([val[0] for _, val in parts])
+
+
+def _table(rows: Sequence[np.ndarray]) -> Table:
+    """Returns rows of any lengths as a table, padded with 0, and their lengths."""
+    sizes = np.array([len(each) for each in rows], np.int32)
+    table = np.zeros((len(rows), sizes.max()), np.int32)
+    for client, each in enumerate(rows):
+        table[client, : len(each)] = each
+    return table, sizes
 
 
 def _check_enough(num_examples: int, num_clients: int, per_client: int) -> None:

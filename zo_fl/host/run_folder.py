@@ -42,6 +42,7 @@ class RunFolder:
             "final_accuracy": None,
             "best_val_accuracy": None,
             "accuracy_at_best_val": None,
+            "phases": [],  # the accuracy that each arrived at
         }
 
     def adopt(self, donor: Path, like: Callable[[int], ServerState]) -> None:
@@ -60,7 +61,8 @@ class RunFolder:
         done = saved.latest_round()
         if done is None:
             raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
-        state, self._progress = saved.restore(done, like(done))
+        state, progress = saved.restore(done, like(done))
+        self._progress |= progress
         if done == self._schedule.pivot:
             self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
         with processes.agreed():
@@ -73,7 +75,8 @@ class RunFolder:
 
     def restore(self, done: int, like: ServerState) -> ServerState:
         """Returns the state saved after ``done`` rounds, shaped like ``like``."""
-        state, self._progress = self.checkpoints.restore(done, like)
+        state, progress = self.checkpoints.restore(done, like)
+        self._progress |= progress  # of an earlier version it lacks what is new
         return state
 
     def save(self, state: ServerState, done: int) -> None:
@@ -130,6 +133,9 @@ class RunFolder:
             progress["final_accuracy"] = row["test_accuracy"]
             if row["round"] == self._schedule.pivot:
                 progress["pivot_accuracy"] = row["test_accuracy"]
+            if row["round"] in [stretch.end for stretch in self._schedule.stretches]:
+                reached = {key: row[key] for key in ("phase", "round", "test_accuracy")}
+                progress["phases"] = [*progress["phases"], reached]
             best = progress["best_val_accuracy"]
             if best is None or row["val_accuracy"] > best:
                 progress["best_val_accuracy"] = row["val_accuracy"]
@@ -144,6 +150,7 @@ class RunFolder:
         done = self._done
         pivot, final = self._progress["pivot_accuracy"], self._progress["final_accuracy"]
         uplink, downlink = self._schedule.traffic(done)
+        low_uplink, low_passes = self._schedule.of_low_client(done)
         summary = {
             "rounds": done,
             "diverged_round": self.diverged_round,
@@ -155,6 +162,10 @@ class RunFolder:
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
             "forward_passes": self._schedule.forward_passes(done),
+            "backward_passes": self._schedule.backward_passes(done),
+            "low_uplink_bytes": low_uplink,
+            "low_passes": low_passes,
+            "phases": self._progress["phases"],
             "wall_seconds": self._seconds(),
         }
         with processes.agreed():

@@ -1,19 +1,30 @@
 """Which phase a round belongs to, and what the run has cost by then."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from zo_fl.core.phase import Phase
-from zo_fl.host.traffic import Traffic, cumulative, phase_traffic
+from zo_fl.core.types import FederatedData
+from zo_fl.host.traffic import Traffic, cumulative, low_share, phase_traffic
 
 
 class Stretch(NamedTuple):
-    """A phase, the rounds it covers (``start < round <= end``) and its traffic."""
+    """A phase, the rounds it covers (``start < round <= end``) and what a round of it costs.
+
+    Attributes:
+      phase: what is done.
+      start: rounds of the run before it.
+      end: rounds of the run after it.
+      traffic: a round.
+      low_passes: a round, of one low-resource client: the mean over all there are. Single-example
+        passes, a backward one counted as two forward ones.
+    """
 
     phase: Phase
     start: int
     end: int
     traffic: Traffic
+    low_passes: float
 
     def rounds_by(self, done: int) -> int:
         """Returns how many of the phase's rounds are among the run's first ``done``."""
@@ -48,21 +59,41 @@ class Schedule(NamedTuple):
         """Returns single-example forward passes after ``done`` rounds."""
         return round(sum(s.phase.forward_passes * s.rounds_by(done) for s in self.stretches))
 
+    def backward_passes(self, done: int) -> int:
+        """Returns single-example backward passes after ``done`` rounds."""
+        return round(sum(s.phase.backward_passes * s.rounds_by(done) for s in self.stretches))
 
-def make_schedule(phases: Sequence[Phase], params, model_state, data) -> Schedule:
+    def of_low_client(self, done: int) -> tuple[int, int]:
+        """Returns what the mean low-resource client has spent after ``done`` rounds.
+
+        Uplink in bytes, and single-example passes, a backward one counted as two.
+        """
+        sent = sum(s.traffic.low_uplink * s.rounds_by(done) for s in self.stretches)
+        passes = sum(s.low_passes * s.rounds_by(done) for s in self.stretches)
+        return round(sent), round(passes)
+
+
+def make_schedule(
+    phases: Sequence[Phase], params, model_state, data_of: Callable[[Phase], FederatedData]
+) -> Schedule:
     """Returns the schedule of some phases; those without rounds are left out.
 
     Args:
       phases: in order.
       params: arrays or shapes, as are the others; see ``traffic.phase_traffic``.
       model_state: likewise.
-      data: the federation.
+      data_of: what the clients of a phase look at.
     """
     stretches, start = [], 0
     for phase in phases:
         if phase.num_rounds:
+            data = data_of(phase)
             traffic = phase_traffic(phase, params, model_state, data)
-            stretches.append(Stretch(phase, start, start + phase.num_rounds, traffic))
+            passes = sum(
+                float(low_share(group, data).sum()) * group.pass_equivalents / group.cohort_size
+                for group in phase.groups
+            )
+            stretches.append(Stretch(phase, start, start + phase.num_rounds, traffic, passes))
             start += phase.num_rounds
     return Schedule(tuple(stretches))
 

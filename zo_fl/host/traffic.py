@@ -14,15 +14,16 @@ Directions come from keys and cost nothing.
 Source: ZOWarmUp, A.3 and Table 1, whose communication columns are scrambled as printed.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zo_fl.core import cohorts, keys, trees
 from zo_fl.core.phase import Phase
 from zo_fl.core.strategy import Group
-from zo_fl.core.types import FederatedData, ModelState, Params
+from zo_fl.core.types import LOW, FederatedData, ModelState, Params
 
 
 class Traffic(NamedTuple):
@@ -32,11 +33,13 @@ class Traffic(NamedTuple):
       at_start: downlink once, when the phase begins.
       uplink: a round.
       downlink: a round.
+      low_uplink: a round, of one low-resource client: the mean over all there are.
     """
 
     at_start: int
     uplink: int
     downlink: int
+    low_uplink: float
 
 
 def phase_traffic(
@@ -52,11 +55,13 @@ def phase_traffic(
     """
     groups = [group_traffic(group, phase, params, model_state, data) for group in phase.groups]
     uplink = sum(group.uplink for group in groups)
+    low_uplink = sum(group.low_uplink for group in groups)
     if not all(group.strategy.replays for group in phase.groups):
-        return Traffic(0, uplink, sum(group.downlink for group in groups))
+        return Traffic(0, uplink, sum(group.downlink for group in groups), low_uplink)
     population = data.client_sizes.shape[0]
     model = trees.num_bytes(params) + trees.num_bytes(model_state)
-    return Traffic(population * model, uplink, population * sum(g.broadcast for g in groups))
+    broadcast = sum(group.broadcast for group in groups)
+    return Traffic(population * model, uplink, population * broadcast, low_uplink)
 
 
 class GroupTraffic(NamedTuple):
@@ -66,11 +71,13 @@ class GroupTraffic(NamedTuple):
       uplink: of the cohort.
       downlink: to the cohort, of what its strategy receives.
       broadcast: to each client that follows the rounds by replaying them.
+      low_uplink: of one low-resource client, the mean over all there are.
     """
 
     uplink: int
     downlink: int
     broadcast: int
+    low_uplink: float
 
 
 def group_traffic(
@@ -87,13 +94,39 @@ def group_traffic(
 
     result, update, received = jax.eval_shape(one, params, model_state, data)
     message, uploaded = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
+    sent = _sent(group, message, data) + uploaded
+    low = low_share(group, data)
     # All messages, or what they add up to where that is smaller (shared directions, pools).
     broadcast = min(group.cohort_size * message, trees.num_bytes(update)) + uploaded
     return GroupTraffic(
-        group.cohort_size * (message + uploaded),
+        round(group.cohort_size * sent.mean()),
         group.cohort_size * trees.num_bytes(received),
         broadcast,
+        float(sent @ low),
     )
+
+
+def low_share(group: Group, data: FederatedData) -> np.ndarray:
+    """Returns ``f64[E]``: rounds that a low-resource client spends as each client of the group.
+
+    The sum is what part of the rounds the mean low-resource client takes part in.
+    """
+    is_low = np.asarray(data.client_tiers) == LOW
+    participation = group.cohort_size / len(group.eligible)
+    return is_low[group.eligible] * participation / max(is_low.sum(), 1)
+
+
+def _sent(group: Group, message: int, data: FederatedData) -> np.ndarray:
+    """Returns ``f64[E]``, bytes that each client of a group sends, ``message`` if it sends all."""
+    sent_bytes: Any = group.strategy.sent_bytes
+    if sent_bytes is None:
+        return np.full(len(group.eligible), float(message))
+
+    def one(data, client_id):
+        return sent_bytes(trees.squeeze(cohorts.gather(data, client_id[None])))
+
+    sizes = jax.jit(lambda data, ids: jax.lax.map(lambda i: one(data, i), ids))
+    return np.asarray(sizes(data, group.eligible), np.float64)
 
 
 def cumulative(traffic: Traffic, rounds: int) -> tuple[int, int]:

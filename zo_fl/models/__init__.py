@@ -12,6 +12,7 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import Block, Field
 from zo_fl.models.conv import IMPLEMENTATIONS
 from zo_fl.models.layers import NORMS
+from zo_fl.models.patches import Patches
 from zo_fl.models.resnet import ResNet18
 from zo_fl.models.small import CNN, MLP, CNNLarge
 from zo_fl.models.vit import ViT
@@ -28,18 +29,28 @@ MODELS = {
     "cnn": (CNN, _CONVOLUTIONAL),
     "cnn_large": (CNNLarge, ("none",)),
     "mlp": (MLP, ("none",)),
+    "patches": (Patches, ("patch", "none")),
 }
 
 
 BLOCK: Block = {
     "name": Field("resnet18", "the model", lambda: MODELS),
-    "norm": Field("batch", "group: 2 groups; layer: vit alone", NORMS),
+    "norm": Field("batch", "group: 2 groups; layer: vit alone; patch: patches alone", NORMS),
     "conv": Field("auto", "how convolutions are computed; auto = measured best", IMPLEMENTATIONS),
+    "kernels": Field(256, "of the model patches: 8 features each", at_least=1),
+    "patch_size": Field(6, "of the model patches: height and width of a kernel", at_least=1),
 }
 
 
 def create(
-    *, name: str, norm: str, conv: str = "auto", num_classes: int, width: float = 1.0
+    *,
+    name: str,
+    norm: str,
+    conv: str = "auto",
+    kernels: int = 256,
+    patch_size: int = 6,
+    num_classes: int,
+    width: float = 1.0,
 ) -> nn.Module:
     """Returns a model that is not yet initialized. Its arguments are the block ``config.model``.
 
@@ -47,6 +58,8 @@ def create(
       name: a key of ``MODELS``.
       norm: ``batch``, ``group`` (2 groups), ``layer`` or ``none``; not every model has every norm.
       conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
+      kernels: of the model ``patches``.
+      patch_size: likewise.
       num_classes: width of the output; the data set's.
       width: share of the hidden channels, rounded up; not 1 for HeteroFL's sub-models, whose
         parameters are leading slices of the whole model's.
@@ -63,6 +76,10 @@ def create(
         raise ConfigError(
             f"model {name!r} cannot have norm {norm!r}, allowed for it: {', '.join(norms)};"
             " change config.model.norm or config.model.name"
+        )
+    if name == "patches" and width == 1.0:
+        return module(
+            num_classes=num_classes, norm=norm, conv=conv, kernels=kernels, size=patch_size
         )
     if width == 1.0:
         return module(num_classes=num_classes, norm=norm, conv=conv)

@@ -14,7 +14,7 @@ from zo_fl.core.precision import widen
 from zo_fl.core.types import Array
 from zo_fl.models.conv import conv2d
 
-NORMS = ("batch", "group", "layer", "none")
+NORMS = ("batch", "group", "layer", "patch", "none")
 NUM_GROUPS = 2  # the paper's author's choice for GroupNorm
 NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9

@@ -1,0 +1,376 @@
+"""Heads from everyone's sums: those of pooled data, whoever holds what, joins, or drops out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl import train
+from zo_fl.algorithms import ridge
+from zo_fl.core import closed_form, trees
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.types import HIGH, Cohort
+from zo_fl.host.traffic import phase_traffic
+
+pytestmark = pytest.mark.slow
+
+ONE = {"ridge__penalties": (0.05,), "ridge__calibrate": False}
+
+
+def features_and_labels(built, state, clients=range(8), data=None):
+    """All examples of some clients in one place, float64."""
+    data = built.federation.clients if data is None else data
+    rows = np.concatenate([data.client_indices[j, : data.client_sizes[j]] for j in clients])
+    examples = {name: leaf[rows] for name, leaf in data.examples.items()}
+    mask = np.ones(len(rows), bool)
+    features = built.task.features(state.params, state.model_state, examples, mask)
+    return np.asarray(features, np.float64), examples["label"]
+
+
+def pooled_ridge(h, labels, penalty):
+    """NumPy, float64: ``(kernel, bias)`` of ridge regression on standardized features."""
+    mean, std = h.mean(0), h.std(0)
+    std[std < 1e-9] = np.inf
+    x, y = (h - mean) / std, np.eye(10)[labels]
+    weights = np.linalg.solve(
+        x.T @ x / len(x) + penalty * np.eye(x.shape[1]), x.T @ (y - y.mean(0)) / len(x)
+    )
+    kernel = weights / std[:, None]
+    return kernel, y.mean(0) - mean @ kernel
+
+
+def one_round(built, phase, state=None, cohort=None):
+    state = tiny.start(built, phase) if state is None else state
+    if cohort is not None:
+        ids = jnp.array(cohort, jnp.int32)
+        drawn = Cohort(ids, jnp.ones(len(cohort), bool))
+        (group,) = phase.groups
+        phase = phase._replace(groups=(group._replace(sample_cohort=lambda key: drawn),))
+    step = jax.jit(tiny.algorithm(built, phase).round)
+    return step(state, built.data_of(phase), built.run_key)[0]
+
+
+def run_all(built):
+    """Every phase once, as a run does; the states after each."""
+    states, state = [], None
+    for phase in built.phases:
+        start = tiny.start(built, phase)
+        if state is not None:
+            start = start._replace(params=state.params)
+        if phase.continues:
+            start = start._replace(strategy_state=state.strategy_state)
+        states.append(state := one_round(built, phase, start))
+    return states
+
+
+def assert_same_logits(params, kernel, bias, h, tolerance=1e-5):
+    head = {name: np.float64(leaf) for name, leaf in params["head"].items()}
+    np.testing.assert_allclose(
+        h @ head["kernel"] + head["bias"], h @ kernel + bias, rtol=0, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    (
+        {"data__partition": "iid"},
+        {"data__alpha": 0.1},
+        {"data__partition": "shards", "data__shards_per_client": 1},
+        {"run__clients_per_vmap": 3},
+        {"run__num_devices": 4},
+        {"ridge__microbatch": 7},
+        {"data__val_fraction": 0.0},
+    ),
+)
+def test_ridge_of_everyone_s_sums_is_that_of_pooled_data(how):
+    built = tiny.build("ridge", **ONE, **how)
+    (phase,) = built.phases
+    after = one_round(built, phase)
+    h, labels = features_and_labels(built, after)
+    assert_same_logits(after.params, *pooled_ridge(h, labels, 0.05), h)
+    assert after.strategy_state.sums.class_counts.sum() == len(labels)
+
+
+def test_streamed_sums_are_the_same(tmp_path):
+    summaries = [
+        train.run(tiny.config("ridge", **ONE, run__data=how), tmp_path / how, quiet=True)
+        for how in ("device", "stream")
+    ]
+    assert summaries[0]["final_accuracy"] == summaries[1]["final_accuracy"] > 0.3
+
+
+def test_who_drops_out_joins_late_or_is_forgotten_is_just_not_in_the_data():
+    built = tiny.build("ridge", **ONE, ridge__num_rounds=3)
+    (phase,) = built.phases
+    some, late = [0, 2, 3, 5], [1, 3, 5, 7]
+    state = one_round(built, phase, cohort=some)
+    h, labels = features_and_labels(built, state, some)
+    everyone = features_and_labels(built, state)[0]
+    assert_same_logits(state.params, *pooled_ridge(h, labels, 0.05), everyone)
+    # Who is drawn again is not counted again.
+    state = one_round(built, phase, state, cohort=late)
+    joined = sorted({*some, *late})
+    np.testing.assert_array_equal(np.flatnonzero(state.strategy_state.joined), joined)
+    h, labels = features_and_labels(built, state, joined)
+    assert_same_logits(state.params, *pooled_ridge(h, labels, 0.05), everyone)
+    # Client 3 asks to be forgotten: its sums, which it can compute again, are subtracted.
+    batch = trees.squeeze(tiny.gather(built, [3]))
+    fresh = state._replace(strategy_state=phase.aggregation.init(None))
+    message = tiny.only_strategy(phase).client_update(fresh, batch, built.run_key).message
+    rest = ridge.subtract(state.strategy_state.sums, ridge.from_message("float32", message))
+    heads = closed_form.ridge(rest, jnp.float32([0.05]))
+    h, labels = features_and_labels(built, state, [j for j in joined if j != 3])
+    head = {"head": {"kernel": heads.kernel[0], "bias": heads.bias[0]}}
+    assert_same_logits(head, *pooled_ridge(h, labels, 0.05), everyone, 3e-5)
+
+
+@pytest.mark.parametrize("name", ("ridge", "gaussian_head", "ridge_cg"))
+def test_a_client_with_features_that_are_not_finite_drops_out_alone(name):
+    built = tiny.build(name, ridge__calibrate=False)
+    task = built.task
+
+    def broken(state, batch, run_key, update):
+        bad = jax.tree.map(
+            lambda leaf: jnp.where(batch.client_id == 2, jnp.nan, leaf), state.params["hidden"]
+        )
+        return update(state._replace(params=state.params | {"hidden": bad}), batch, run_key)
+
+    state = None
+    for phase in built.phases:
+        (group,) = phase.groups
+        update = group.strategy.client_update
+        strategy = group.strategy._replace(
+            client_update=lambda s, b, k, update=update: broken(s, b, k, update)
+        )
+        start = tiny.start(built, phase)
+        if phase.continues:
+            start = start._replace(params=state.params, strategy_state=state.strategy_state)
+        state = one_round(built, phase._replace(groups=(group._replace(strategy=strategy),)), start)
+    h, labels = features_and_labels(built, state)
+    predicted = (h @ np.float64(state.params[task.head]["kernel"])).argmax(1)
+    assert np.isfinite(h).all() and (predicted == labels).mean() > 0.2
+    joined = getattr(state.strategy_state, "joined", None)
+    assert joined is None or joined[2] == 0
+
+
+def test_the_penalty_and_the_temperature_are_those_that_validation_examples_say():
+    built = tiny.build("ridge", ridge__penalties=(1e-4, 0.1, 3.0, 100.0))
+    sums, chosen, calibrated = run_all(built)
+    val = built.federation.validation
+    h, labels = features_and_labels(built, sums, data=val)
+    heads = sums.strategy_state.heads
+    logits = [h @ np.float64(heads.kernel[i]) + np.float64(heads.bias[i]) for i in range(4)]
+    right = [(one.argmax(1) == labels).sum() for one in logits]
+    best = int(np.argmax(right))
+    np.testing.assert_array_equal(chosen.params["head"]["kernel"], heads.kernel[best])
+    ratio = np.asarray(calibrated.params["head"]["kernel"] / chosen.params["head"]["kernel"])
+    temperature = float(np.median(ratio))
+    losses = {}
+    for t in 2.0 ** np.arange(-3, 6.5, 0.5):
+        z = t * logits[best]
+        z = z - z.max(1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+        losses[t] = -log_p[np.arange(len(labels)), labels].mean()
+    assert temperature == pytest.approx(min(losses, key=losses.get), rel=1e-5)
+
+
+def test_conjugate_gradients_arrive_at_ridge():
+    rounds = 40
+    built = tiny.build(
+        "ridge_cg", ridge_cg__num_rounds=rounds, ridge_cg__penalty=0.05, data__num_clients=4
+    )
+    first, iterate = built.phases[:2]
+    state = one_round(built, first)
+    start = tiny.start(built, iterate)
+    state = start._replace(params=state.params, strategy_state=state.strategy_state)
+    step = jax.jit(tiny.algorithm(built, iterate).round)
+    for _ in range(rounds):
+        state, *_ = step(state, built.data, built.run_key)
+    h, labels = features_and_labels(built, state, range(4))
+    assert_same_logits(state.params, *pooled_ridge(h, labels, 0.05), h, 1e-4)
+    np.testing.assert_array_equal(
+        state.strategy_state.heads.kernel[-1], state.params["head"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("covariance", ("high", "all", "none"))
+def test_class_means_give_the_discriminant_of_pooled_data(covariance):
+    built = tiny.build(
+        "gaussian_head", gaussian_head__covariance=covariance, gaussian_head__shrinkages=(0.3,)
+    )
+    state = run_all(built)[-1]
+    h, labels = features_and_labels(built, state)
+    high = np.flatnonzero(np.asarray(built.federation.clients.client_tiers) == HIGH)
+    means = np.stack([h[labels == k].mean(0) for k in range(10)])
+    if covariance == "none":
+        distances = ((h[:, None] - means[None]) ** 2).sum(-1) / 2
+        expected = -distances
+    else:
+        of = h, labels
+        if covariance == "high":
+            of = features_and_labels(built, state, high)
+        own = np.stack([of[0][of[1] == k].mean(0) for k in range(10)])
+        residuals = of[0] - own[of[1]]
+        s = residuals.T @ residuals / len(residuals)
+        s += 0.3 * np.trace(s) / len(s) * np.eye(len(s))
+        expected = h @ np.linalg.solve(s, means.T)
+        expected += -np.einsum("kd,dk->k", means, np.linalg.solve(s, means.T)) / 2
+        expected += np.log(np.bincount(labels, minlength=10) / len(labels))
+    head = {name: np.float64(leaf) for name, leaf in state.params["head"].items()}
+    got = h @ head["kernel"] + head["bias"]
+    center = lambda logits: logits - logits.mean(1, keepdims=True)  # noqa: E731
+    np.testing.assert_allclose(center(got), center(expected), atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ("ridge", "gaussian_head"))
+@pytest.mark.parametrize("encoding", ("float32", "float16", "int8", "int4"))
+def test_the_bill_is_the_bytes_of_the_message_without_classes_that_are_not_held(name, encoding):
+    built = tiny.build(name, data__alpha=0.1, **{f"{name}__encoding": encoding})
+    phase = next(p for p in built.phases if p.name in ("ridge", "gaussian"))
+    strategy = tiny.only_strategy(phase)
+    state = tiny.start(built, phase)
+    for client in (0, 3):
+        batch = trees.squeeze(tiny.gather(built, [client]))
+        message = strategy.client_update(state, batch, built.run_key).message
+        held = np.asarray(message.class_counts) > 0
+        if name == "ridge":
+            leaves = [message.gram, message.deviations, message.class_sums[:, held]]
+        else:
+            leaves = [leaf[held] for leaf in jax.tree.leaves(message.means)]
+        expected = trees.num_bytes((leaves, message.class_counts[held])) + 2  # a bit a class
+        assert int(strategy.sent_bytes(batch)) == expected
+        assert 0 < held.sum() < 10
+
+
+@pytest.mark.parametrize("encoding, worst", (("float16", 0.01), ("int8", 0.06)))
+def test_fewer_bytes_change_the_heads_a_little(encoding, worst):
+    accuracies = []
+    for each in ("float32", encoding):
+        built = tiny.build("ridge", ridge__encoding=each, **ONE)
+        state = one_round(built, built.phases[0])
+        h, labels = features_and_labels(built, state)
+        head = state.params["head"]
+        right = (h @ np.float64(head["kernel"]) + np.float64(head["bias"])).argmax(1) == labels
+        accuracies.append(right.mean())
+    assert abs(accuracies[0] - accuracies[1]) < worst
+
+
+@pytest.mark.parametrize("basis", ("principal", "random"))
+@pytest.mark.parametrize("name", ("ridge", "gaussian_head"))
+def test_a_sketch_sends_less_and_still_learns(name, basis):
+    changes = {f"{name}__sketch": 16, f"{name}__basis": basis}
+    whole = tiny.build(name)
+    built = tiny.build(name, **changes)
+    state = run_all(built)[-1]
+    data = built.federation.clients
+    h, labels = features_and_labels(built, state, data=data)
+    head = state.params["head"]
+    right = (h @ np.float64(head["kernel"]) + np.float64(head["bias"])).argmax(1) == labels
+    assert right.mean() > 0.3
+    sent = []
+    for one in (built, whole):
+        phase = next(p for p in one.phases if p.name in ("ridge", "gaussian"))
+        start = tiny.start(one, phase)
+        sent.append(phase_traffic(phase, start.params, {}, one.data).low_uplink)
+    assert sent[0] < sent[1] / 2.5
+
+
+def test_patches_whiten_and_only_the_high_tier_is_asked():
+    built = tiny.build("patches+ridge", data__alpha=100.0)
+    phase = built.phases[0]
+    after = one_round(built, phase)
+    tiers = np.asarray(built.federation.clients.client_tiers)
+    assert set(phase.groups[0].eligible) == set(np.flatnonzero(tiers == HIGH))
+    kernel = np.asarray(after.params["filters"]["conv"]["kernel"], np.float64)
+    size, _, channels, count = kernel.shape
+    data = built.federation.clients
+    x = []
+    for j in np.flatnonzero(tiers == HIGH):
+        rows = data.client_indices[j, : data.client_sizes[j]]
+        x.append(np.asarray(built.task.inputs({"image": data.examples["image"][rows]})))
+    x = np.concatenate(x)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+    patches = np.moveaxis(windows, 3, 5).reshape(-1, size * size * channels).astype(np.float64)
+    mean, covariance = patches.mean(0), np.cov(patches.T, bias=True)
+    w, v = np.linalg.eigh(covariance)
+    whitening = v @ np.diag((w + 0.01) ** -0.5) @ v.T
+    # A kernel is the whitening of a unit vector that itself is a whitened patch.
+    units = np.linalg.solve(whitening, kernel.reshape(-1, count)).T
+    np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1, atol=1e-3)
+    white = (patches - mean) @ whitening
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    for unit in units:
+        assert np.max(white @ unit) > 1 - 1e-4
+    bias = -mean @ kernel.reshape(-1, count)
+    np.testing.assert_allclose(after.params["filters"]["bias"], bias, atol=1e-4)
+
+
+def test_gaussian_kernels_hold_no_patch_and_learn_as_well():
+    built = tiny.build("patches+ridge", patches__kernels="gaussian", **ONE)
+    message = (
+        tiny.only_strategy(built.phases[0])
+        .client_update(
+            tiny.start(built, built.phases[0]),
+            trees.squeeze(tiny.gather(built, [0])),
+            built.run_key,
+        )
+        .message
+    )
+    assert message[-1].size == 0
+    assert float(optax_norm(run_all(built)[0].params["filters"])) > 0
+
+
+def optax_norm(tree):
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ("fedavg+ridge+zo", "patches+ridge+fedavg", "patches+gaussian_head+zo", "ridge_cg+head_sgd"),
+)
+def test_methods_follow_each_other_and_every_phase_has_its_gain(name, tmp_path):
+    config = tiny.config(name, data__alpha=100.0, zo__lr=1e-5, warmup__lr=1e-3)
+    summary = train.run(config, tmp_path, quiet=True)
+    assert summary["phases"][0]["phase"] in ("warmup", "patches", "ridge_cg sums")
+    assert summary["final_accuracy"] > 0.3
+    assert summary["final_accuracy"] == summary["phases"][-1]["test_accuracy"]
+    assert summary["low_uplink_bytes"] > 0 and summary["low_passes"] > 0
+
+
+def test_a_run_that_is_stopped_between_its_phases_goes_on(tmp_path):
+    config = tiny.config("ridge+zo", zo__lr=1e-6)
+    whole = train.run(config, tmp_path / "whole", quiet=True)
+
+    class Stop(Exception):
+        pass
+
+    def stop(row):
+        if row["phase"] == "ridge choose":
+            raise Stop
+
+    with pytest.raises(Stop):
+        train.run(config, tmp_path / "parts", quiet=True, on_round=stop)
+    parts = train.run(config, tmp_path / "parts", quiet=True)
+    for name in ("final_accuracy", "phases", "low_uplink_bytes", "uplink_bytes"):
+        assert parts[name] == whole[name]
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    (
+        ("ridge", {"ridge__sketch": 65}, "config.ridge.sketch=65 is more than"),
+        ("ridge", {"data__val_fraction": 0.0}, "config.data.val_fraction leaves none"),
+        (
+            "gaussian_head",
+            {"gaussian_head__encoding": "int4", "gaussian_head__sketch": 3},
+            "config.gaussian_head.encoding='int4' packs two",
+        ),
+        ("patches", {"model__name": "mlp"}, "set config.model.name='patches'"),
+        ("ridge", {"ridge__penalties": (0.1, -1.0)}, "one number or more, none below 0"),
+    ),
+)
+def test_bad_settings_are_one_line(name, changes, words):
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")) as caught:
+        tiny.build(name, **changes)
+    assert "\n" not in str(caught.value)

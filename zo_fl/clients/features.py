@@ -1,0 +1,172 @@
+"""What a forward-only client sums over its examples: in chunks, so that memory stays flat.
+
+Held at once: the activations of ``microbatch`` examples, the features of ``_ROWS``, and the sums.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl.core import closed_form
+from zo_fl.core.closed_form import Basis, Moments
+from zo_fl.core.fields import Block, Field
+from zo_fl.core.phase import Problem
+from zo_fl.core.task import Task
+from zo_fl.core.types import Array, ClientBatch, Examples, PyTree, ServerState
+
+_ROWS = 128  # feature vectors that are added to the sums at once
+
+
+class Looking(NamedTuple):
+    """Fields of a config block: how a client computes features.
+
+    Attributes:
+      microbatch: examples whose activations are held at once; 0 = all.
+      mirror: whether each example counts a second time, mirrored.
+    """
+
+    microbatch: int
+    mirror: bool
+
+
+LOOKING: Block = {
+    "microbatch": Field(16, "examples whose activations are held at once; 0 = all", at_least=0),
+    "mirror": Field(False, "each example counts a second time, mirrored"),
+}
+
+
+def size(problem: Problem) -> int:
+    """Returns d, the number of features: the inputs of the model's last layer."""
+    return shapes(problem.task)[0]
+
+
+def shapes(task: Task) -> tuple[int, int]:
+    """Returns ``(d, classes)`` of a task's last layer."""
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    return params[task.head]["kernel"].shape
+
+
+def passes(looking: Looking) -> Callable[[float, float], float]:
+    """Returns ``(clients, examples) -> `` forward passes."""
+    return lambda clients, examples: clients * examples * (2 if looking.mirror else 1)
+
+
+def sum_over(
+    task: Task,
+    looking: Looking,
+    state: ServerState,
+    batch: ClientBatch,
+    add: Callable[[PyTree, Array, Array], PyTree],
+    zeros: PyTree,
+    basis: Basis | None = None,
+) -> PyTree:
+    """Returns what ``add`` makes of all examples of a client, some at a time.
+
+    Args:
+      task: model and data.
+      looking: how.
+      state: of the server; its parameters compute the features.
+      batch: the client's examples.
+      add: ``(sums, features f32[m, d], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
+        in both.
+      zeros: what it starts from.
+      basis: what the features are seen on.
+    """
+    count = max(batch.mask.shape[0], 1)
+    at_once = min(looking.microbatch or count, count)
+    rows = at_once * max(1, min(_ROWS, count) // at_once)
+
+    def pass_over(sums: PyTree, examples: Examples) -> PyTree:
+        padding = -batch.mask.shape[0] % rows
+
+        def cut(leaf):
+            padded = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
+            return padded.reshape(-1, rows, *leaf.shape[1:])
+
+        def body(sums, part):
+            examples, mask = part
+            features = of_examples(task, at_once, state, examples, basis)
+            held = jax.nn.one_hot(task.labels(examples), task.num_classes) * mask[:, None]
+            # A client whose features are not finite drops out, but padding cannot make it.
+            return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
+
+        return jax.lax.scan(body, sums, jax.tree.map(cut, (examples, batch.mask)))[0]
+
+    sums = pass_over(zeros, batch.examples)
+    return pass_over(sums, task.mirror(batch.examples)) if looking.mirror else sums
+
+
+def of_examples(
+    task: Task, at_once: int, state: ServerState, examples: Examples, basis: Basis | None
+) -> Array:
+    """Returns the features ``f32[m, d]`` of some examples, ``f32[m, k]`` on a basis.
+
+    Args:
+      task: model and data.
+      at_once: examples whose activations are held at once; divides m.
+      state: of the server.
+      examples: leaves ``[m, ...]``.
+      basis: what the features are seen on.
+    """
+
+    def some(examples):
+        features = task.features(state.params, state.model_state, examples, np.ones(at_once, bool))
+        return features if basis is None else closed_form.seen_on(basis, features)
+
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), examples)
+    features = jax.lax.map(some, parts)
+    return features.reshape(-1, features.shape[-1])
+
+
+def moments(
+    task: Task,
+    looking: Looking,
+    state: ServerState,
+    batch: ClientBatch,
+    basis: Basis | None = None,
+) -> Moments:
+    """Returns the sums that ridge regression needs, over all examples of a client.
+
+    Half of the products of a Gram matrix are left out, because it is symmetric.
+    """
+    dim, classes = shapes(task)
+    dim = dim if basis is None else basis.directions.shape[1]
+
+    def add(sums, features, labels):
+        gram, class_sums, class_counts = sums
+        gram = jax.tree.map(jnp.add, gram, closed_form.gram_rows(features))
+        class_sums = class_sums + closed_form.full_product(features.T, labels)
+        return gram, class_sums, class_counts + labels.sum(0)
+
+    gram = jax.eval_shape(closed_form.gram_rows, jax.ShapeDtypeStruct((1, dim), jnp.float32))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), gram)
+    start = zeros, jnp.zeros((dim, classes)), jnp.zeros(classes)
+    blocks, *rest = sum_over(task, looking, state, batch, add, start, basis)
+    return Moments(closed_form.pack_rows(blocks, dim), *rest)
+
+
+def class_sums(
+    task: Task,
+    looking: Looking,
+    state: ServerState,
+    batch: ClientBatch,
+    basis: Basis | None = None,
+) -> tuple[Array, Array]:
+    """Returns ``(f32[d, C], f32[C])``: the sum of each class's features, and its examples."""
+    dim, classes = shapes(task)
+    dim = dim if basis is None else basis.directions.shape[1]
+
+    def add(sums, features, labels):
+        return sums[0] + closed_form.full_product(features.T, labels), sums[1] + labels.sum(0)
+
+    start = jnp.zeros((dim, classes)), jnp.zeros(classes)
+    return sum_over(task, looking, state, batch, add, start, basis)
+
+
+def weight(batch: ClientBatch, *sums: PyTree) -> Array:
+    """Returns a client's weight ``f32[]``: its examples, or 0 if a sum is not finite."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(sums)]
+    return jnp.where(jnp.all(jnp.stack(finite)), jnp.sum(batch.mask).astype(jnp.float32), 0.0)
