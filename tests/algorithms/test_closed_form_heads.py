@@ -282,7 +282,7 @@ def test_patches_whiten_and_only_the_high_tier_is_asked():
     after = one_round(built, phase)
     tiers = np.asarray(built.federation.clients.client_tiers)
     assert set(phase.groups[0].eligible) == set(np.flatnonzero(tiers == HIGH))
-    kernel = np.asarray(after.params["filters"]["conv"]["kernel"], np.float64)
+    kernel = np.asarray(after.params["filters"]["kernel"], np.float64)
     size, _, channels, count = kernel.shape
     data = built.federation.clients
     x = []

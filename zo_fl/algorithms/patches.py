@@ -55,7 +55,7 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
             "patches sets the kernels of a model of image patches, and this model has none; set "
             "config.model.name='patches'"
         )
-    size, _, channels, count = params[FILTERS]["conv"]["kernel"].shape
+    size, _, channels, count = params[FILTERS]["kernel"].shape
     dim = size * size * channels
     high = eligible_clients(problem, "high")
     one = jax.tree.map(lambda leaf: leaf[:1], problem.clients.examples)
@@ -99,7 +99,7 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
         white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
         kernel = closed_form.full_product(whitening, white.T)
         filters = {
-            "conv": {"kernel": kernel.reshape(size, size, channels, count)},
+            "kernel": kernel.reshape(size, size, channels, count),
             "bias": -closed_form.full_product(mean[None], kernel)[0],
         }
         old = state.params[FILTERS]

@@ -33,7 +33,7 @@ class Looking(NamedTuple):
 
 
 LOOKING: Block = {
-    "microbatch": Field(16, "examples whose activations are held at once; 0 = all", at_least=0),
+    "microbatch": Field(4, "examples whose activations are held at once; 0 = all", at_least=0),
     "mirror": Field(False, "each example counts a second time, mirrored"),
 }
 

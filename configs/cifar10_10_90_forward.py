@@ -1,0 +1,23 @@
+"""CIFAR-10, 10/90, forward passes only: image patches, then ridge from everyone's sums, once.
+
+No client trains: the five high-resource ones send second moments of their image patches and 1,024
+of these, which become convolution kernels; then every client makes one forward pass over its
+examples and sends sums over 8,192 features in int8, 34 MB once (a high-resource client uploads
+45 MB in *one* round of ResNet18). The README's table has what fewer features and fewer bytes reach.
+
+    python -m experiments.main --config=configs/cifar10_10_90_forward.py
+"""
+
+from ml_collections import ConfigDict
+
+from zo_fl.config import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the best setting; smaller ones are in sweeps/forward_only.py."""
+    config = default()
+    config.algorithm = "patches+ridge"
+    config.data.high_fraction = 0.1
+    config.model.update(name="patches", norm="patch", kernels=1024)
+    config.ridge.update(encoding="int8", mirror=True)
+    return config
