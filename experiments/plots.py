@@ -18,7 +18,7 @@ from . import cli
 from .reporting import figures, found, runs
 
 # The same picture is the same file.
-_SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}
+SAME_FILE: Any = {"svg.hashsalt": "zo_fl", "svg.fonttype": "path"}
 
 
 def main(argv: list[str]) -> int:
@@ -47,7 +47,7 @@ def write(sweep: runs.SweepRuns, out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.of(sweep).items():
             path = out / f"{name}.png"
-            with matplotlib.rc_context(_SAME_FILE):
+            with matplotlib.rc_context(SAME_FILE):
                 figure.savefig(path)
                 figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
             written.append(path)

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -20,11 +21,21 @@ from matplotlib.figure import Figure
 from zo_fl.core.errors import ConfigError
 
 from . import cli
-from .reporting import commands, comparison, figures, found, html_page, result_tables, runs
+from .reporting import (
+    commands,
+    comparison,
+    figures,
+    found,
+    html_page,
+    result_tables,
+    runs,
+    tradeoff,
+)
 from .reporting.html_page import element
 from .reporting.plain_runs import is_plain
 from .reporting.runs import Run, SweepRuns
 from .reporting.text_tables import Point, TextTable
+from .sweeping import record
 
 _PROVENANCE = {
     "commit": "git.revision",
@@ -40,7 +51,7 @@ def main(argv: list[str]) -> int:
     """Writes the page of the flags' folder and returns the exit status."""
     del argv
     root, out = found.given_folders("report.html")
-    text = page(found.read(root))
+    text = page(found.read(root), root)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
@@ -50,8 +61,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def page(read: found.Found) -> str:
-    """Returns the page as HTML."""
+def page(read: found.Found, root: Path | None = None) -> str:
+    """Returns the page as HTML.
+
+    Args:
+      read: what was found.
+      root: where; what ``experiments.pareto`` left there is shown too.
+    """
     links = [
         element("a", escape(sweep.record["title"]), href=f"#{_anchor(sweep)}")
         for sweep in read.sweeps
@@ -62,8 +78,24 @@ def page(read: found.Found) -> str:
     parts.append(_provenance([run for sweep in read.sweeps for run in sweep.runs]))
     if read.problems:
         parts.append(html_page.bullets("Could not be read", read.problems))
+    parts += _trade_off(root)
     parts += [_section(sweep) for sweep in read.sweeps]
     return html_page.document("Results", "\n".join(parts))
+
+
+def _trade_off(root: Path | None) -> list[str]:
+    """Returns the section of what ``experiments.pareto`` wrote, none if it did not."""
+    content, problem = record.read_json(root / "pareto" / "pareto.json") if root else (None, "")
+    known = None if problem else tradeoff.from_json(content)
+    if known is None:
+        return []
+    points, with_paper = known
+    parts = [
+        element("h2", "What a low-resource client pays", id="pareto"),
+        html_page.table(tradeoff.table(points)),
+        _picture("pareto", tradeoff.draw(points, "", with_paper)),
+    ]
+    return [element("section", "\n".join(parts))]
 
 
 def _section(sweep: SweepRuns) -> str:

@@ -112,8 +112,7 @@ def compile_step(
 def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMemory:
     """Returns what the compiler reserves for a client's step.
 
-    What the client receives is counted as an argument, as large as its strategy says: a narrow
-    model's is narrow.
+    Of a client that holds a part of the model only that is counted: a narrow model is narrow.
 
     Args:
       step: from ``compile_step``, of the other arguments.
@@ -124,8 +123,10 @@ def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMe
     """
     analysis: Any = step.memory_analysis()
     state = jax.eval_shape(phase.init, params, model_state)._replace(opt_state=())
-    received = jax.eval_shape(group.strategy.receives, state)
-    unused = trees.num_bytes((params, model_state)) - trees.num_bytes(received)
+    unused = 0
+    if group.strategy.has_part:
+        received = jax.eval_shape(group.strategy.receives, state)
+        unused = trees.num_bytes((params, model_state)) - trees.num_bytes(received)
     return StepMemory(
         analysis.argument_size_in_bytes - unused,
         analysis.output_size_in_bytes,

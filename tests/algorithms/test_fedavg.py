@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from zo_fl.core import cohorts, keys, trees
+from zo_fl.core.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +77,30 @@ def test_warm_up_lowers_the_loss():
         state, metrics, _ = step(state, built.data, built.run_key)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("microbatch", (1, 25))
+def test_gradients_added_up_over_microbatches_make_the_same_step(microbatch):
+    states = []
+    for size in (0, microbatch):
+        built = tiny.build("fedavg", warmup__microbatch=size, warmup__momentum=0.9)
+        (phase,) = built.phases
+        step = jax.jit(tiny.algorithm(built, phase).round)
+        states.append(step(tiny.start(built, phase), built.data, built.run_key))
+    chex.assert_trees_all_close(states[0][0].params, states[1][0].params, rtol=1e-4, atol=1e-6)
+    assert states[0][1]["loss"] == pytest.approx(float(states[1][1]["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    (
+        ({"warmup__microbatch": 30}, "config.warmup.microbatch=30 does not divide"),
+        (
+            {"warmup__microbatch": 10, "model__name": "cnn", "model__norm": "batch"},
+            "config.warmup.microbatch=10 would change batch statistics",
+        ),
+    ),
+)
+def test_microbatches_that_would_change_the_step_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        tiny.build("fedavg", **changes)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from zo_fl.core import cohorts, keys
+from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field
 from zo_fl.core.phase import Problem
 from zo_fl.core.precision import PRECISIONS
@@ -39,6 +40,8 @@ class LocalSGD(NamedTuple):
       weight_decay: coupled (L2).
       augment: random crop and flip, drawn anew for every batch.
       precision: one of ``precision.PRECISIONS``.
+      microbatch: examples that are back-propagated at once, their gradients added up: memory falls,
+        the step stays. 0 = a whole step's.
     """
 
     local_epochs: int
@@ -48,6 +51,7 @@ class LocalSGD(NamedTuple):
     weight_decay: float
     augment: bool
     precision: str
+    microbatch: int
 
 
 LOCAL_SGD: Block = {
@@ -58,6 +62,9 @@ LOCAL_SGD: Block = {
     "weight_decay": Field(0.0, "client weight decay, coupled (L2)", at_least=0),
     "augment": Field(True, "random crop and flip"),
     "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+    "microbatch": Field(
+        0, "examples back-propagated at once; 0 = a step's; no batch statistics", at_least=0
+    ),
 }
 
 
@@ -69,6 +76,7 @@ class LocalTraining(NamedTuple):
       epochs: E.
       batch_size: examples a step.
       augment: draw new examples by ``Task.augment`` for every batch.
+      microbatch: examples that are back-propagated at once; divides ``batch_size``.
       ragged: clients have unequal sizes: some batches are all padding and must change nothing.
     """
 
@@ -76,6 +84,7 @@ class LocalTraining(NamedTuple):
     epochs: int
     batch_size: int
     augment: bool
+    microbatch: int
     ragged: bool
 
 
@@ -98,13 +107,28 @@ def local_training(
       problem: says whether they have equal sizes.
       sgd_: the config's fields.
       optimizer: the client's, instead of that of the fields.
+
+    Raises:
+      FieldError: microbatches of a model with batch statistics, or that do not fill a batch.
     """
+    microbatch = sgd_.microbatch or sgd_.batch_size
+    if microbatch < sgd_.batch_size and problem.task.has_statistics:
+        raise FieldError(
+            "microbatch",
+            f"={microbatch} would change batch statistics, which this model has; allowed: 0, or "
+            "config.model.norm=group",
+        )
+    if sgd_.batch_size % microbatch:
+        raise FieldError(
+            "microbatch", f"={microbatch} does not divide batch_size={sgd_.batch_size}"
+        )
     sizes = np.asarray(problem.clients.client_sizes)
     return LocalTraining(
         optimizer or sgd(sgd_.lr, sgd_.momentum, sgd_.weight_decay),
         sgd_.local_epochs,
         sgd_.batch_size,
         sgd_.augment,
+        microbatch,
         ragged=bool(sizes.min() < sizes.max()),
     )
 
@@ -168,12 +192,29 @@ def train(
         if training.augment:
             examples = task.augment(key, examples)
 
-        def objective(params):
-            values, new_state = losses(params, model_state, examples, mask)
-            total = jnp.sum(jnp.where(mask, values, 0.0))
-            return total / jnp.maximum(jnp.sum(mask), 1), (total, new_state)
+        count = jnp.maximum(jnp.sum(mask), 1)
 
-        gradient, (total, new_state) = jax.grad(objective, has_aux=True)(params)
+        def gradient_of(examples, mask):
+            def objective(params):
+                values, new_state = losses(params, model_state, examples, mask)
+                total = jnp.sum(jnp.where(mask, values, 0.0))
+                return total / count, (total, new_state)
+
+            return jax.grad(objective, has_aux=True)(params)
+
+        if training.microbatch < training.batch_size:
+            cut = lambda leaf: leaf.reshape(-1, training.microbatch, *leaf.shape[1:])  # noqa: E731
+            parts = jax.tree.map(cut, (examples, mask))
+            zeros = optax.tree.zeros_like(params), jnp.float32(0)
+
+            def add(sums, part):
+                gradient, (total, _) = gradient_of(*part)
+                return jax.tree.map(jnp.add, sums, (gradient, total)), None
+
+            (gradient, total), _ = jax.lax.scan(add, zeros, parts)
+            new_state = model_state
+        else:
+            gradient, (total, new_state) = gradient_of(examples, mask)
         updates, new_opt_state = training.optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_state, new_opt_state)
         if training.ragged:

@@ -100,7 +100,7 @@ def slice_strategy(
         update = embed(delta | {task.head: own}, state.params)
         return Update(update, here, here[:, None] * present[None])
 
-    return ClientStrategy(client_update, decode, receives)
+    return ClientStrategy(client_update, decode, receives, has_part=True)
 
 
 def mean_over_holders(strategies: Sequence[ClientStrategy], head: str) -> Finalize:

@@ -140,6 +140,7 @@ class ClientStrategy(NamedTuple):
         gathered whole and decoded by everyone, instead of being decoded where they arise.
       one_model: True if all clients evaluate the same weights, whatever their ids: several at once
         are then one larger batch.
+      has_part: True if clients hold only that part of the model which they receive.
       sent_bytes: bytes of a client's message, where it leaves out what it does not hold; None if
         they are those of the message's shape.
     """
@@ -149,6 +150,7 @@ class ClientStrategy(NamedTuple):
     receives: Receives = _model
     replays: bool = False
     one_model: bool = False
+    has_part: bool = False
     sent_bytes: SentBytes | None = None
 
 

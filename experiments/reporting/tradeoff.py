@@ -1,0 +1,207 @@
+"""What a low-resource client spends for the accuracy that everyone gets: points, picture, table.
+
+Three prices, each of one low-resource client over the whole run: uplink in bytes, peak memory of
+its largest step as compiled, and passes over single examples (a backward one counts as two).
+A point is on the front of a price if nothing cheaper is as accurate.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zo_fl.host import units
+from zo_fl.host.style import FAINT, INK, decorate, plain
+
+from . import comparison, figure_style, runs
+from .runs import SweepRuns
+from .text_tables import TextTable
+
+PRICES = {
+    "uplink": "sent by a low-resource client",
+    "memory": "its peak memory",
+    "passes": "its passes, a backward one as two",
+}
+_FIELDS = {"uplink": "low_uplink_bytes", "passes": "low_passes"}
+_MEGA = 1_000_000
+
+
+class TradeOff(NamedTuple):
+    """One point of a sweep and what it costs a low-resource client; None is not known.
+
+    Attributes:
+      name: of the point.
+      accuracies: in percent, of each seed.
+      uplink: bytes over the run, mean over seeds.
+      memory: bytes.
+      passes: single-example passes over the run, mean over seeds.
+    """
+
+    name: str
+    accuracies: list[float]
+    uplink: float | None
+    memory: float | None
+    passes: float | None
+
+
+# As printed, CIFAR-10 at 10/90; a low-resource client of ZOWarmUp sends 3 floats in 300 rounds, one
+# of HeteroFL half-width deltas (2.8 M floats) in 500. Its memory is Table 1's.
+PAPER = (
+    TradeOff("ZOWarmUp (paper)", [54.3], 3_600, 89.4 * _MEGA, None),
+    TradeOff("HeteroFL (paper)", [51.1], 500 * 4 * 2_798_000, None, None),
+    TradeOff("High Res Only (paper)", [44.3], 0, None, 0),
+)
+
+
+def points(sweep: SweepRuns, memory: dict[str, int]) -> list[TradeOff]:
+    """Returns the points of a sweep that have a finished run.
+
+    Args:
+      sweep: its runs.
+      memory: bytes, by the name of the point; see ``name_of``.
+    """
+    found = []
+    for row, column in sweep.points():
+        done = [r for r in runs.finished(sweep.of(row, column)) if comparison.converged(r)]
+        accuracies = [100 * value for value in runs.numbers(done, "final_accuracy")]
+        if accuracies:
+            name = name_of(sweep, row, column)
+            uplink, passes = (
+                comparison.mean(runs.numbers(done, _FIELDS[price]))
+                for price in ("uplink", "passes")
+            )
+            found.append(TradeOff(name, accuracies, uplink, memory.get(name), passes))
+    return found
+
+
+def to_json(found: Sequence[TradeOff], with_paper: bool) -> dict[str, Any]:
+    """Returns what ``from_json`` reads."""
+    return {"points": [point._asdict() for point in found], "with_paper": with_paper}
+
+
+def from_json(content: Any) -> tuple[list[TradeOff], bool] | None:
+    """Returns points and whether the paper's belong beside them; None of something else."""
+    try:
+        return [TradeOff(**point) for point in content["points"]], bool(content["with_paper"])
+    except (KeyError, TypeError):
+        return None
+
+
+def name_of(sweep: SweepRuns, row: str, column: str) -> str:
+    """Returns what a point is called where several sweeps meet."""
+    return row if len(sweep.columns) == 1 else f"{row}, {column}"
+
+
+def front(found: Sequence[TradeOff], price: str) -> list[TradeOff]:
+    """Returns the points of which none is cheaper and as accurate, the cheapest first."""
+    known = [point for point in found if getattr(point, price) is not None]
+    best, kept = float("-inf"), []
+    for point in sorted(known, key=lambda p: (getattr(p, price), -_mean(p))):
+        if _mean(point) > best:
+            best = _mean(point)
+            kept.append(point)
+    return kept
+
+
+def table(found: Sequence[TradeOff]) -> TextTable:
+    """Returns a line a point, the cheapest uplink first; a mark where a point is on a front."""
+    on_front = {price: front(found, price) for price in PRICES}
+    rows = []
+    for point in sorted(found, key=lambda p: (p.uplink or 0, _mean(p))):
+        shown = {
+            "uplink": units.num_bytes(point.uplink),
+            "memory": units.num_bytes(point.memory),
+            "passes": units.integer(point.passes),
+        }
+        cells = [text + ("*" if point in on_front[price] else "") for price, text in shown.items()]
+        accuracy = comparison.mean_std(point.accuracies)
+        rows.append([point.name, accuracy, str(len(point.accuracies)), *cells])
+    headers = ["", "test accuracy, %", "n", "uplink", "memory", "passes"]
+    return TextTable("Of one low-resource client, over the run; * = on the front", headers, rows)
+
+
+def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
+    """Returns accuracy against each price, fronts as lines, the paper's figures hollow."""
+    figure = figure_style.new_figure(title, 9.6, figure_style.WIDTH)
+    panels = figure.subplots(len(PRICES), 1)
+    colours = figure_style.colours([_family(point) for point in found])
+    for axes, price in zip(panels, PRICES, strict=True):
+        decorate(axes)
+        _draw_points(axes, found, price, colours)
+        kept = front(found, price)
+        xs, ys = [getattr(p, price) for p in kept], [_mean(p) for p in kept]
+        axes.plot(xs, ys, color=FAINT, lw=0.9, zorder=1, drawstyle="steps-post")
+        if with_paper:
+            _draw_paper(axes, price)
+        _scale(axes, price)
+        axes.set_xlabel(PRICES[price])
+        axes.set_ylabel("test accuracy, %")
+    for family in dict.fromkeys(_family(point) for point in found):
+        panels[0].plot([], [], "o", color=colours[family], label=plain(family))
+    if with_paper:
+        panels[0].plot(
+            [], [], color=INK, linestyle="none", label="the paper, as printed", **figure_style.PAPER
+        )
+    figure_style.add_legend(figure, panels[0], "mean and standard deviation over seeds")
+    return figure
+
+
+def _draw_points(axes: Axes, found, price: str, colours) -> None:
+    for point in found:
+        x = getattr(point, price)
+        if x is None:
+            continue
+        spread = comparison.std(point.accuracies)
+        axes.errorbar(
+            x,
+            _mean(point),
+            yerr=spread,
+            fmt="o",
+            ms=4.5,
+            lw=1,
+            color=colours[_family(point)],
+            clip_on=False,
+        )
+
+
+def _draw_paper(axes: Axes, price: str) -> None:
+    known = [point for point in PAPER if getattr(point, price) is not None]
+    for point in known:
+        x = getattr(point, price)
+        axes.plot(x, _mean(point), color=INK, linestyle="none", clip_on=False, **figure_style.PAPER)
+        name = point.name.removesuffix(" (paper)")
+        axes.annotate(
+            name, (x, _mean(point)), (6, -11), textcoords="offset points", fontsize=8, color=INK
+        )
+
+
+def _scale(axes: Axes, price: str) -> None:
+    """Makes the horizontal axis logarithmic, with a place for nothing at all."""
+    smallest = {"uplink": 100, "memory": 1_000_000, "passes": 100}[price]
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.9)
+    axes.set_xlim(left=0)
+    largest = axes.get_xlim()[1]
+    step = 100 if largest / smallest > 1e4 else 10
+    ticks = [0.0]
+    while (tick := smallest * step ** (len(ticks) - 1)) <= largest:
+        ticks.append(tick)
+    axes.set_xticks(ticks, [_tick(price, tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _tick(price: str, value: float) -> str:
+    if price == "passes":
+        return units.integer(value)
+    for unit, size in {"GB": 1e9, "MB": 1e6, "kB": 1e3}.items():
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B" if value else "0"
+
+
+def _family(point: TradeOff) -> str:
+    return point.name.split(",")[0]
+
+
+def _mean(point: Any) -> float:
+    return sum(point.accuracies) / len(point.accuracies)

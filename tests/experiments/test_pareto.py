@@ -1,0 +1,63 @@
+"""Accuracy against what a low-resource client pays: the front, its memory, the command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import pareto, report
+from experiments.reporting import found, tradeoff
+from experiments.reporting.tradeoff import TradeOff
+from tests import tiny
+from tests.experiments import fake_sweeps
+from zo_fl import train
+
+POINTS = [
+    TradeOff("a, k = 1", [50.0, 52.0], 100, 1e6, 10),
+    TradeOff("a, k = 2", [60.0], 1000, 2e6, 10),
+    TradeOff("b", [55.0], 2000, None, 5),
+    TradeOff("c", [40.0], 0, 0, 0),
+]
+
+
+def test_a_point_is_on_the_front_if_nothing_cheaper_is_as_accurate():
+    names = lambda price: [p.name for p in tradeoff.front(POINTS, price)]  # noqa: E731
+    assert names("uplink") == ["c", "a, k = 1", "a, k = 2"]
+    assert names("memory") == ["c", "a, k = 1", "a, k = 2"]
+    assert names("passes") == ["c", "b", "a, k = 2"]
+    table = tradeoff.table(POINTS)
+    assert [row[0] for row in table.rows] == ["c", "a, k = 1", "a, k = 2", "b"]
+    assert table.rows[1][1:4] == ["51.0(1.4)", "2", "100 B*"] and table.rows[3][4] == "–"
+
+
+def test_what_is_written_can_be_read_and_is_in_the_report(tmp_path):
+    fake_sweeps.make(tmp_path)
+    pareto.write(POINTS, tmp_path / "pareto", True)
+    names = sorted(path.suffix for path in (tmp_path / "pareto").iterdir())
+    assert names == [".csv", ".json", ".md", ".png", ".svg"]
+    content = json.loads((tmp_path / "pareto" / "pareto.json").read_text())
+    assert tradeoff.from_json(content) == (POINTS, True) and tradeoff.from_json({}) is None
+    page = report.page(found.read(tmp_path), tmp_path)
+    assert "What a low-resource client pays" in page and "a, k = 2" in page
+    (tmp_path / "pareto" / "pareto.json").write_text("{")
+    assert "low-resource client pays" not in report.page(found.read(tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_prices_are_those_of_a_low_resource_client(tmp_path):
+    for name in ("fedavg", "ridge", "fedavg+zo"):
+        train.run(tiny.config(name), tmp_path / name, quiet=True)
+    (sweep,) = found.read(tmp_path).sweeps
+    memory = pareto.memory_of(sweep)
+    points = {p.name: p for p in tradeoff.points(sweep, memory)}
+    high_alone, ridge, zowarmup = (points[name] for name in ("fedavg", "ridge", "fedavg+zo"))
+    assert high_alone.uplink == high_alone.passes == high_alone.memory == 0
+    assert zowarmup.uplink == tiny.ROUNDS * 3 * 4
+    examples = 225  # of each client; two losses a direction
+    assert zowarmup.passes == tiny.ROUNDS * 3 * 2 * examples
+    # Its sums, one integer a penalty, one loss a temperature; the training set once, and the
+    # validation set twice.
+    sent = 4 * (64 * 65 // 2) + 2 + 9.5 * (4 * 64 + 4)
+    assert ridge.uplink == pytest.approx(sent + 4 * 6 + 4 * 19, rel=0.15)
+    assert ridge.passes == examples + 2 * 25
+    assert 0 < ridge.memory < 10e6 and np.isfinite(zowarmup.memory)
