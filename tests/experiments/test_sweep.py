@@ -159,6 +159,12 @@ def test_equal_warmups_are_one_and_a_shorter_one_starts_a_longer_one(tmp_path):
     )
 
 
+def test_a_method_that_ends_by_choosing_is_no_start_of_a_longer_one(tmp_path):
+    planned = plan([point("a", "ridge+zo"), point("b", "ridge+zo", ridge__num_rounds=2)], tmp_path)
+    starts = [job for job in planned if job.folder.parent.name == "warmups"]
+    assert len(starts) == 2 and all(job.after is None for job in starts)
+
+
 def test_a_warmup_does_not_depend_on_what_comes_after_it(tmp_path):
     one = plan([point("a")], tmp_path, given={"zo.lr": 0.3})[0]
     two = plan([point("b", "fedavg+decomfl")], tmp_path)[0]

@@ -70,6 +70,14 @@ def blocks_of(part: str) -> list[str]:
     return list(inspect.signature(ALGORITHMS[part]).parameters)[1:]
 
 
+def is_extendable(part: str) -> bool:
+    """Returns whether a run of an algorithm of ``ALGORITHMS`` is the start of a longer one.
+
+    Not where a file says so: ``ENDS_BY_CHOOSING``.
+    """
+    return not getattr(sys.modules[ALGORITHMS[part].__module__], "ENDS_BY_CHOOSING", False)
+
+
 def blocks() -> dict[str, Block]:
     """Returns the declarations of all algorithms' own config blocks."""
     found: dict[str, Block] = {}

@@ -36,6 +36,8 @@ from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
 COVARIANCES = ("high", "all", "none")
 SHRINKAGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
+ENDS_BY_CHOOSING = True  # more rounds would come too late
+
 BLOCKS: dict[str, Block] = {
     "gaussian_head": {
         "num_rounds": Field(1, "of means; more where a cohort is not everyone", at_least=0),

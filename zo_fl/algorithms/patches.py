@@ -26,7 +26,7 @@ from zo_fl.core.phase import Participation, Phase, Problem, eligible_clients, ma
 from zo_fl.core.strategy import Aggregation, ClientStrategy
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
-from zo_fl.models.patches import FILTERS, patch_statistics
+from zo_fl.models.patches import FILTERS, image_patches
 
 KERNELS = ("patches", "gaussian")
 _FLOOR = 0.01  # added to variances along the principal directions of patches
@@ -126,7 +126,7 @@ def _moments(task: Task, batch: ClientBatch, size: int, contrast: bool) -> tuple
 
     def body(sums, part):
         examples, mask = part
-        seen = _all_patches(task.inputs(examples), size, contrast)
+        seen = image_patches(task.inputs(examples), size, contrast)
         seen = jnp.where(mask[:, None, None, None], seen, 0.0).reshape(-1, seen.shape[-1])
         return (sums[0] + seen.sum(0), sums[1] + closed_form.packed_product(seen)), None
 
@@ -157,19 +157,4 @@ def _drawn(
         return jax.lax.dynamic_slice(image, start, (size, size, channels))
 
     found = jax.vmap(cut)(images, corners.astype(jnp.int32))
-    return _all_patches(found, size, contrast).reshape(quota, size * size * channels)
-
-
-def _all_patches(x: Array, size: int, contrast: bool) -> Array:
-    """Returns ``f32[n, H', W', size * size * c]``, patches of images as the model sees them."""
-    height, width = (side - size + 1 for side in x.shape[1:3])
-    shifted = [
-        x[:, row : row + height, column : column + width]
-        for row in range(size)
-        for column in range(size)
-    ]
-    seen = jnp.concatenate(shifted, axis=-1)
-    if not contrast:
-        return seen
-    mean, scale = patch_statistics(x, size)
-    return (seen - mean) * scale
+    return image_patches(found, size, contrast).reshape(quota, size * size * channels)

@@ -39,6 +39,8 @@ from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
 
 PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
+ENDS_BY_CHOOSING = True  # more rounds would come too late
+
 BLOCKS: dict[str, Block] = {
     "ridge": {
         "num_rounds": Field(1, "of sums; more where a cohort is not everyone", at_least=0),

@@ -29,6 +29,8 @@ from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
 
 _SNAPSHOTS = 8  # heads that are kept, at most
 
+ENDS_BY_CHOOSING = True  # more rounds would come too late
+
 BLOCKS: dict[str, Block] = {
     "ridge_cg": {
         "num_rounds": Field(40, "iterations", at_least=0),

@@ -20,7 +20,8 @@ _CADENCE = ("eval_every", "eval_batch_size", "eval_precision")
 def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
     """Returns what decides the result of a run's first methods, by dotted names.
 
-    The number of rounds of the last of them is left out, see ``last_rounds``.
+    The number of rounds of the last of them is left out, see ``last_rounds``, unless what follows
+    these rounds would be in the way of more.
 
     Args:
       config: resolved.
@@ -30,7 +31,8 @@ def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
     found = configs.flatten({name: config[name] for name in ("data", "model", *sorted(read))})
     found |= {f"run.{name}": config["run"][name] for name in _CADENCE}
     found |= {"seed": config["seed"], "algorithm": "+".join(parts)}
-    del found[_rounds_field(parts)]
+    if algorithms.is_extendable(parts[-1]):
+        del found[_rounds_field(parts)]
     return found
 
 
