@@ -76,7 +76,10 @@ def parse_flags(argv: list[str], described: str = "") -> list[str]:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     if any(argument in _HELP for argument in argv[1:]):
-        print(_help(described))
+        try:
+            print(_help(described), flush=True)
+        except BrokenPipeError:  # | head: what it wanted it has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
         rest = flags.FLAGS([_as_set(argument) for argument in argv])

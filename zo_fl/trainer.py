@@ -172,7 +172,8 @@ class Trainer:
     def _log(self, stretch: Stretch, state, done: int, stop: int, metrics, seconds: float) -> None:
         each = seconds / (stop - done)
         measured = {}
-        if stop % self.options["eval_every"] == 0 or stop == stretch.end:
+        due = stop % self.options["eval_every"] == 0 or stop == stretch.end
+        if stop == self.schedule.end or (due and not stretch.phase.prepares):
             model = self._model(stretch, state)
             for name, examples in self.sets.items():
                 values = jax.device_get(self.evaluate(*model, examples))

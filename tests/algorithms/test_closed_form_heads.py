@@ -332,7 +332,7 @@ def optax_norm(tree):
 def test_methods_follow_each_other_and_every_phase_has_its_gain(name, tmp_path):
     config = tiny.config(name, data__alpha=100.0, zo__lr=1e-5, warmup__lr=1e-3)
     summary = train.run(config, tmp_path, quiet=True)
-    assert summary["phases"][0]["phase"] in ("warmup", "patches", "ridge_cg sums")
+    assert summary["phases"][0]["phase"] in ("warmup", "ridge", "gaussian", "ridge_cg")
     assert summary["final_accuracy"] > 0.3
     assert summary["final_accuracy"] == summary["phases"][-1]["test_accuracy"]
     assert summary["low_uplink_bytes"] > 0 and summary["low_passes"] > 0

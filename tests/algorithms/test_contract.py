@@ -115,11 +115,10 @@ def test_the_state_keeps_its_shapes_and_dtypes_and_the_round_its_one_trace(name)
         assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("clients_per_vmap", (3, 8))
-def test_the_result_does_not_depend_on_clients_per_vmap(phases, clients_per_vmap):
+def test_the_result_does_not_depend_on_clients_per_vmap(phases):
     for item in phases:
         reference = with_cohort(item, range(8))[0]
-        got = with_cohort(item, range(8), clients_per_vmap, padding=-8 % clients_per_vmap)[0]
+        got = with_cohort(item, range(8), clients_per_vmap=3, padding=1)[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
@@ -168,7 +167,7 @@ def test_reported_bytes_are_the_bytes_of_the_messages(phases):
             strategy = group.strategy
             for client in group.eligible if strategy.sent_bytes else [3] * group.cohort_size:
                 batch = trees.squeeze(cohorts.gather(data, jnp.array([client])))
-                result = strategy.client_update(state, batch, built.run_key)
+                result = jax.eval_shape(strategy.client_update, state, batch, built.run_key)
                 uplink += trees.num_bytes(result.model_state)
                 # What a message leaves out, its own file says (and its own test checks).
                 whole = trees.num_bytes(result.message)

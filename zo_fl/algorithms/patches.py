@@ -112,7 +112,8 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
         problem, strategy, lambda clients, examples: 0.0, Participation(tiers="high")
     )
     aggregation = Aggregation(reduce="sum", assign=assign)
-    return (Phase("patches", patches["num_rounds"], (group,), aggregation, None),)
+    phase = Phase("patches", patches["num_rounds"], (group,), aggregation, None, prepares=True)
+    return (phase,)
 
 
 def _moments(task: Task, batch: ClientBatch, size: int, contrast: bool) -> tuple[Array, Array]:

@@ -156,10 +156,11 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     def receives(state: ServerState):
         return state.strategy_state.direction
 
-    def phase(name, num_rounds, strategy, assign, continues=True) -> Phase:
+    def phase(name, num_rounds, strategy, assign, is_first=False) -> Phase:
         group = make_group(problem, strategy, features.passes(looking), Participation())
         aggregation = Aggregation(init=init, reduce="sum", assign=assign)
-        return Phase(name, num_rounds, (group,), aggregation, None, continues=continues)
+        description = Phase(name, num_rounds, (group,), aggregation, None)
+        return description._replace(continues=not is_first, prepares=is_first)
 
     start = ClientStrategy(first_sums, one_model=True)
     iterate = ClientStrategy(product, decode, receives, one_model=True)
@@ -174,7 +175,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         calibrate=ridge_cg["calibrate"],
     )
     return (
-        phase("ridge_cg sums", min(rounds, 1), start, begin, continues=False),
+        phase("ridge_cg sums", min(rounds, 1), start, begin, is_first=True),
         phase("ridge_cg", rounds, iterate, step),
         *end,
     )

@@ -111,7 +111,8 @@ def phase(
 
     strategy = ClientStrategy(client_update, one_model=True)
     group = make_group(problem, strategy, features.passes(looking), Participation(tiers="high"))
-    return Phase(name, rounds, (group,), Aggregation(init, "sum", assign=assign), None)
+    aggregation = Aggregation(init, "sum", assign=assign)
+    return Phase(name, rounds, (group,), aggregation, None, prepares=True)
 
 
 def basis_of(sketch: Sketch, moments: closed_form.Moments) -> Basis:

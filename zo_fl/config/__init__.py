@@ -26,7 +26,7 @@ RUN: Block = {
     "device": Field("auto", "where to compute", ("auto", "cpu", "gpu", "tpu")),
     "num_devices": Field(0, "devices to use; 0 = all there are", at_least=0),
     "clients_per_vmap": Field(
-        0, "clients evaluated at once on a device; 0 = measured best", at_least=0
+        0, "clients evaluated at once on a device; 0 = what was best on CPUs", at_least=0
     ),
     "unroll": Field(1, "clients whose loop is unrolled: speed and memory only", at_least=1),
     "data": Field("auto", "device: all on each; stream: on the host", ("auto", "device", "stream")),

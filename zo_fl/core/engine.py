@@ -38,7 +38,7 @@ class Engine(NamedTuple):
 
     Attributes:
       mesh: devices along the one axis ``"clients"``.
-      clients_per_vmap: clients evaluated at once on a device; 0 = the measured best, which is one,
+      clients_per_vmap: clients evaluated at once on a device; 0 = what was best on CPUs: one,
         or, where all clients evaluate the same weights, as many as have ``EXAMPLES_AT_ONCE``:
         ``vmap`` then makes one batch of theirs, where weights of their own would make grouped
         convolutions, and a direction is drawn once for all.

@@ -67,6 +67,7 @@ class Phase(NamedTuple):
       needs_all_data: whether ``evaluated`` looks at the data.
       continues: whether it goes on with the strategy state of the phase before, which has the same
         structure, instead of starting its own.
+      prepares: whether it only makes ready what a later phase needs, and is not worth evaluating.
       on_validation: whether clients look at their validation examples instead of those of training.
     """
 
@@ -78,6 +79,7 @@ class Phase(NamedTuple):
     evaluated: Evaluated = as_trained
     needs_all_data: bool = False
     continues: bool = False
+    prepares: bool = False
     on_validation: bool = False
 
     @property

@@ -206,7 +206,7 @@ def closing_table(summary: Mapping[str, Any]) -> str:
       summary: what ``train.run`` returns, and optionally ``workdir``. Accuracies are fractions,
         sizes bytes, times seconds; each may be None.
     """
-    rows = [
+    rows = _of_phases(summary.get("phases") or []) + [
         (label, show(summary[key]))
         for key, (label, show) in _SUMMARY.items()
         if summary.get(key) is not None
@@ -222,6 +222,19 @@ def closing_table(summary: Mapping[str, Any]) -> str:
         ]
     rule = "─" * max(map(len, lines), default=0)
     return "\n".join([rule, *lines, rule])
+
+
+def _of_phases(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Returns a line a phase with its gain, where there are more than the pivot tells of."""
+    if len(phases) < 3:
+        return []
+    rows, before = [], None
+    for phase in phases:
+        reached = phase["test_accuracy"]
+        gain = "" if before is None else f"  ({units.points(reached - before)})"
+        rows.append((f"after {phase['phase']}", units.percent(reached) + gain))
+        before = reached
+    return rows
 
 
 def print_closing_table(summary: Mapping[str, Any]) -> None:
@@ -276,6 +289,7 @@ _SUMMARY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "delta_lo": ("gain after the pivot", units.points),
     "best_val_accuracy": ("best validation accuracy", units.percent),
     "uplink_bytes": ("sent by clients", units.num_bytes),
+    "low_uplink_bytes": ("of it by a low-resource one", units.num_bytes),
     "downlink_bytes": ("sent to clients", units.num_bytes),
     "forward_passes": ("forward passes", units.integer),
     "wall_seconds": ("time", units.duration),

@@ -36,7 +36,9 @@ MODELS = {
 BLOCK: Block = {
     "name": Field("resnet18", "the model", lambda: MODELS),
     "norm": Field("batch", "group: 2 groups; layer: vit alone; patch: patches alone", NORMS),
-    "conv": Field("auto", "how convolutions are computed; auto = measured best", IMPLEMENTATIONS),
+    "conv": Field(
+        "auto", "how convolutions are computed; auto = what was best on CPUs", IMPLEMENTATIONS
+    ),
     "kernels": Field(256, "of the model patches: 8 features each", at_least=1),
     "patch_size": Field(6, "of the model patches: height and width of a kernel", at_least=1),
 }
