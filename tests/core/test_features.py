@@ -6,9 +6,10 @@ import pytest
 
 from zo_fl import models
 from zo_fl.core import keys
+from zo_fl.core.errors import ConfigError
 from zo_fl.core.task import classification
 
-NORMS = {"vit": "layer", "cnn_large": "none", "mlp": "none"}
+NORMS = {"vit": "layer", "cnn_large": "none", "mlp": "none", "patches": "patch"}
 HALF = np.full(3, 0.5, np.float32)
 
 
@@ -48,6 +49,16 @@ def test_pooled_outputs_of_inner_layers_stand_side_by_side():
         keys.run_key(0),
     )
     assert features.shape == (3, 64 + 128 + 256 + 512)
+
+
+@pytest.mark.parametrize("name, size", (("resnet18", 960), ("cnn", 112)))
+def test_a_head_can_see_all_stages(name, size):
+    module = models.create(name=name, norm="group", num_classes=10, stages=True)
+    task = classification(module, (16, 16, 3), 10, HALF, HALF)
+    params, _ = jax.eval_shape(task.init, keys.run_key(0))
+    assert params["head"]["kernel"].shape == (size, 10)
+    with pytest.raises(ConfigError, match="stages=true is not allowed for model 'mlp'"):
+        models.create(name="mlp", norm="none", num_classes=10, stages=True)
 
 
 def test_an_unknown_layer_is_named():

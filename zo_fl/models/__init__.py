@@ -19,6 +19,7 @@ from zo_fl.models.vit import ViT
 
 _CONVOLUTIONAL = ("batch", "group", "none")
 
+_STAGED = ("resnet18", "preact_resnet18", "cnn")
 _NARROWABLE = ("resnet18", "preact_resnet18", "cnn", "mlp")
 
 # name -> (module, norms that it can have)
@@ -39,6 +40,7 @@ BLOCK: Block = {
     "conv": Field(
         "auto", "how convolutions are computed; auto = what was best on CPUs", IMPLEMENTATIONS
     ),
+    "stages": Field(False, "the head sees all stages, pooled: of resnet18 and cnn"),
     "kernels": Field(256, "of the model patches: 8 features each", at_least=1),
     "patch_size": Field(6, "of the model patches: height and width of a kernel", at_least=1),
 }
@@ -49,6 +51,7 @@ def create(
     name: str,
     norm: str,
     conv: str = "auto",
+    stages: bool = False,
     kernels: int = 256,
     patch_size: int = 6,
     num_classes: int,
@@ -60,6 +63,7 @@ def create(
       name: a key of ``MODELS``.
       norm: ``batch``, ``group`` (2 groups), ``layer`` or ``none``; not every model has every norm.
       conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
+      stages: whether the head sees the pooled outputs of all stages; ``resnet18`` and ``cnn`` can.
       kernels: of the model ``patches``.
       patch_size: likewise.
       num_classes: width of the output; the data set's.
@@ -71,7 +75,7 @@ def create(
       f32[n, num_classes]``.
 
     Raises:
-      ConfigError: a norm or width that the model cannot have.
+      ConfigError: a norm, a width or stages that the model cannot have.
     """
     module, norms = MODELS[name]
     if norm not in norms:
@@ -79,6 +83,13 @@ def create(
             f"model {name!r} cannot have norm {norm!r}, allowed for it: {', '.join(norms)};"
             " change config.model.norm or config.model.name"
         )
+    if stages and name not in _STAGED:
+        raise ConfigError(
+            f"config.model.stages=true is not allowed for model {name!r}, allowed for: "
+            f"{', '.join(_STAGED)}"
+        )
+    if stages:
+        module = functools.partial(module, stages=True)
     if name == "patches" and width == 1.0:
         return module(
             num_classes=num_classes, norm=norm, conv=conv, kernels=kernels, size=patch_size

@@ -12,6 +12,7 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from zo_fl.core.types import Array
 from zo_fl.models.layers import Conv, Head, mean_pool, normalize
@@ -90,6 +91,7 @@ class ResNet18(nn.Module):
       width: factor of the hidden sizes, in (0, 1] for HeteroFL's sub-models.
       preact: True for HeteroFL's pre-activation form: 11,172,170 parameters for 10 classes,
         2,796,714 at half width.
+      stages: whether the head sees the pooled outputs of all four stages, not of the last alone.
     """
 
     num_classes: int
@@ -97,6 +99,7 @@ class ResNet18(nn.Module):
     conv: str = "auto"
     width: float = 1.0
     preact: bool = False
+    stages: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -113,6 +116,7 @@ class ResNet18(nn.Module):
         x = _conv(sizes[0], self.norm, self.conv, "stem", x, 3, 1)
         if not self.preact:
             x = nn.relu(norm("stem_norm", x))
+        pooled = []
         for stage, features in enumerate(sizes):
             for index in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 0 and index == 0 else 1
@@ -120,9 +124,11 @@ class ResNet18(nn.Module):
                 x = block(features, stride, self.norm, self.conv, self.width, name=name)(
                     x, train=train, mask=mask
                 )
+            pooled.append(x)
         if self.preact:
-            x = nn.relu(norm("final_norm", x))
-        return Head(self.num_classes, name="head")(mean_pool(x))
+            pooled[-1] = nn.relu(norm("final_norm", x))
+        seen = [mean_pool(x) for x in (pooled if self.stages else pooled[-1:])]
+        return Head(self.num_classes, name="head")(jnp.concatenate(seen, axis=-1))
 
 
 def _conv(

@@ -8,6 +8,7 @@ import functools
 import math
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from zo_fl.core.types import Array
 from zo_fl.models.layers import Conv, Dense, Head, max_pool, mean_pool, normalize, rescale
@@ -22,6 +23,7 @@ class CNN(nn.Module):
       conv: one of ``conv.IMPLEMENTATIONS``.
       features: channels of the convolutions; a 2x2 max-pooling follows each but the last.
       width: share of these channels, rounded up.
+      stages: whether the head sees the pooled outputs of all convolutions, not of the last alone.
     """
 
     num_classes: int
@@ -29,6 +31,7 @@ class CNN(nn.Module):
     conv: str = "auto"
     features: tuple[int, ...] = (16, 32, 64)
     width: float = 1.0
+    stages: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -40,6 +43,7 @@ class CNN(nn.Module):
           mask: ``bool[n]``, False for examples that must not enter batch statistics.
         """
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
+        outputs = []
         for index, features in enumerate(self.features):
             conv = Conv(
                 math.ceil(self.width * features),
@@ -51,7 +55,9 @@ class CNN(nn.Module):
             if index < len(self.features) - 1:
                 x = max_pool(x)  # before the relu: the same maxima, a quarter of the work
             x = nn.relu(x)
-        return Head(self.num_classes, name="head")(mean_pool(x))
+            outputs.append(x)
+        seen = [mean_pool(x) for x in (outputs if self.stages else outputs[-1:])]
+        return Head(self.num_classes, name="head")(jnp.concatenate(seen, axis=-1))
 
 
 class MLP(nn.Module):
