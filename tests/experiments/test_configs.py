@@ -24,13 +24,17 @@ def small(name):
     """Returns a config with little to compute, on synthetic data, of two rounds."""
     config = load(name).get_config()
     config.data.name = "synthetic"
-    config.model.update(name="mlp", norm="none")
+    if config.model.name == "patches":
+        config.model.kernels = 4
+    else:
+        config.model.update(name="mlp", norm="none")
     rounds = 1 if len(algorithms.parts(config.algorithm)) > 1 else 2
-    fields = dict(num_rounds=rounds, cohort_size=2, local_epochs=1, local_steps=2, microbatch=7)
+    fields = dict(num_rounds=rounds, cohort_size=2, local_epochs=1, local_steps=2)
     fields |= dict(num_directions=2)
     for block in config.values():
         if isinstance(block, ConfigDict):
             block.update({field: fields[field] for field in fields if field in block})
+    config.zo.microbatch = 7
     config.heterofl.cohort_size = 0  # of two, some of its levels would be without clients
     config.run.update(num_devices=1, rounds_per_jit=2, eval_every=10, checkpoint_every=10)
     return configs.resolve(config)
