@@ -6,6 +6,8 @@ import pytest
 from tests.data import fakes
 from zo_fl.core import augment, keys
 
+crop_and_flip = jax.jit(augment.crop_and_flip)
+
 
 def _all_outcomes(image):
     """Returns every crop of the zero-padded image, plain and mirrored, as a set of bytes."""
@@ -18,26 +20,22 @@ def _all_outcomes(image):
 @pytest.mark.parametrize("shape", [(8, 8, 3), (6, 10, 1)])
 def test_augmented_images_are_shifts_by_up_to_4_pixels_perhaps_mirrored(shape):
     images = fakes.pictures(40, shape)
-    found = np.asarray(augment.crop_and_flip(keys.run_key(0), jnp.asarray(images)))
+    found = np.asarray(crop_and_flip(keys.run_key(0), images))
     assert found.shape == images.shape and found.dtype == np.uint8
     assert all(new.tobytes() in _all_outcomes(old) for new, old in zip(found, images, strict=True))
 
 
 def test_every_shift_and_flip_occurs_about_equally_often():
     image = fakes.pictures(1, (8, 8, 1))[0]
-    found = np.asarray(
-        augment.crop_and_flip(
-            keys.run_key(1), jnp.asarray(np.broadcast_to(image, (8100, *image.shape)))
-        )
-    )
+    found = np.asarray(crop_and_flip(keys.run_key(1), np.broadcast_to(image, (8100, *image.shape))))
     _, counts = np.unique(found.reshape(8100, -1), axis=0, return_counts=True)
     assert len(counts) == 162
     assert counts.min() > 15 and counts.max() < 95  # 50 expected, deviation 7
 
 
 def test_equal_keys_see_equal_images_and_others_do_not():
-    images = jnp.asarray(fakes.pictures(16, (8, 8, 3)))
-    first, again, other = (augment.crop_and_flip(keys.run_key(s), images) for s in (0, 0, 1))
+    images = fakes.pictures(16, (8, 8, 3))
+    first, again, other = (crop_and_flip(keys.run_key(s), images) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 

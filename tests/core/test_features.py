@@ -64,4 +64,7 @@ def test_a_head_can_see_all_stages(name, size):
 def test_an_unknown_layer_is_named():
     task, examples = make("mlp")
     with pytest.raises(ValueError, match="no submodule 'stage9'"):
-        task.features(*task.init(keys.run_key(0)), examples, np.ones(3, bool), ("stage9",))
+        jax.eval_shape(
+            lambda key: task.features(*task.init(key), examples, np.ones(3, bool), ("stage9",)),
+            keys.run_key(0),
+        )
