@@ -23,7 +23,7 @@ def moments_of(h, labels, classes=4):
     return Moments(packed, jnp.float32(h.T @ one_hot), jnp.float32(one_hot.sum(0)))
 
 
-@pytest.mark.parametrize("dim", (1, 5, 128, 131, 300))
+@pytest.mark.parametrize("dim", (1, 5, 128, 131, pytest.param(300, marks=pytest.mark.slow)))
 def test_packing_keeps_the_upper_triangle_and_nothing_else(dim):
     h = RNG.normal(0, 1, (9, dim)).astype(np.float32)
     packed = closed_form.packed_product(jnp.asarray(h))

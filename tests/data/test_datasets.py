@@ -79,6 +79,7 @@ def test_a_constant_channel_has_deviation_one(tmp_path):
     assert mean == pytest.approx(0.2) and std == 1
 
 
+@pytest.mark.slow
 def test_a_cached_set_is_memory_mapped_and_loads_without_importing_tfds(tmp_path):
     fakes.prepare(tmp_path, {"train": fakes.rows(6), "test": fakes.rows(3)})
     first = datasets.load("tiny", str(tmp_path))

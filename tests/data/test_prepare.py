@@ -244,6 +244,7 @@ def test_a_failing_builder_is_one_line_and_leaves_nothing_behind(tmp_path, monke
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_the_command_fails_with_one_line_and_status_2(tmp_path):
     command = [sys.executable, "-m", "experiments.prepare_data", "--dataset=synthetic"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -252,6 +253,7 @@ def test_the_command_fails_with_one_line_and_status_2(tmp_path):
     assert "needs no preparing" in line
 
 
+@pytest.mark.slow
 def test_without_a_data_set_the_command_says_what_there_is_and_gets_nothing(tmp_path):
     command = [sys.executable, "-m", "experiments.prepare_data", f"--data_dir={tmp_path / 'data'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

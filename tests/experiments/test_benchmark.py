@@ -28,6 +28,7 @@ def test_a_workload_runs_and_says_what_it_took(name):
     json.dumps(figures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "passes"), [("W4", 7), ("W5", 3), ("W5-45", 3)])
 def test_a_workload_for_a_gpu_is_a_round_that_can_be_traced(name, passes):
     work = workloads.tiny(workloads.WORKLOADS[name])

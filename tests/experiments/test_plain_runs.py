@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from experiments import plots, report, tables
 from experiments.reporting import comparison, figures, found, plain_runs, result_tables, runs
 from tests.experiments import fake_sweeps
@@ -101,6 +103,7 @@ def test_tables_plots_and_a_page_are_written(tmp_path):
     assert 'href="#runs--0"' in text and text.count("<img") == 2
 
 
+@pytest.mark.slow
 def test_a_folder_with_nothing_is_bad_input_for_every_command(tmp_path):
     for name in ("tables", "plots", "report"):
         command = [sys.executable, "-m", f"experiments.{name}", f"--runs={tmp_path}"]

@@ -114,6 +114,7 @@ def test_every_sweep_file_expands_to_known_fields(name, base, tmp_path):
     assert f"--sweep=configs/sweeps/{name}.py" in module.__doc__.replace("\\\n", " ")
 
 
+@pytest.mark.slow
 def test_every_method_of_the_methods_sweep_can_be_built():
     base = config()
     base.data.name, base.run.num_devices = "synthetic", 1
@@ -384,6 +385,7 @@ def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
     assert "2 runs, 2 of them finished before" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_list_prints_the_runs_and_runs_none(tmp_path):
     got = call(
         "--config=configs/quickstart.py",

@@ -127,6 +127,7 @@ for i in range(1, 10_000):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_is_not_picked_up(tmp_path):
     command = [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -150,6 +151,7 @@ def test_a_killed_save_is_not_picked_up(tmp_path):
     assert names == {str(round_idx), str(round_idx + 1)}
 
 
+@pytest.mark.slow
 def test_saving_and_restoring_prints_nothing(tmp_path):
     """Also with the logging level of a command run by absl."""
     code = """
