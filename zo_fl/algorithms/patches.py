@@ -1,7 +1,7 @@
 """Features from second moments: the kernels of the model ``patches``, set by the high tier.
 
     client j:  sum p, sum p p^T over all its image patches p; with kernels = "patches" some of them
-    server:    mean m, covariance C = V diag(w) V^T, whitening Z = V diag((w + 0.01)^-1/2) V^T
+    server:    mean m, covariance C = V diag(w) V^T, whitening Z = V diag((w + 0.1)^-1/2) V^T
                f = (p - m) Z / |(p - m) Z|,   kernel Z f,   bias -m Z f
 
 ``kernels = "patches"``: p are patches of the high tier's images. ``"gaussian"``: p are drawn from
@@ -29,7 +29,7 @@ from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
 from zo_fl.models.patches import FILTERS, image_patches
 
 KERNELS = ("patches", "gaussian")
-_FLOOR = 0.01  # added to variances along the principal directions of patches
+_FLOOR = 0.1  # added to variances along the principal directions of patches
 _IMAGES = 32  # whose patches are held at once
 
 BLOCKS: dict[str, Block] = {

@@ -1,11 +1,15 @@
 """One layer of image patches: features that are set in closed form instead of being trained.
 
-    y = conv(x),   features = means over four quadrants of relu(y - 1/2) and relu(-y - 1/2)
+    y = conv(x),   m = means over four quadrants of relu(y - 1/4) and relu(-y - 1/4)
+    features = sqrt(m + 0.01)
 
 with kernels that are whitened patches of images (``algorithms/patches.py`` sets them) and a linear
-head. Being ordinary parameters, they can be trained further by any method.
+head. Being ordinary parameters, they can be trained further by any method. The root makes features
+with many small and few large values fit for a linear head: a point of validation accuracy more
+with ridge regression on 2,048 of them.
 
-Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528).
+Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528); the root is that of "signed square
+rooting" of pooled features (Perronnin et al. 2010).
 """
 
 import flax.linen as nn
@@ -18,7 +22,8 @@ from zo_fl.core.types import Array
 from zo_fl.models.layers import Head, torch_uniform
 
 FILTERS = "filters"
-THRESHOLD = 0.5
+THRESHOLD = 0.25
+_SMOOTH = 0.01  # added below the root: its gradient stays finite
 _AT_ONCE = 256
 _CONTRAST = 0.1  # added to the variance of a patch's pixels, which are around 1
 
@@ -76,7 +81,7 @@ class _Filters(nn.Module):
             y = y.reshape(n, height * width, -1)
             for sign in (1, -1):
                 means = jnp.einsum("qp,npk->nqk", shares, nn.relu(sign * y - THRESHOLD))
-                found.append(widen(means).reshape(n, -1))
+                found.append(jnp.sqrt(widen(means).reshape(n, -1) + _SMOOTH))
         return jnp.concatenate(found, axis=-1)
 
 

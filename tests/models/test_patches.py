@@ -1,0 +1,53 @@
+"""The model of image patches is what its formula says, written again as loops in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from zo_fl import models
+
+
+def looped(images, kernel, bias, contrast):
+    n, height, width, _ = images.shape
+    size, count = kernel.shape[0], kernel.shape[-1]
+    rows, columns = height - size + 1, width - size + 1
+    responses = np.zeros((n, rows, columns, count))
+    for row in range(rows):
+        for column in range(columns):
+            patch = images[:, row : row + size, column : column + size].reshape(n, -1)
+            if contrast:
+                patch = patch - patch.mean(1, keepdims=True)
+                patch = patch / np.sqrt((patch**2).mean(1, keepdims=True) + 0.1)
+            responses[:, row, column] = patch @ kernel.reshape(-1, count) + bias
+    down, right = -(-rows // 2), -(-columns // 2)
+    found = []
+    for sign in (1, -1):
+        passed = np.maximum(sign * responses - 0.25, 0)
+        for top in (slice(0, down), slice(down, None)):
+            for side in (slice(0, right), slice(right, None)):
+                found.append(np.sqrt(passed[:, top, side].mean((1, 2)) + 0.01))
+    return np.concatenate(found, axis=1)
+
+
+@pytest.mark.parametrize("norm", ("none", "patch"))
+@pytest.mark.parametrize("height, width", ((8, 8), (9, 7)))
+def test_patches_are_their_formula(norm, height, width):
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(3, 3, 2, 5)), rng.normal(size=5)
+    images = rng.normal(size=(4, height, width, 2))
+    model = models.create(name="patches", norm=norm, kernels=5, patch_size=3, num_classes=40)
+    filters = {"kernel": np.float32(kernel), "bias": np.float32(bias)}
+    head = {"kernel": np.eye(40, dtype=np.float32), "bias": np.zeros(40, np.float32)}
+    features = model.apply(
+        {"params": {"filters": filters, "head": head}}, np.float32(images), train=False
+    )
+    expected = looped(images, kernel, bias, norm == "patch")
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_its_gradient_is_finite_where_nothing_passes_a_threshold():
+    model = models.create(name="patches", norm="none", kernels=2, patch_size=3, num_classes=3)
+    images = np.zeros((1, 8, 8, 1), np.float32)
+    params = model.init(jax.random.key(0), images, train=False)
+    gradient = jax.grad(lambda params: model.apply(params, images, train=False).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
