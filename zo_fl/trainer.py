@@ -21,9 +21,9 @@ from jax.sharding import PartitionSpec as P
 from zo_fl import trained
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_chunk
-from zo_fl.core.phase import Phase
+from zo_fl.core.phase import Keeps, Phase
 from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
+from zo_fl.core.types import Dataset, Examples, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate, processes, streaming
 from zo_fl.host.progress import Planned, Progress, mean_rows
@@ -92,6 +92,7 @@ class Trainer:
         self.evaluate = self.lanes.lift(measure, (0, 0, None))
         size = self.options["eval_batch_size"]
         self.sets = evaluate.make_sets(built.federation, size, built.mesh)
+        self.keeping: tuple[Keeps | None, Examples] | None = None
 
     def _clients_of(self, phase: Phase) -> FederatedData:
         """Returns what the clients of a phase look at, on the host."""
@@ -136,7 +137,7 @@ class Trainer:
     def _rounds(self, stretch: Stretch, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
         cuts = chunks(done, stretch.end, self.options)
-        feed = self._feed(stretch, cuts)
+        feed = self._feed(stretch, state, cuts)
         data = next(feed)
         program = self._compile(stretch, state, data)
         for start, stop in cuts:
@@ -154,13 +155,34 @@ class Trainer:
             if not self._alive():
                 return
 
-    def _feed(self, stretch: Stretch, cuts: Sequence[tuple[int, int]]) -> Iterator[FederatedData]:
+    def _feed(
+        self, stretch: Stretch, state: ServerState, cuts: Sequence[tuple[int, int]]
+    ) -> Iterator[FederatedData]:
         """Yields the data of each chunk of a phase."""
         built, phase = self.built, stretch.phase
         data = built.data_of(phase)
-        if not built.engine.streamed:
-            return itertools.repeat(data)
-        return streaming.stream(data, phase.groups, built.engine, built.run_key, cuts)
+        if built.engine.streamed:
+            return streaming.stream(data, phase.groups, built.engine, built.run_key, cuts)
+        if phase.keeps is None or self.lanes.size > 1:
+            self.keeping = None
+        else:
+            data = data._replace(examples=self._kept(phase.keeps, state, data.examples))
+        return itertools.repeat(data)
+
+    def _kept(self, keeps: Keeps, state: ServerState, examples: Examples) -> Examples:
+        """Returns what the clients keep of their examples.
+
+        Of all examples at once: whose they are does not matter. The phase before may have kept it.
+        """
+        if self.keeping is None or self.keeping[0] is not keeps:
+            self.keeping = None  # before there are two
+            keep = jax.jit(
+                keeps,
+                out_shardings=self.replicated,
+                compiler_options=self.built.engine.compiler_options,
+            )
+            self.keeping = keeps, keep(state.params, state.model_state, examples)
+        return self.keeping[1]
 
     def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         algorithm = make_algorithm(stretch.phase, self.built.engine)

@@ -102,7 +102,7 @@ def compile_step(
       data: the federation; one client's batch is shaped like its clients'.
       engine: of the devices that it is compiled for.
     """
-    batch = jax.eval_shape(first_client, data)
+    batch = jax.eval_shape(_first_batch(phase), params, model_state, data)
     key = jax.eval_shape(lambda: keys.run_key(0))
     state = jax.eval_shape(phase.init, params, model_state)._replace(opt_state=())
     step = jax.jit(group.strategy.client_update, compiler_options=engine.compiler_options)
@@ -145,10 +145,23 @@ def step_seconds(step, phase: Phase, params, model_state, data: FederatedData) -
       data: the federation.
     """
     state = phase.init(params, model_state)._replace(opt_state=())
-    arguments = state, jax.jit(first_client)(data), keys.run_key(0)
+    batch = jax.jit(_first_batch(phase))(params, model_state, data)
+    arguments = state, batch, keys.run_key(0)
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
         jax.block_until_ready(step(*arguments))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
+
+
+def _first_batch(phase: Phase):
+    """Returns ``(params, model_state, data) -> `` what the first client looks at in a phase."""
+
+    def look(params, model_state, data: FederatedData):
+        batch = first_client(data)
+        if phase.keeps is None:
+            return batch
+        return batch._replace(examples=phase.keeps(params, model_state, batch.examples))
+
+    return look

@@ -182,9 +182,9 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
     )
     group = make_group(problem, strategy, features.passes(looking), take(Participation, block))
     needs_high = of_whom == "high" or bool(sketch.sketch and sketch.basis == "principal")
-    start = sketches.phase(problem, "gaussian basis", rounds, looking, init, learn_from_high)
+    start = sketches.phase(problem, "gaussian_head basis", rounds, looking, init, learn_from_high)
     main = Phase(
-        "gaussian",
+        "gaussian_head means",
         block["num_rounds"],
         (group,),
         Aggregation(init=init, reduce="sum", assign=assign),
@@ -201,7 +201,8 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
         choose=len(shrinkages) > 1,
         calibrate=block["calibrate"],
     )
-    return (*((start,) if needs_high else ()), main, *end)
+    phases = (*((start,) if needs_high else ()), main, *end)
+    return candidates.in_order("gaussian_head", phases)
 
 
 def message_bytes(encoding: str, dim: int, labels: Array, mask: Array, classes: int) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.clients import features
-from zo_fl.clients.features import LOOKING, Looking
+from zo_fl.clients.features import CACHE, LOOKING, Looking
 from zo_fl.core import closed_form, cohorts, keys, server_optimizers
 from zo_fl.core.fields import Block, Field, take, without
 from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, make_group
@@ -33,6 +33,7 @@ BLOCKS: dict[str, Block] = {
         "lr": Field(0.1, "client learning rate", at_least=0),
         "server_lr": Field(1.0, "server learning rate", at_least=0),
         "server": server_optimizers.BLOCK,
+        **CACHE,
         **without(LOOKING, "mirror"),
     }
 }
@@ -79,15 +80,19 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
         return gradient, state.strategy_state
 
     strategy = ClientStrategy(client_update, one_model=True)
+    rounds = head_sgd["num_rounds"]
+    keeps = features.keeping(task, looking) if head_sgd["cache"] else None
+    # One pass in all if features are kept: its share of a round.
+    a_round = epochs if keeps is None else 1 / max(rounds, 1)
     group = make_group(
         problem,
         strategy,
-        lambda clients, examples: clients * examples * epochs,
+        lambda clients, examples: clients * examples * a_round,
         take(Participation, head_sgd),
     )
     server = server_optimizers.create(lr=head_sgd["server_lr"], **head_sgd["server"])
     aggregation = Aggregation(finalize=finalize)
-    return (Phase("head_sgd", head_sgd["num_rounds"], (group,), aggregation, server),)
+    return (Phase("head_sgd", rounds, (group,), aggregation, server, keeps=keeps),)
 
 
 def _gradient(task, looking: Looking, state: ServerState, batch: ClientBatch, head):

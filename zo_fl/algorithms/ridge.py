@@ -150,7 +150,8 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
     aggregation = Aggregation(init=init, reduce="sum", assign=assign)
     needs_basis = bool(sketch.sketch) and sketch.basis == "principal"
     start = (sketches.phase(problem, "ridge basis", rounds, looking, init, find_basis),)
-    main = Phase("ridge", ridge["num_rounds"], (group,), aggregation, None, continues=needs_basis)
+    main = Phase("ridge sums", ridge["num_rounds"], (group,), aggregation, None)
+    main = main._replace(continues=needs_basis)
     end = candidates.phases(
         problem,
         "ridge",
@@ -161,7 +162,7 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         choose=len(penalties) > 1,
         calibrate=ridge["calibrate"],
     )
-    return (*(start if needs_basis else ()), main, *end)
+    return candidates.in_order("ridge", (*(start if needs_basis else ()), main, *end))
 
 
 def add(sums: Moments, more: Moments) -> Moments:

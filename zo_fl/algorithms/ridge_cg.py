@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from zo_fl.clients import candidates, features
-from zo_fl.clients.features import LOOKING, Looking
+from zo_fl.clients.features import CACHE, LOOKING, Looking
 from zo_fl.core import closed_form, encodings
 from zo_fl.core.closed_form import Heads
 from zo_fl.core.encodings import ENCODINGS
@@ -37,6 +37,7 @@ BLOCKS: dict[str, Block] = {
         "penalty": Field(1e-3, "of weights, of variance 1", at_least=0),
         "calibrate": Field(True, "fit a temperature for cross-entropy"),
         "encoding": Field("float32", "of what is sent", ENCODINGS),
+        **CACHE,
         **LOOKING,
     }
 }
@@ -78,6 +79,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     rounds, encoding = ridge_cg["num_rounds"], ridge_cg["encoding"]
     dim, classes = features.shapes(task)
     kept = max(1, min(_SNAPSHOTS, rounds))
+    keeps = features.keeping(task, looking) if ridge_cg["cache"] else None
 
     def init(params) -> ConjugateState:
         del params
@@ -157,10 +159,12 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         return state.strategy_state.direction
 
     def phase(name, num_rounds, strategy, assign, is_first=False) -> Phase:
-        group = make_group(problem, strategy, features.passes(looking), Participation())
+        looks = is_first or keeps is None
+        passes = features.passes(looking) if looks else lambda clients, examples: 0.0
+        group = make_group(problem, strategy, passes, Participation())
         aggregation = Aggregation(init=init, reduce="sum", assign=assign)
-        description = Phase(name, num_rounds, (group,), aggregation, None)
-        return description._replace(continues=not is_first, prepares=is_first)
+        description = Phase(name, num_rounds, (group,), aggregation, None, keeps=keeps)
+        return description._replace(continues=not is_first)
 
     start = ClientStrategy(first_sums, one_model=True)
     iterate = ClientStrategy(product, decode, receives, one_model=True)
@@ -173,12 +177,11 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         rounds=min(rounds, 1),
         choose=kept > 1,
         calibrate=ridge_cg["calibrate"],
+        keeps=keeps,
     )
-    return (
-        phase("ridge_cg sums", min(rounds, 1), start, begin, is_first=True),
-        phase("ridge_cg", rounds, iterate, step),
-        *end,
-    )
+    first = phase("ridge_cg sums", min(rounds, 1), start, begin, is_first=True)
+    iterations = phase("ridge_cg iterations", rounds, iterate, step)
+    return candidates.in_order("ridge_cg", (first, iterations, *end))
 
 
 def _iterate(known: ConjugateState, ahead: Array) -> ConjugateState:

@@ -6,7 +6,7 @@ multiplied: closed-form heads are right in rank, not in size, and a later phase 
 cross-entropy wants both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from zo_fl.core import trees
 from zo_fl.core.closed_form import Heads
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import Rule
-from zo_fl.core.phase import Participation, Phase, Problem, make_group
+from zo_fl.core.phase import Keeps, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy, InitStrategyState
 from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, PyTree, ServerState
 
@@ -60,6 +60,7 @@ def phases(
     rounds: int,
     choose: bool,
     calibrate: bool,
+    keeps: Keeps | None = None,
 ) -> tuple[Phase, ...]:
     """Returns the phases that end a method which leaves candidates in its strategy state.
 
@@ -72,6 +73,7 @@ def phases(
       rounds: 1, or 0 for none of these phases.
       choose: whether there are several candidates.
       calibrate: whether a temperature is wanted.
+      keeps: of the phase before.
 
     Raises:
       ConfigError: one of them is wanted, and clients have no validation examples.
@@ -81,10 +83,19 @@ def phases(
     wanted = {"choose": choose, "calibrate": calibrate}
     makers = {"choose": _choosing, "calibrate": _calibrating}
     return tuple(
-        _phase(problem, f"{name} {step}", rounds, makers[step], looking, heads_of, init)
+        _phase(problem, f"{name} {step}", rounds, makers[step], looking, heads_of, init)._replace(
+            keeps=keeps
+        )
         for step, is_wanted in wanted.items()
         if is_wanted
     )
+
+
+def in_order(name: str, phases: Iterable[Phase]) -> tuple[Phase, ...]:
+    """Returns the phases of a method; the last one takes its name, single rounds before prepare."""
+    *before, last = phases
+    before = [phase._replace(prepares=phase.num_rounds <= 1) for phase in before]
+    return (*before, last._replace(name=name))
 
 
 def _require_validation(problem: Problem, name: str) -> None:

@@ -13,11 +13,39 @@ import numpy as np
 from zo_fl.core import closed_form
 from zo_fl.core.closed_form import Basis, Moments
 from zo_fl.core.fields import Block, Field
-from zo_fl.core.phase import Problem
+from zo_fl.core.phase import Keeps, Problem
 from zo_fl.core.task import Task
-from zo_fl.core.types import Array, ClientBatch, Examples, PyTree, ServerState
+from zo_fl.core.types import (
+    Array,
+    ClientBatch,
+    Examples,
+    ModelState,
+    Params,
+    PyTree,
+    ServerState,
+)
 
 _ROWS = 128  # feature vectors that are added to the sums at once
+_KEPT = jnp.float16
+
+
+class Kept(NamedTuple):
+    """Examples of which their features are left.
+
+    Attributes:
+      features: ``f16[n, v, d]``: of the example, and mirrored if v is 2.
+      labels: ``i32[n]``.
+    """
+
+    features: Array
+    labels: Array
+
+
+CACHE: Block = {
+    "cache": Field(
+        False, "clients keep their features, in float16: one pass in all, d numbers an example"
+    ),
+}
 
 
 class Looking(NamedTuple):
@@ -54,6 +82,30 @@ def passes(looking: Looking) -> Callable[[float, float], float]:
     return lambda clients, examples: clients * examples * (2 if looking.mirror else 1)
 
 
+def keeping(task: Task, looking: Looking) -> Keeps:
+    """Returns what makes ``Kept`` of examples, some at a time."""
+
+    def keeps(params: Params, model_state: ModelState, examples: Examples) -> Kept:
+        labels = task.labels(examples)
+        at_once = min(looking.microbatch or len(labels), len(labels))
+
+        def some(part):
+            seen = [
+                task.features(params, model_state, view, np.ones(at_once, bool))
+                for view in _views(task, looking, part)
+            ]
+            return jnp.stack(seen, axis=1).astype(_KEPT)
+
+        def cut(leaf):
+            padding = [(0, -len(labels) % at_once)] + [(0, 0)] * (leaf.ndim - 1)
+            return jnp.pad(leaf, padding).reshape(-1, at_once, *leaf.shape[1:])
+
+        found = jax.lax.map(some, jax.tree.map(cut, examples))
+        return Kept(found.reshape(-1, *found.shape[2:])[: len(labels)], labels)
+
+    return keeps
+
+
 def sum_over(
     task: Task,
     looking: Looking,
@@ -69,7 +121,7 @@ def sum_over(
       task: model and data.
       looking: how.
       state: of the server; its parameters compute the features.
-      batch: the client's examples.
+      batch: the client's examples, or ``Kept``.
       add: ``(sums, features f32[m, d], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
         in both.
       zeros: what it starts from.
@@ -89,14 +141,16 @@ def sum_over(
         def body(sums, part):
             examples, mask = part
             features = of_examples(task, at_once, state, examples, basis)
-            held = jax.nn.one_hot(task.labels(examples), task.num_classes) * mask[:, None]
+            held = jax.nn.one_hot(_labels(task, examples), task.num_classes) * mask[:, None]
             # A client whose features are not finite drops out, but padding cannot make it.
             return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
         return jax.lax.scan(body, sums, jax.tree.map(cut, (examples, batch.mask)))[0]
 
-    sums = pass_over(zeros, batch.examples)
-    return pass_over(sums, task.mirror(batch.examples)) if looking.mirror else sums
+    sums = zeros
+    for view in _views(task, looking, batch.examples):
+        sums = pass_over(sums, view)
+    return sums
 
 
 def of_examples(
@@ -108,17 +162,36 @@ def of_examples(
       task: model and data.
       at_once: examples whose activations are held at once; divides m.
       state: of the server.
-      examples: leaves ``[m, ...]``.
+      examples: leaves ``[m, ...]``, or ``Kept`` of one view.
       basis: what the features are seen on.
     """
 
-    def some(examples):
-        features = task.features(state.params, state.model_state, examples, np.ones(at_once, bool))
+    def seen(features):
         return features if basis is None else closed_form.seen_on(basis, features)
+
+    if isinstance(examples, Kept):
+        return seen(examples.features[:, 0].astype(jnp.float32))
+
+    def some(examples):
+        return seen(
+            task.features(state.params, state.model_state, examples, np.ones(at_once, bool))
+        )
 
     parts = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), examples)
     features = jax.lax.map(some, parts)
     return features.reshape(-1, features.shape[-1])
+
+
+def _views(task: Task, looking: Looking, examples: Examples) -> list[Examples]:
+    """Returns the examples, and mirrored ones where these count as well."""
+    if isinstance(examples, Kept):
+        count = examples.features.shape[1]
+        return [examples._replace(features=examples.features[:, i : i + 1]) for i in range(count)]
+    return [examples, task.mirror(examples)] if looking.mirror else [examples]
+
+
+def _labels(task: Task, examples: Examples) -> Array:
+    return examples.labels if isinstance(examples, Kept) else task.labels(examples)
 
 
 def moments(

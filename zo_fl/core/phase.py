@@ -16,7 +16,16 @@ from zo_fl.core import cohorts
 from zo_fl.core.fields import Block, Field
 from zo_fl.core.strategy import Aggregation, ClientStrategy, Group, SampleCohort
 from zo_fl.core.task import Task
-from zo_fl.core.types import HIGH, LOW, Array, FederatedData, ModelState, Params, ServerState
+from zo_fl.core.types import (
+    HIGH,
+    LOW,
+    Array,
+    Examples,
+    FederatedData,
+    ModelState,
+    Params,
+    ServerState,
+)
 
 TIERS = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}
 
@@ -35,6 +44,17 @@ class Problem(NamedTuple):
     narrow_task: Callable[[float], Task]
     clients: FederatedData
     validation: FederatedData | None = None
+
+
+class Keeps(Protocol):
+    """What clients compute once and hold on to."""
+
+    def __call__(self, params: Params, model_state: ModelState, examples: Examples, /) -> Examples:
+        """Returns what they look at instead of their examples: leaves ``[N, ...]`` in that order.
+
+        It must depend on nothing that the phase changes.
+        """
+        ...
 
 
 class Evaluated(Protocol):
@@ -69,6 +89,10 @@ class Phase(NamedTuple):
         structure, instead of starting its own.
       prepares: whether it only makes ready what a later phase needs, and is not worth evaluating.
       on_validation: whether clients look at their validation examples instead of those of training.
+      keeps: what clients compute when the phase begins, and look at instead of their examples; the
+        same object in phases that follow each other is computed once. None: nothing. It is a matter
+        of memory and passes: ``client_update`` must do the same with the examples themselves, which
+        it gets where data are streamed.
     """
 
     name: str
@@ -81,6 +105,7 @@ class Phase(NamedTuple):
     continues: bool = False
     prepares: bool = False
     on_validation: bool = False
+    keeps: Keeps | None = None
 
     @property
     def cohort_size(self) -> int:
