@@ -1,4 +1,4 @@
-"""Every config runs, on a small scale: two rounds on synthetic data."""
+"""Every config runs, on a small scale: a round or two a phase on synthetic data."""
 
 import importlib
 from pathlib import Path
@@ -21,7 +21,7 @@ def load(name):
 
 
 def small(name):
-    """Returns a config with little to compute, on synthetic data, of two rounds."""
+    """Returns a config with little to compute, on synthetic data, of a round or two a phase."""
     config = load(name).get_config()
     config.data.name = "synthetic"
     if config.model.name == "patches":
@@ -51,9 +51,10 @@ def test_two_rounds_run_on_synthetic_data(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_is_allowed_and_makes_an_experiment_of_two_rounds(name):
+def test_every_config_is_allowed_and_makes_an_experiment_of_few_rounds(name):
     configs.resolve(load(name).get_config())
-    assert sum(phase.num_rounds for phase in experiment.build(small(name)).phases) == 2
+    rounds = [phase.num_rounds for phase in experiment.build(small(name)).phases]
+    assert rounds == [2] or set(rounds) == {1}
 
 
 @pytest.mark.parametrize("name", NAMES)
