@@ -72,8 +72,9 @@ def test_per_client_directions_cost_the_paper_s_bytes():
     built, phase, before, *_ = one_round()
     traffic = phase_traffic(phase, before.params, {}, built.data)
     model = trees.num_bytes(before.params)
-    # 12 B up a client; everyone receives the 3 scalars of each of the 8; one model each at first.
-    assert traffic == (8 * model, 8 * 12, 8 * (8 * 12))
+    # 12 B up a client, of a low tier too; everyone receives the 3 scalars of each of the 8; one
+    # model each at first.
+    assert traffic == (8 * model, 8 * 12, 8 * (8 * 12), 12)
 
 
 @pytest.mark.parametrize("microbatch", (50, 77, 1000))
