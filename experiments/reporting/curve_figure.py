@@ -56,7 +56,7 @@ def draw(sweep: SweepRuns, title: str) -> Figure | None:
     every = list(grid.flat)
     for axes, panel in zip(every, panels, strict=False):
         decorate(axes)
-        _draw_panel(axes, panel, curves)
+        _draw_panel(axes, panel, curves, letters=60 // width)
         _mark_paper(axes, sweep, panel)
     for axes in every[len(panels) :]:
         axes.set_visible(False)
@@ -79,8 +79,9 @@ def _panels(sweep: SweepRuns) -> list[Panel]:
     return panels
 
 
-def _draw_panel(axes: Axes, panel: Panel, curves: Mapping[Point, Curve]) -> None:
-    axes.set_title(plain(textwrap.fill(panel.title, 26)), fontsize=9, color=INK)
+def _draw_panel(axes: Axes, panel: Panel, curves: Mapping[Point, Curve], letters: int) -> None:
+    """Draws a panel's lines; its title has as many letters a line as there is room for."""
+    axes.set_title(plain(textwrap.fill(panel.title, letters)), fontsize=9, color=INK)
     labels = [label for label in panel.lines if label != panel.behind]
     colours = figure_style.colours(labels) | {panel.behind: GREY}
     pivots = set()
@@ -91,6 +92,8 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Mapping[Point, Curve]) -> None
         dashed = label == panel.behind or (i == 0 and len(labels) > 1)
         look: dict[str, Any] = {"color": colours[label], "linestyle": "--" if dashed else "-"}
         look["zorder"] = 1.5 if label == panel.behind else 2.5 - 0.01 * i
+        if len(curve.rounds) == 1:  # no line to see
+            look |= {"marker": "o", "markersize": 4}
         axes.plot(curve.rounds, curve.mean, linewidth=1.6, label=plain(label), **look)
         low, high = curve.mean - curve.spread, curve.mean + curve.spread
         axes.fill_between(curve.rounds, low, high, color=colours[label], alpha=0.18, lw=0)

@@ -64,7 +64,7 @@ def colours(rows: Sequence[str]) -> dict[str, str]:
     all_of_them = style.COLOURS
     free = [i for i in range(len(all_of_them)) if i not in {_METHODS.get(row) for row in rows}]
     chosen, taken = {}, 0
-    for row in rows:
+    for row in dict.fromkeys(rows):
         if row not in _METHODS:
             taken += 1
         chosen[row] = all_of_them[_METHODS.get(row, free[(taken - 1) % len(free)])]

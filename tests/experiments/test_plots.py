@@ -1,5 +1,6 @@
 """Pictures of sweeps are made, from whole sweeps and from half of one, and tell the truth."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import plots
-from experiments.reporting import comparison, figures, found
+from experiments.reporting import comparison, figure_style, figures, found
 from tests.experiments import fake_sweeps
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,30 @@ def test_a_figure_says_its_title_unless_a_heading_does(tmp_path):
     for titled in (True, False):
         for figure in figures.of(only(tmp_path), titled).values():
             assert ("A title" in figure.get_suptitle()) == titled
+
+
+def test_titles_of_many_panels_stay_apart(tmp_path):
+    rows = ("High Res Only", *(f"Another method, of number {i}" for i in range(9)))
+    fake_sweeps.make(tmp_path, rows=rows, seeds=(0,))
+    figure = figures.of(only(tmp_path))["s-curves"]
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_visible()]
+    assert len(boxes) == 10 and all(box.x1 < figure.bbox.x1 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_curve_of_one_evaluation_is_a_dot(tmp_path):
+    folders = fake_sweeps.make(tmp_path, seeds=(0,))
+    path = folders["High Res Only", "10/90", 0] / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[-1])
+    axes = figures.of(only(tmp_path))["s-curves"].axes[0]
+    markers = {line.get_label(): line.get_marker() for line in axes.lines}
+    assert (markers["High Res Only"], markers["ZOWarmUp"]) == ("o", "None")
+
+
+def test_rows_that_come_again_take_no_colour():
+    names = ["ZOWarmUp", *"aaabbbbcdd"]
+    assert len(set(figure_style.colours(names).values())) == len(set(names))
 
 
 def test_methods_are_sorted_by_their_mean_the_best_on_top(tmp_path):
