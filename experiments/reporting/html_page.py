@@ -26,6 +26,7 @@ th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); t
 th { color: var(--soft); font-weight: 600; }
 .name { text-align: left; white-space: normal; overflow-wrap: break-word; min-width: 5.5rem; }
 .numbers .name:first-child { position: sticky; left: 0; background: var(--back); }
+@media (max-width: 40rem) { .numbers { width: max-content; } .numbers .name { max-width: 9rem; } }
 .note { color: var(--soft); font-size: .9rem; margin: .3rem 0; }
 ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; max-width: 40rem; }
@@ -35,7 +36,7 @@ figure img { display: block; width: 100%; height: auto; }
 .commands span { display: inline-block; max-width: 100%; }
 .run { margin: .8rem 0; scroll-margin-top: 1rem; }
 .run .title { margin-top: .6rem; }
-.run pre { max-height: 4.5rem; overflow-y: auto; }
+.run pre { max-height: 5.2rem; overflow-y: auto; }
 .run:target pre { max-height: none; }
 .run:target { outline: 2px solid var(--link); outline-offset: .4rem; border-radius: 2px; }
 details { margin: .4rem 0; } summary { cursor: pointer; padding: .2rem 0; }
