@@ -36,6 +36,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "warm_start", None, "Folder of a finished run whose phases are the first of this one's."
     )
+    flags.DEFINE_string(
+        "shared",
+        None,
+        "Folder in which runs leave features of models that stay as they are for each other.",
+    )
     flags.DEFINE_integer(
         "vmap_seeds", 0, "Run that many seeds, from config.seed on, as one program; small models."
     )
@@ -53,7 +58,9 @@ def main(argv: list[str]) -> int:
     try:
         if flags.FLAGS.vmap_seeds:
             return _run_seeds(resolved, path)
-        summary = train.run(resolved, path, warm_start=flags.FLAGS.warm_start)
+        summary = train.run(
+            resolved, path, warm_start=flags.FLAGS.warm_start, shared=flags.FLAGS.shared
+        )
     except trainer.Interrupted as stop:
         if processes.is_first():
             resume = f"to resume, run the same command with --workdir={path}"

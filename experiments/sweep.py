@@ -4,8 +4,10 @@
         --seeds=5 --workdir=R [--jobs=1] [--config.zo.lr=0.02]
 
 Seed s sets ``config.seed`` and ``config.data.partition_seed``, so methods are paired: at one seed
-all have the same partition, tiers and warm-up. Equal warm-ups are computed once, in R/warmups. Runs
-are in R/NAME/ROW--COLUMN/SEED, what they print beside them, what the sweep is in R/NAME/sweep.json.
+all have the same partition, tiers and warm-up. Equal warm-ups are computed once, in R/warmups, and
+so are the features of a model that stays as it is (in R/.shared: gigabytes, removed at the end).
+Runs are in R/NAME/ROW--COLUMN/SEED, what they print beside them, what the sweep is in
+R/NAME/sweep.json.
 The same command skips what is finished and resumes what is not; with more seeds it extends the
 sweep. ``python -m experiments.tables --runs=R`` shows the results.
 
@@ -16,6 +18,7 @@ failed, 2 bad input, 130 interrupted (and saved).
 """
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +32,8 @@ from . import cli
 from .sweeping import jobs, pool, record
 from .sweeping.display import SweepDisplay
 from .sweeping.jobs import Job
+
+SHARED = ".shared"  # in the folder of all sweeps, while one runs
 
 
 def main(argv: list[str]) -> int:
@@ -50,16 +55,29 @@ def main(argv: list[str]) -> int:
     command = shlex.join(["python", "-m", f"{__package__}.sweep", *sys.argv[1:]])
     content = record.make(sweep, config_file, overrides, command, seeds)
     record.write(root / name / "sweep.json", content)
-    return run(planned, given.jobs, config_file)
+    try:
+        return run(planned, given.jobs, config_file, root / SHARED)
+    finally:
+        shutil.rmtree(root / SHARED, ignore_errors=True)
 
 
-def run(planned: Sequence[Job], parallel: int, config_file: str) -> int:
-    """Runs jobs, reports failures at the end, and returns the exit status."""
+def run(planned: Sequence[Job], parallel: int, config_file: str, shared: Path | None = None) -> int:
+    """Runs jobs, reports failures at the end, and returns the exit status.
+
+    Args:
+      planned: what to run.
+      parallel: runs at a time.
+      config_file: of all runs.
+      shared: folder of what they leave for each other.
+    """
+
+    def command(job: Job, after: Path | None) -> list[str]:
+        line = command_line(job, after, config_file)
+        return line if shared is None else [*line, f"--shared={shared}"]
+
     try:
         with SweepDisplay(planned, parallel) as display:
-            statuses = pool.run(
-                planned, parallel, lambda job, after: command_line(job, after, config_file), display
-            )
+            statuses = pool.run(planned, parallel, command, display)
     except KeyboardInterrupt:
         print("stopped, and saved; to resume, run the same command", file=sys.stderr)
         return 130

@@ -37,6 +37,7 @@ def run(
     changes: Mapping[str, Any] | None = None,
     on_round: OnRound | None = None,
     warm_start: str | Path | None = None,
+    shared: str | Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs or resumes an experiment in a folder, and returns its summary.
@@ -54,6 +55,9 @@ def run(
       warm_start: folder of a finished run of the same data, model, seed and settings whose phases
         are the first of this one's: a new run starts after them instead of repeating them, and ends
         as if it had. A run that has begun goes on from its own checkpoints.
+      shared: folder in which runs leave features for each other, where a method looks at a model
+        that it does not change: they are computed once. Up to three files, as large as the training
+        set's features in float32.
       quiet: no progress output.
 
     Returns:
@@ -65,7 +69,7 @@ def run(
     """
     resolved = _resolve(config, changes)
     donor = None if warm_start is None else Path(warm_start)
-    own = Own(dataset, model, on_round)
+    own = Own(dataset, model, on_round, None if shared is None else Path(shared))
     (summary,) = _run([resolved], [Path(path)], own, donor, quiet)
     return summary
 
@@ -159,6 +163,8 @@ def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experim
     """Returns the experiment of runs that differ in their seed alone, all of it checked."""
     if donor is not None:
         warm_starts.check(resolved[0], donor)
+    if own.shared is not None and processes.several():
+        raise ConfigError("features are shared by runs of one process each; leave out --shared")
     built = experiment.build(resolved[0], own.dataset, own.model)
     if built.engine.streamed and len(resolved) > 1:
         raise ConfigError(

@@ -160,8 +160,9 @@ def _first_batch(phase: Phase):
 
     def look(params, model_state, data: FederatedData):
         batch = first_client(data)
-        if phase.keeps is None:
+        if phase.keeping is None or not phase.keeping.on_client:
             return batch
-        return batch._replace(examples=phase.keeps(params, model_state, batch.examples))
+        kept = phase.keeping.compute(params, model_state, batch.examples)
+        return batch._replace(examples=kept)
 
     return look

@@ -7,7 +7,7 @@ import pytest
 from zo_fl import models
 
 
-def looped(images, kernel, bias, contrast):
+def pooled(images, kernel, bias, contrast):
     n, height, width, _ = images.shape
     size, count = kernel.shape[0], kernel.shape[-1]
     rows, columns = height - size + 1, width - size + 1
@@ -25,23 +25,30 @@ def looped(images, kernel, bias, contrast):
         passed = np.maximum(sign * responses - 0.25, 0)
         for top in (slice(0, down), slice(down, None)):
             for side in (slice(0, right), slice(right, None)):
-                found.append(np.sqrt(passed[:, top, side].mean((1, 2)) + 0.01))
+                found.append(passed[:, top, side].mean((1, 2)))
     return np.concatenate(found, axis=1)
 
 
-@pytest.mark.parametrize("norm", ("none", "patch"))
+def looped(images, kernel, bias, contrast, mirror):
+    views = [images, images[:, :, ::-1]] if mirror else [images]
+    return np.sqrt(np.mean([pooled(v, kernel, bias, contrast) for v in views], 0) + 0.01)
+
+
+@pytest.mark.parametrize("norm, mirror", (("none", False), ("patch", True)))
 @pytest.mark.parametrize("height, width", ((8, 8), (9, 7)))
-def test_patches_are_their_formula(norm, height, width):
+def test_patches_are_their_formula(norm, mirror, height, width):
     rng = np.random.default_rng(0)
     kernel, bias = rng.normal(size=(3, 3, 2, 5)), rng.normal(size=5)
     images = rng.normal(size=(4, height, width, 2))
-    model = models.create(name="patches", norm=norm, kernels=5, patch_size=3, num_classes=40)
+    model = models.create(
+        name="patches", norm=norm, kernels=5, patch_size=3, num_classes=40, mirror=mirror
+    )
     filters = {"kernel": np.float32(kernel), "bias": np.float32(bias)}
     head = {"kernel": np.eye(40, dtype=np.float32), "bias": np.zeros(40, np.float32)}
     features = model.apply(
         {"params": {"filters": filters, "head": head}}, np.float32(images), train=False
     )
-    expected = looped(images, kernel, bias, norm == "patch")
+    expected = looped(images, kernel, bias, norm == "patch", mirror)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -100,6 +100,7 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
     size, population = sketch.sketch or dim, len(problem.clients.client_sizes)
     sketches.check_pairs(encoding, size)
     rounds = min(block["num_rounds"], 1)
+    keeping = features.keeping(task, looking)
 
     def init(params) -> GaussianState:
         del params
@@ -182,7 +183,9 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
     )
     group = make_group(problem, strategy, features.passes(looking), take(Participation, block))
     needs_high = of_whom == "high" or bool(sketch.sketch and sketch.basis == "principal")
-    start = sketches.phase(problem, "gaussian_head basis", rounds, looking, init, learn_from_high)
+    start = sketches.phase(
+        problem, "gaussian_head basis", rounds, looking, init, learn_from_high, keeping
+    )
     main = Phase(
         "gaussian_head means",
         block["num_rounds"],
@@ -190,6 +193,7 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
         Aggregation(init=init, reduce="sum", assign=assign),
         None,
         continues=needs_high,
+        keeping=keeping,
     )
     end = candidates.phases(
         problem,
@@ -200,6 +204,7 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
         rounds=rounds,
         choose=len(shrinkages) > 1,
         calibrate=block["calibrate"],
+        keeping=keeping,
     )
     phases = (*((start,) if needs_high else ()), main, *end)
     return candidates.in_order("gaussian_head", phases)

@@ -81,9 +81,9 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
 
     strategy = ClientStrategy(client_update, one_model=True)
     rounds = head_sgd["num_rounds"]
-    keeps = features.keeping(task, looking) if head_sgd["cache"] else None
+    keeping = features.keeping(task, looking, on_client=head_sgd["cache"])
     # One pass in all if features are kept: its share of a round.
-    a_round = epochs if keeps is None else 1 / max(rounds, 1)
+    a_round = 1 / max(rounds, 1) if keeping.on_client else epochs
     group = make_group(
         problem,
         strategy,
@@ -92,7 +92,7 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
     )
     server = server_optimizers.create(lr=head_sgd["server_lr"], **head_sgd["server"])
     aggregation = Aggregation(finalize=finalize)
-    return (Phase("head_sgd", rounds, (group,), aggregation, server, keeps=keeps),)
+    return (Phase("head_sgd", rounds, (group,), aggregation, server, keeping=keeping),)
 
 
 def _gradient(task, looking: Looking, state: ServerState, batch: ClientBatch, head):

@@ -101,6 +101,7 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
     sketches.check(sketch, dim)
     size, population = sketch.sketch or dim, len(problem.clients.client_sizes)
     rounds = min(ridge["num_rounds"], 1)
+    keeping = features.keeping(task, looking)
 
     def init(params) -> RidgeState:
         del params
@@ -149,9 +150,9 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
     group = make_group(problem, strategy, features.passes(looking), take(Participation, ridge))
     aggregation = Aggregation(init=init, reduce="sum", assign=assign)
     needs_basis = bool(sketch.sketch) and sketch.basis == "principal"
-    start = (sketches.phase(problem, "ridge basis", rounds, looking, init, find_basis),)
+    start = (sketches.phase(problem, "ridge basis", rounds, looking, init, find_basis, keeping),)
     main = Phase("ridge sums", ridge["num_rounds"], (group,), aggregation, None)
-    main = main._replace(continues=needs_basis)
+    main = main._replace(continues=needs_basis, keeping=keeping)
     end = candidates.phases(
         problem,
         "ridge",
@@ -161,6 +162,7 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         rounds=rounds,
         choose=len(penalties) > 1,
         calibrate=ridge["calibrate"],
+        keeping=keeping,
     )
     return candidates.in_order("ridge", (*(start if needs_basis else ()), main, *end))
 

@@ -79,7 +79,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     rounds, encoding = ridge_cg["num_rounds"], ridge_cg["encoding"]
     dim, classes = features.shapes(task)
     kept = max(1, min(_SNAPSHOTS, rounds))
-    keeps = features.keeping(task, looking) if ridge_cg["cache"] else None
+    keeping = features.keeping(task, looking, on_client=ridge_cg["cache"])
 
     def init(params) -> ConjugateState:
         del params
@@ -159,11 +159,11 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         return state.strategy_state.direction
 
     def phase(name, num_rounds, strategy, assign, is_first=False) -> Phase:
-        looks = is_first or keeps is None
+        looks = is_first or not keeping.on_client
         passes = features.passes(looking) if looks else lambda clients, examples: 0.0
         group = make_group(problem, strategy, passes, Participation())
         aggregation = Aggregation(init=init, reduce="sum", assign=assign)
-        description = Phase(name, num_rounds, (group,), aggregation, None, keeps=keeps)
+        description = Phase(name, num_rounds, (group,), aggregation, None, keeping=keeping)
         return description._replace(continues=not is_first)
 
     start = ClientStrategy(first_sums, one_model=True)
@@ -177,7 +177,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         rounds=min(rounds, 1),
         choose=kept > 1,
         calibrate=ridge_cg["calibrate"],
-        keeps=keeps,
+        keeping=keeping,
     )
     first = phase("ridge_cg sums", min(rounds, 1), start, begin, is_first=True)
     iterations = phase("ridge_cg iterations", rounds, iterate, step)

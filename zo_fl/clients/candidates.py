@@ -18,7 +18,7 @@ from zo_fl.core import trees
 from zo_fl.core.closed_form import Heads
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import Rule
-from zo_fl.core.phase import Keeps, Participation, Phase, Problem, make_group
+from zo_fl.core.phase import Keeping, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy, InitStrategyState
 from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, PyTree, ServerState
 
@@ -60,7 +60,7 @@ def phases(
     rounds: int,
     choose: bool,
     calibrate: bool,
-    keeps: Keeps | None = None,
+    keeping: Keeping,
 ) -> tuple[Phase, ...]:
     """Returns the phases that end a method which leaves candidates in its strategy state.
 
@@ -73,7 +73,7 @@ def phases(
       rounds: 1, or 0 for none of these phases.
       choose: whether there are several candidates.
       calibrate: whether a temperature is wanted.
-      keeps: of the phase before.
+      keeping: of the phase before.
 
     Raises:
       ConfigError: one of them is wanted, and clients have no validation examples.
@@ -84,7 +84,7 @@ def phases(
     makers = {"choose": _choosing, "calibrate": _calibrating}
     return tuple(
         _phase(problem, f"{name} {step}", rounds, makers[step], looking, heads_of, init)._replace(
-            keeps=keeps
+            keeping=keeping
         )
         for step, is_wanted in wanted.items()
         if is_wanted

@@ -13,7 +13,7 @@ import numpy as np
 from zo_fl.core import closed_form
 from zo_fl.core.closed_form import Basis, Moments
 from zo_fl.core.fields import Block, Field
-from zo_fl.core.phase import Keeps, Problem
+from zo_fl.core.phase import Keeping, Problem
 from zo_fl.core.task import Task
 from zo_fl.core.types import (
     Array,
@@ -26,14 +26,14 @@ from zo_fl.core.types import (
 )
 
 _ROWS = 128  # feature vectors that are added to the sums at once
-_KEPT = jnp.float16
+_ON_CLIENT = jnp.float16  # features that clients keep
 
 
 class Kept(NamedTuple):
     """Examples of which their features are left.
 
     Attributes:
-      features: ``f16[n, v, d]``: of the example, and mirrored if v is 2.
+      features: ``f16`` or ``f32[n, v, d]``: of the example, and mirrored if v is 2.
       labels: ``i32[n]``.
     """
 
@@ -82,8 +82,9 @@ def passes(looking: Looking) -> Callable[[float, float], float]:
     return lambda clients, examples: clients * examples * (2 if looking.mirror else 1)
 
 
-def keeping(task: Task, looking: Looking) -> Keeps:
-    """Returns what makes ``Kept`` of examples, some at a time."""
+def keeping(task: Task, looking: Looking, on_client: bool = False) -> Keeping:
+    """Returns what makes ``Kept`` of examples, some at a time; see ``Phase.keeping``."""
+    dtype = _ON_CLIENT if on_client else jnp.float32
 
     def keeps(params: Params, model_state: ModelState, examples: Examples) -> Kept:
         labels = task.labels(examples)
@@ -94,7 +95,7 @@ def keeping(task: Task, looking: Looking) -> Keeps:
                 task.features(params, model_state, view, np.ones(at_once, bool))
                 for view in _views(task, looking, part)
             ]
-            return jnp.stack(seen, axis=1).astype(_KEPT)
+            return jnp.stack(seen, axis=1).astype(dtype)
 
         def cut(leaf):
             padding = [(0, -len(labels) % at_once)] + [(0, 0)] * (leaf.ndim - 1)
@@ -103,7 +104,7 @@ def keeping(task: Task, looking: Looking) -> Keeps:
         found = jax.lax.map(some, jax.tree.map(cut, examples))
         return Kept(found.reshape(-1, *found.shape[2:])[: len(labels)], labels)
 
-    return keeps
+    return Keeping(keeps, on_client)
 
 
 def sum_over(

@@ -15,7 +15,7 @@ from zo_fl.core import closed_form, keys
 from zo_fl.core.closed_form import Basis
 from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field
-from zo_fl.core.phase import Participation, Phase, Problem, make_group
+from zo_fl.core.phase import Keeping, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, Assign, ClientStrategy, InitStrategyState
 from zo_fl.core.types import ClientBatch, ClientResult, ServerState
 
@@ -91,6 +91,7 @@ def phase(
     looking: Looking,
     init: InitStrategyState,
     assign: Assign,
+    keeping: Keeping,
 ) -> Phase:
     """Returns the phase in which the high tier sends the second moments of its features.
 
@@ -101,6 +102,7 @@ def phase(
       looking: how clients compute features.
       init: of the strategy state.
       assign: what the server makes of the ``Moments``.
+      keeping: of the method.
     """
     task = problem.task
 
@@ -112,7 +114,7 @@ def phase(
     strategy = ClientStrategy(client_update, one_model=True)
     group = make_group(problem, strategy, features.passes(looking), Participation(tiers="high"))
     aggregation = Aggregation(init, "sum", assign=assign)
-    return Phase(name, rounds, (group,), aggregation, None, prepares=True)
+    return Phase(name, rounds, (group,), aggregation, None, keeping=keeping)
 
 
 def basis_of(sketch: Sketch, moments: closed_form.Moments) -> Basis:

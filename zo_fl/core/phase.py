@@ -57,6 +57,22 @@ class Keeps(Protocol):
         ...
 
 
+class Keeping(NamedTuple):
+    """What can be looked at instead of examples.
+
+    ``client_update`` must do the same with the examples themselves, which it gets where data are
+    streamed.
+
+    Attributes:
+      compute: makes it of examples.
+      on_client: whether clients hold on to it, a matter of their memory and passes. Else only their
+        simulation may, for several runs.
+    """
+
+    compute: Keeps
+    on_client: bool
+
+
 class Evaluated(Protocol):
     """The model that a phase has arrived at."""
 
@@ -89,10 +105,8 @@ class Phase(NamedTuple):
         structure, instead of starting its own.
       prepares: whether it only makes ready what a later phase needs, and is not worth evaluating.
       on_validation: whether clients look at their validation examples instead of those of training.
-      keeps: what clients compute when the phase begins, and look at instead of their examples; the
-        same object in phases that follow each other is computed once. None: nothing. It is a matter
-        of memory and passes: ``client_update`` must do the same with the examples themselves, which
-        it gets where data are streamed.
+      keeping: what may be computed when the phase begins, to be looked at instead of examples; the
+        same object in phases that follow each other is computed once.
     """
 
     name: str
@@ -105,7 +119,7 @@ class Phase(NamedTuple):
     continues: bool = False
     prepares: bool = False
     on_validation: bool = False
-    keeps: Keeps | None = None
+    keeping: Keeping | None = None
 
     @property
     def cohort_size(self) -> int:

@@ -43,6 +43,9 @@ BLOCK: Block = {
     "stages": Field(False, "the head sees all stages, pooled: of resnet18 and cnn"),
     "kernels": Field(256, "of the model patches: 8 features each", at_least=1),
     "patch_size": Field(6, "of the model patches: height and width of a kernel", at_least=1),
+    "mirror": Field(
+        True, "of the model patches: left and right are the same to it, at twice the cost"
+    ),
 }
 
 
@@ -54,6 +57,7 @@ def create(
     stages: bool = False,
     kernels: int = 256,
     patch_size: int = 6,
+    mirror: bool = True,
     num_classes: int,
     width: float = 1.0,
 ) -> nn.Module:
@@ -66,6 +70,7 @@ def create(
       stages: whether the head sees the pooled outputs of all stages; ``resnet18`` and ``cnn`` can.
       kernels: of the model ``patches``.
       patch_size: likewise.
+      mirror: likewise.
       num_classes: width of the output; the data set's.
       width: share of the hidden channels, rounded up; not 1 for HeteroFL's sub-models, whose
         parameters are leading slices of the whole model's.
@@ -91,9 +96,7 @@ def create(
     if stages:
         module = functools.partial(module, stages=True)
     if name == "patches" and width == 1.0:
-        return module(
-            num_classes=num_classes, norm=norm, conv=conv, kernels=kernels, size=patch_size
-        )
+        module = functools.partial(module, kernels=kernels, size=patch_size, mirror=mirror)
     if width == 1.0:
         return module(num_classes=num_classes, norm=norm, conv=conv)
     if name not in _NARROWABLE:
