@@ -1,9 +1,9 @@
 """CIFAR-10, 10/90, forward passes only: image patches, then ridge from everyone's sums, once.
 
-No client trains: the five high-resource ones send second moments of their image patches and 1,024
-of these, which become convolution kernels; then every client makes one forward pass over its
-examples and sends sums over 8,192 features in int8, 34 MB once (a high-resource client uploads
-45 MB in *one* round of ResNet18). The README's table has what fewer features and fewer bytes reach.
+No client trains: the five high-resource ones send second moments of their image patches and 832 of
+these, which become convolution kernels; then every client makes one forward pass over its examples
+and sends sums over 6,656 features in float16, 45 MB once: what a high-resource client uploads in
+*one* round of ResNet18. The README's table has what fewer features and fewer bytes reach.
 
     python -m experiments.main --config=configs/cifar10_10_90_forward.py
 """
@@ -18,6 +18,6 @@ def get_config() -> ConfigDict:
     config = default()
     config.algorithm = "patches+ridge"
     config.data.high_fraction = 0.1
-    config.model.update(name="patches", norm="patch", kernels=1024)
-    config.ridge.update(encoding="int8", mirror=True)
+    config.model.update(name="patches", norm="patch", kernels=832)
+    config.ridge.update(encoding="float16", calibrate=False)
     return config

@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config.algorithm = "patches+ridge"
     config.data.update(name="cifar10_sample", num_clients=20)
     config.model.update(name="patches", norm="patch", kernels=64)
-    config.ridge.update(mirror=True, penalties=(1e-2, 3e-2, 1e-1, 3e-1, 1.0))
+    config.ridge.penalties = (1e-2, 3e-2, 1e-1, 3e-1, 1.0)
     return config

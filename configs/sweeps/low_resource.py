@@ -36,10 +36,9 @@ def get_sweep(config: ConfigDict) -> Sweep:
         "Warm-up, class means": {"algorithm": "fedavg+gaussian_head"},
         "Untrained, ridge": {"algorithm": "ridge", **ridge},
         "Patches, class means, int4": _means(),
-        "Patches, ridge": {"algorithm": "patches+ridge", "ridge.mirror": True, **ridge, **_PATCHES},
+        "Patches, ridge": {"algorithm": "patches+ridge", **ridge, **_PATCHES},
         "Patches, ridge of the high tier": {
             "algorithm": "patches+ridge",
-            "ridge.mirror": True,
             "ridge.tiers": "high",
             **ridge,
             **_PATCHES,
@@ -58,7 +57,6 @@ def _means() -> dict[str, Any]:
         "algorithm": "patches+gaussian_head",
         "gaussian_head.sketch": 64,
         "gaussian_head.encoding": "int4",
-        "gaussian_head.mirror": True,
         "gaussian_head.calibrate": False,
         **_PATCHES,
     }
