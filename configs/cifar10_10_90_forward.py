@@ -20,4 +20,5 @@ def get_config() -> ConfigDict:
     config.data.high_fraction = 0.1
     config.model.update(name="patches", norm="patch", kernels=832)
     config.ridge.update(encoding="float16", calibrate=False)
+    config.run.eval_batch_size = 8  # patches of few images fit into a CPU's cache
     return config
