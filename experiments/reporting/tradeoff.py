@@ -23,6 +23,7 @@ PRICES = {
     "memory": "its peak memory",
     "passes": "its passes, a backward one as two",
 }
+_FORMATS = {"uplink": units.num_bytes, "memory": units.num_bytes, "passes": units.integer}
 _FIELDS = {"uplink": "low_uplink_bytes", "passes": "low_passes"}
 _MEGA = 1_000_000
 
@@ -104,29 +105,42 @@ def front(found: Sequence[TradeOff], price: str) -> list[TradeOff]:
     return kept
 
 
+def numbered(found: Sequence[TradeOff]) -> list[tuple[int, TradeOff]]:
+    """Returns the points with their numbers in table and picture, the cheapest uplink first."""
+    return list(enumerate(sorted(found, key=lambda p: (p.uplink or 0, _mean(p))), start=1))
+
+
+def known(found: Sequence[TradeOff]) -> list[str]:
+    """Returns the keys of ``PRICES`` that some point has."""
+    return [price for price in PRICES if any(getattr(p, price) is not None for p in found)]
+
+
 def table(found: Sequence[TradeOff]) -> TextTable:
     """Returns a line a point, the cheapest uplink first; a mark where a point is on a front."""
-    on_front = {price: front(found, price) for price in PRICES}
+    prices = known(found)
+    on_front = {price: front(found, price) for price in prices}
     rows = []
-    for point in sorted(found, key=lambda p: (p.uplink or 0, _mean(p))):
-        shown = {
-            "uplink": units.num_bytes(point.uplink),
-            "memory": units.num_bytes(point.memory),
-            "passes": units.integer(point.passes),
-        }
-        cells = [text + ("*" if point in on_front[price] else "") for price, text in shown.items()]
+    for number, point in numbered(found):
+        cells = [
+            _FORMATS[price](getattr(point, price)) + ("*" if point in on_front[price] else "")
+            for price in prices
+        ]
         accuracy = comparison.mean_std(point.accuracies)
-        rows.append([point.name, accuracy, str(len(point.accuracies)), *cells])
-    headers = ["", "test accuracy, %", "n", "uplink", "memory", "passes"]
+        rows.append([str(number), point.name, accuracy, str(len(point.accuracies)), *cells])
+    headers = ["#", "", "test accuracy, %", "n", *prices]
     return TextTable("Of one low-resource client, over the run; * = on the front", headers, rows)
 
 
 def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
-    """Returns accuracy against each price, fronts as lines, the paper's figures hollow."""
-    figure = figure_style.new_figure(title, 9.6, figure_style.WIDTH)
-    panels = figure.subplots(len(PRICES), 1)
+    """Returns accuracy against each known price, fronts as lines, the paper's figures hollow.
+
+    Numbers are the table's.
+    """
+    prices = known(found)
+    figure = figure_style.new_figure(title, 3.2 * len(prices), figure_style.WIDTH)
+    panels = figure.subplots(len(prices), 1, squeeze=False)[:, 0]
     colours = figure_style.colours([_family(point) for point in found])
-    for axes, price in zip(panels, PRICES, strict=True):
+    for axes, price in zip(panels, prices, strict=True):
         decorate(axes)
         _draw_points(axes, found, price, colours)
         kept = front(found, price)
@@ -148,10 +162,18 @@ def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
 
 
 def _draw_points(axes: Axes, found, price: str, colours) -> None:
-    for point in found:
+    for number, point in numbered(found):
         x = getattr(point, price)
         if x is None:
             continue
+        axes.annotate(
+            str(number),
+            (x, _mean(point)),
+            (5, 4),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=INK,
+        )
         spread = comparison.std(point.accuracies)
         axes.errorbar(
             x,
@@ -166,8 +188,9 @@ def _draw_points(axes: Axes, found, price: str, colours) -> None:
 
 
 def _draw_paper(axes: Axes, price: str) -> None:
-    known = [point for point in PAPER if getattr(point, price) is not None]
-    for point in known:
+    for point in PAPER:
+        if getattr(point, price) is None:
+            continue
         x = getattr(point, price)
         axes.plot(x, _mean(point), color=INK, linestyle="none", clip_on=False, **figure_style.PAPER)
         name = point.name.removesuffix(" (paper)")

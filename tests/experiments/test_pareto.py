@@ -26,8 +26,18 @@ def test_a_point_is_on_the_front_if_nothing_cheaper_is_as_accurate():
     assert names("memory") == ["c", "a, k = 1", "a, k = 2"]
     assert names("passes") == ["c", "b", "a, k = 2"]
     table = tradeoff.table(POINTS)
-    assert [row[0] for row in table.rows] == ["c", "a, k = 1", "a, k = 2", "b"]
-    assert table.rows[1][1:4] == ["51.0(1.4)", "2", "100 B*"] and table.rows[3][4] == "–"
+    assert [row[1] for row in table.rows] == ["c", "a, k = 1", "a, k = 2", "b"]
+    assert table.rows[1][2:5] == ["51.0(1.4)", "2", "100 B*"] and table.rows[3][5] == "–"
+
+
+def test_what_no_point_knows_has_no_column_and_no_panel_and_points_have_their_numbers():
+    unknown = [point._replace(memory=None) for point in POINTS]
+    assert tradeoff.table(unknown).headers == ["#", "", "test accuracy, %", "n", "uplink", "passes"]
+    panels = tradeoff.draw(unknown, "", False).axes
+    assert len(panels) == 2 and len(tradeoff.draw(POINTS, "", False).axes) == 3
+    written = {text.get_text(): text.xy for text in panels[0].texts}
+    for number, point in tradeoff.numbered(unknown):
+        assert written[str(number)] == (point.uplink, np.mean(point.accuracies))
 
 
 def test_what_is_written_can_be_read_and_is_in_the_report(tmp_path):
