@@ -2,10 +2,12 @@
 
     python -m experiments.benchmarking.memory [--batches=1,64,900] [--model=resnet18] [--norm=batch]
 
-For each number of images at once: FedAvg's step, and the zeroth-order step with running statistics
-("frozen") and with the batch's ("batch_sync"). Measured is what the compiler reserves: weights,
-images, message and temporaries at their peak; on a device with an allocator of its own (a GPU),
-``--run`` also runs each step and prints the allocator's peak, over all steps so far.
+For each number of images at once: FedAvg's step, the same with the gradient of a batch of 64 added
+up over as many as are held at once, the zeroth-order step with running statistics ("frozen") and
+with the batch's ("batch_sync"), and that of ridge, which the formula does not know: it has no
+second model, but a Gram matrix. Measured is what the compiler reserves: weights, images, message
+and temporaries at their peak; on a device with an allocator of its own (a GPU), ``--run`` also runs
+each step and prints the allocator's peak, over all steps so far.
 """
 
 from typing import Any
@@ -24,6 +26,7 @@ from . import client_step, workloads
 from .workloads import Workload
 
 IMAGES = 900  # of the client, all in the device's memory
+BATCH = 64  # whose gradient is one step of FedAvg
 
 
 def _steps(model: dict[str, Any], batch: int):
@@ -32,11 +35,17 @@ def _steps(model: dict[str, Any], batch: int):
     sizes = client_step.activations(module, workloads.IMAGE_SHAPE)
     training = {"tiers": "all", "augment": False, "local_epochs": 1, "batch_size": batch}
     yield "FedAvg", sizes.total, Workload("", "", "fedavg", model, 1, IMAGES, training)
+    if batch < BATCH and model["norm"] != "batch":
+        added = training | {"batch_size": BATCH, "microbatch": batch}
+        label = f"FedAvg, {BATCH} added up"
+        yield label, sizes.total, Workload("", "", "fedavg", model, 1, IMAGES, added)
     policies = ("frozen", "batch_sync") if model["norm"] == "batch" else ("frozen",)
     for policy in policies:
         probing = {"microbatch": batch, "bn_policy": policy}
         label = f"ZO, {policy}" if len(policies) > 1 else "ZO"
         yield label, sizes.largest, Workload("", "", "zo", model, 1, IMAGES, probing)
+    summing = {"microbatch": batch, "penalties": (0.01,), "calibrate": False}
+    yield "ridge", sizes.largest, Workload("", "", "ridge", model, 1, IMAGES, summing)
 
 
 def _row(label: str, batch: int, floats: int, workload: Workload, run: bool) -> list[str]:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from zo_fl import algorithms, experiment, models
 from zo_fl import config as configs
-from zo_fl import experiment, models
 from zo_fl.core.types import HIGH, Dataset, FederatedData
 from zo_fl.data.federated import Federation
 from zo_fl.experiment import Experiment
@@ -132,7 +132,7 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
     config: Any = configs.default()
     config.algorithm = workload.algorithm
     config.model.update(workload.model)
-    block = {"fedavg": "warmup", "zo": "zo"}[workload.algorithm]
+    block = algorithms.blocks_of(workload.algorithm)[-1]
     config[block].update({**workload.changes, "num_rounds": 1})
     config.run.rounds_per_jit = workload.rounds
     resolved = configs.resolve(configs.changed(configs.resolve(config), changes))
