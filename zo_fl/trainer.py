@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zo_fl import trained
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_chunk
-from zo_fl.core.phase import Keeping, Phase
+from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import Dataset, Examples, FederatedData, PyTree, ServerState
+from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
-from zo_fl.host import evaluate, processes, shared, streaming
+from zo_fl.host import evaluate, processes, streaming
+from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
 from zo_fl.host.run_folder import RunFolder
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
@@ -94,7 +94,8 @@ class Trainer:
         self.evaluate = self.lanes.lift(measure, (0, 0, None))
         size = self.options["eval_batch_size"]
         self.sets = evaluate.make_sets(built.federation, size, built.mesh)
-        self.kept: tuple[Keeping, Examples] | None = None
+        options = built.engine.compiler_options
+        self.keeper = Keeper(built.task.head, own.shared, self.replicated, options)
 
     def _clients_of(self, phase: Phase) -> FederatedData:
         """Returns what the clients of a phase look at, on the host."""
@@ -165,44 +166,9 @@ class Trainer:
         data = built.data_of(phase)
         if built.engine.streamed:
             return streaming.stream(data, phase.groups, built.engine, built.run_key, cuts)
-        wanted = phase.keeping is not None and (
-            phase.keeping.on_client or self.own.shared is not None
-        )
-        if phase.keeping is None or not wanted or self.lanes.size > 1:
-            self.kept = None
-        else:
-            data = data._replace(examples=self._kept(phase.keeping, state, data.examples))
+        if self.lanes.size == 1:
+            data = self.keeper.data_of(phase, state, data)
         return itertools.repeat(data)
-
-    def _kept(self, keeping: Keeping, state: ServerState, examples: Examples) -> Examples:
-        """Returns what is looked at instead of examples.
-
-        Of all examples at once: whose they are does not matter. The phase before may have it, or,
-        where runs share, another run.
-        """
-        if self.kept is None or self.kept[0] is not keeping:
-            self.kept = None  # before there are two
-            # Whatever the last layer is: runs that differ there share as well.
-            head = self.built.task.head
-            blank = {head: optax.tree.zeros_like(state.params[head])}
-            arguments = state.params | blank, state.model_state, examples
-            program = jax.jit(
-                keeping.compute,
-                out_shardings=self.replicated,
-                compiler_options=self.built.engine.compiler_options,
-            ).lower(*arguments)
-
-            def make():
-                return program.compile()(*arguments)
-
-            if self.own.shared is None:
-                found = make()
-            else:
-                name = shared.digest(program.as_text(), arguments)
-                found = shared.load_or_make(self.own.shared, name, program.out_info, make)
-                found = jax.device_put(found, self.replicated)
-            self.kept = keeping, found
-        return self.kept[1]
 
     def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         algorithm = make_algorithm(stretch.phase, self.built.engine)

@@ -5,7 +5,7 @@ import pytest
 
 from tests import tiny
 from zo_fl import train
-from zo_fl.host import shared
+from zo_fl.host import keeping
 
 
 def like(value=0.0):
@@ -17,8 +17,8 @@ def never():
 
 
 def test_what_one_leaves_the_next_one_finds(tmp_path):
-    made = shared.load_or_make(tmp_path / "new", "x", like(), lambda: like(3.0))
-    found = shared.load_or_make(tmp_path / "new", "x", like(), never)
+    made = keeping.load_or_make(tmp_path / "new", "x", like(), lambda: like(3.0))
+    found = keeping.load_or_make(tmp_path / "new", "x", like(), never)
     for one in (made, found):
         np.testing.assert_array_equal(one["a"], np.full((2, 3), 3.0))
         assert one["b"].dtype == np.int32
@@ -33,24 +33,24 @@ def test_what_one_leaves_the_next_one_finds(tmp_path):
     ),
 )
 def test_a_damaged_file_is_made_anew(tmp_path, damage):
-    shared.load_or_make(tmp_path, "x", like(), lambda: like(1.0))
+    keeping.load_or_make(tmp_path, "x", like(), lambda: like(1.0))
     path = tmp_path / "x.npz"
     path.write_bytes(damage(path.read_bytes()))
-    again = shared.load_or_make(tmp_path, "x", like(), lambda: like(1.0))
+    again = keeping.load_or_make(tmp_path, "x", like(), lambda: like(1.0))
     np.testing.assert_array_equal(again["a"], like(1.0)["a"])
-    shared.load_or_make(tmp_path, "x", like(), never)
+    keeping.load_or_make(tmp_path, "x", like(), never)
 
 
 def test_a_folder_that_cannot_be_written_to_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
-    assert shared.load_or_make(tmp_path / "file", "x", like(), like)["a"].shape == (2, 3)
+    assert keeping.load_or_make(tmp_path / "file", "x", like(), like)["a"].shape == (2, 3)
 
 
 def test_few_files_are_left_and_names_tell_programs_and_arrays_apart(tmp_path):
-    names = [shared.digest(text, like(v)) for text in ("p", "q") for v in (0.0, 1.0)]
-    assert len(set(names)) == 4 and names[0] == shared.digest("p", like(0.0))
+    names = [keeping.digest(text, like(v)) for text in ("p", "q") for v in (0.0, 1.0)]
+    assert len(set(names)) == 4 and names[0] == keeping.digest("p", like(0.0))
     for name in names:
-        shared.load_or_make(tmp_path, name, like(), like)
+        keeping.load_or_make(tmp_path, name, like(), like)
     left = {path.stem for path in tmp_path.iterdir()}
     assert len(left) == 3 and names[-1] in left
 
