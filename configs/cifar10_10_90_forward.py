@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.algorithm = "patches+ridge"
     config.data.high_fraction = 0.1
     config.model.update(name="patches", norm="patch", kernels=832)
-    config.ridge.update(encoding="float16", calibrate=False)
-    config.run.eval_batch_size = 8  # patches of few images fit into a CPU's cache
+    config.ridge.update(encoding="float16", calibrate=False, microbatch=2)
+    config.gaussian_head.microbatch = 2
+    config.run.eval_batch_size = 2  # the patches of two images fit into a CPU's cache
     return config

@@ -17,6 +17,6 @@ def get_config() -> ConfigDict:
     config.algorithm = "patches+ridge"
     config.data.update(name="cifar10_sample", num_clients=20)
     config.model.update(name="patches", norm="patch", kernels=64)
-    config.ridge.penalties = (1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-    config.run.eval_batch_size = 8  # patches of few images fit into a CPU's cache
+    config.ridge.update(penalties=(1e-2, 3e-2, 1e-1, 3e-1, 1.0), microbatch=2)
+    config.run.eval_batch_size = 2  # the patches of two images fit into a CPU's cache
     return config
