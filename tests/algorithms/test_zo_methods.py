@@ -99,16 +99,22 @@ class TestFedKSeed:
         config = tiny.config()["fedkseed"]
         add = directions.create(config["distribution"], config["tau"])
         strategy = tiny.only_strategy(phase)
+        update = jax.jit(strategy.client_update)
+
+        @jax.jit
+        def take_step(params, message, client, step):
+            alone = jnp.zeros_like(message).at[step].set(message[step])
+            pool = strategy.decode(alone, client, state, built.run_key)
+            step_back = fedkseed.Pool(pool.accumulators, (), ())
+            return fedkseed.from_start(add, params, step_back, built.run_key, config["lr"])
+
         models = []
         for client in range(built.data.client_sizes.shape[0]):
             batch = trees.squeeze(tiny.gather(built, [client]))
-            message = strategy.client_update(state, batch, built.run_key).message
+            message = update(state, batch, built.run_key).message
             params = state.params
             for step in range(config["local_steps"]):
-                alone = jnp.zeros_like(message).at[step].set(message[step])
-                pool = strategy.decode(alone, client, state, built.run_key)
-                step_back = fedkseed.Pool(pool.accumulators, (), ())
-                params = fedkseed.from_start(add, params, step_back, built.run_key, config["lr"])
+                params = take_step(params, message, jnp.int32(client), step)
             models.append(params)
         return models
 

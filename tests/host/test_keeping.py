@@ -58,12 +58,8 @@ def test_few_files_are_left_and_names_tell_programs_and_arrays_apart(tmp_path):
 @pytest.mark.slow
 def test_runs_that_share_end_as_those_that_do_not(tmp_path):
     pool, summaries = tmp_path / "pool", []
-    for name, changes in (
-        ("ridge", {}),
-        ("gaussian_head", {}),
-        ("ridge_cg", {"ridge_cg__num_rounds": 2}),
-    ):
-        config = tiny.config(name, **changes)
+    for name in ("ridge", "gaussian_head"):
+        config = tiny.config(name)
         alone = train.run(config, tmp_path / name / "alone", quiet=True)
         sharing = train.run(config, tmp_path / name / "sharing", shared=pool, quiet=True)
         for key in ("final_accuracy", "best_val_accuracy"):
@@ -71,4 +67,4 @@ def test_runs_that_share_end_as_those_that_do_not(tmp_path):
         for key in ("low_passes", "low_uplink_bytes", "forward_passes"):
             assert sharing[key] == alone[key]
         summaries.append(sharing)
-    assert len(list(pool.iterdir())) == 1  # the same features serve all three
+    assert len(list(pool.iterdir())) == 1  # the same features serve both

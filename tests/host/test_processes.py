@@ -140,8 +140,9 @@ def test_the_first_process_prints_and_writes_and_the_other_is_silent(story):
     (status, printed, errors), (other_status, other_printed, other_errors) = story.finished
     assert (status, other_status, errors + other_errors) == (0, 0, "")
     assert printed.count("results in") == 1 and f"round {ROUNDS}/{ROUNDS}" in printed
-    # The CPU's own collectives announce themselves.
-    assert not [line for line in other_printed.split("\n") if line and "[Gloo]" not in line]
+    # The CPU's own collectives announce themselves, in pieces that threads interleave.
+    said = [line for line in other_printed.split("\n") if line.strip()]
+    assert not [line for line in said if "[Gloo]" not in line and "peer ranks" not in line]
     assert len(list((story.path / "tb").iterdir())) == 3  # a file a start
     devices = json.loads((story.path / "config.json").read_text())["provenance"]["devices"]
     assert (devices["count"], devices["processes"]) == (4, 2)
