@@ -142,6 +142,7 @@ def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
     colours = figure_style.colours([_family(point) for point in found])
     for axes, price in zip(panels, prices, strict=True):
         decorate(axes)
+        axes.margins(y=0.12)
         _draw_points(axes, found, price, colours)
         kept = front(found, price)
         xs, ys = [getattr(p, price) for p in kept], [_mean(p) for p in kept]
@@ -166,11 +167,14 @@ def _draw_points(axes: Axes, found, price: str, colours) -> None:
         x = getattr(point, price)
         if x is None:
             continue
+        # Left and right in turn: neighbours in the table are neighbours in the picture.
+        side, alignment = ((-5, 3), "right") if number % 2 else ((5, 3), "left")
         axes.annotate(
             str(number),
             (x, _mean(point)),
-            (5, 4),
+            side,
             textcoords="offset points",
+            ha=alignment,
             fontsize=7.5,
             color=INK,
         )
