@@ -181,7 +181,7 @@ class Trainer:
         each = seconds / (stop - done)
         measured = {}
         due = stop % self.options["eval_every"] == 0 or stop == stretch.end
-        if stop == self.schedule.end or (due and not stretch.phase.prepares):
+        if due and self._is_worth_evaluating(stretch, stop):
             model = self._model(stretch, state)
             for name, examples in self.sets.items():
                 values = jax.device_get(self.evaluate(*model, examples))
@@ -199,6 +199,13 @@ class Trainer:
                     self.own.on_round(row)
         images = stretch.phase.forward_passes * (stop - done) * len(self.folders)
         self.bar.update(mean_rows(shown), round(images), seconds)
+
+    def _is_worth_evaluating(self, stretch: Stretch, done: int) -> bool:
+        """Returns whether a model is made for use, and not only for the next phase."""
+        if done < self.schedule.end:
+            return not stretch.phase.prepares
+        # A run of what only prepares is where others start from.
+        return not all(one.phase.prepares for one in self.schedule.stretches)
 
     def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and statistics that a phase has arrived at."""

@@ -414,6 +414,16 @@ def test_a_run_that_is_stopped_between_its_phases_goes_on(tmp_path):
         assert parts[name] == whole[name]
 
 
+def test_a_run_that_only_prepares_is_not_evaluated_and_others_start_from_it(tmp_path):
+    prepared = train.run(tiny.config("patches"), tmp_path / "patches", quiet=True)
+    assert prepared["rounds"] == 1 and prepared["final_accuracy"] is None
+    config = tiny.config("patches+ridge", **ONE)
+    alone = train.run(config, tmp_path / "alone", quiet=True)
+    after = train.run(config, tmp_path / "after", warm_start=tmp_path / "patches", quiet=True)
+    for name in ("pivot_accuracy", "final_accuracy", "phases", "low_uplink_bytes", "uplink_bytes"):
+        assert after[name] == alone[name]
+
+
 @pytest.mark.parametrize(
     "name, changes, words",
     (
