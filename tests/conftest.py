@@ -1,6 +1,7 @@
 """Settings of every test process, read when jax is imported: nothing here imports it."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -27,3 +28,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # A folder a process (pytest-xdist runs several), apart from the user's own cache.
 os.environ["ZO_FL_CACHE"] = tempfile.mkdtemp(prefix="zo_fl_tests_")
 atexit.register(shutil.rmtree, os.environ["ZO_FL_CACHE"], ignore_errors=True)
+
+# Tracing makes millions of small objects that live: looking for garbage among them after every few
+# hundred took a twelfth of the suite's time.
+gc.set_threshold(100_000, 50, 100)

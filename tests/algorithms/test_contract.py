@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny
 from zo_fl.algorithms import ALGORITHMS
@@ -55,9 +56,9 @@ def phases(request):
 
 
 @functools.cache
-def run_all(name, devices=1):
+def run_all(name):
     """Two rounds of each phase from the start: its state, its metrics, and the jitted round."""
-    return [run_all_of(item) for item in phases_of(name, devices)]
+    return [run_all_of(item) for item in phases_of(name)]
 
 
 @functools.cache
@@ -87,10 +88,10 @@ def round_of(built_and_phase, clients_per_vmap=1):
     return jax.jit(one)
 
 
-def with_cohort(item, client_ids, clients_per_vmap=1, padding=0):
-    """One round with a given cohort, by plain SGD at the server."""
+def with_cohort(item, client_ids, clients_per_vmap=1, padding=()):
+    """One round with a given cohort, by plain SGD at the server; ``padding`` takes no part."""
     built, phase = item.value
-    ids = jnp.array([*client_ids, *[0] * padding], jnp.int32)
+    ids = jnp.array([*client_ids, *padding], jnp.int32)
     cohort = Cohort(ids, jnp.arange(len(ids)) < len(client_ids))
     step = round_of(item, clients_per_vmap)
     return step(item.start(), built.data_of(phase), built.run_key, cohort)
@@ -118,7 +119,7 @@ def test_the_state_keeps_its_shapes_and_dtypes_and_the_round_its_one_trace(name)
 def test_the_result_does_not_depend_on_clients_per_vmap(phases):
     for item in phases:
         reference = with_cohort(item, range(8))[0]
-        got = with_cohort(item, range(8), clients_per_vmap=3, padding=1)[0]
+        got = with_cohort(item, range(8), clients_per_vmap=3, padding=[0])[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
@@ -129,32 +130,27 @@ def test_the_result_does_not_depend_on_the_order_of_the_cohort(phases):
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
-def test_a_padding_client_changes_nothing(phases):
+def test_whoever_pads_a_cohort_changes_nothing(phases):
     for item in phases:
-        reference, metrics, _ = with_cohort(item, [1, 4])
-        got, padded, _ = with_cohort(item, [1, 4], padding=6)
+        reference, metrics, _ = with_cohort(item, [1, 4], padding=[0] * 6)
+        got, padded, _ = with_cohort(item, [1, 4], padding=[7, 6, 5, 4, 3, 2])
         chex.assert_trees_all_equal(got.params, reference.params)
         assert metrics == padded
 
 
-@pytest.mark.parametrize("devices", (4,))  # two clients on each
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_the_result_does_not_depend_on_the_number_of_devices(name, devices):
-    for reference, got in zip(run_all(name), run_all(name, devices), strict=True):
-        chex.assert_trees_all_close(got[0].params, reference[0].params, **TOLERANCE)
-
-
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_a_chunk_of_rounds_equals_as_many_single_rounds(name):
-    for item, (reference, history, _) in zip(phases_of(name), run_all(name), strict=True):
-        built, phase = item.value
+def test_a_chunk_of_rounds_on_four_devices_equals_as_many_single_rounds_on_one(name):
+    items = zip(phases_of(name), phases_of(name, devices=4), run_all(name), strict=True)
+    for single, item, (reference, history, _) in items:
+        built, phase = item.value  # two clients on each device
         chunk = make_chunk(tiny.algorithm(built, phase), capacity=5)
-        start = jax.tree.map(jnp.copy, item.start())  # a chunk donates its state
+        start = jax.tree.map(jnp.copy, single.start())  # a chunk donates its state
+        start = jax.device_put(start, NamedSharding(built.mesh, PartitionSpec()))
         state, metrics = chunk(start, built.data_of(phase), built.run_key, jnp.int32(2))
         chex.assert_trees_all_close(state.params, reference.params, **TOLERANCE)
         for name_, values in metrics.items():
             expected = [one[name_] for one in history]
-            np.testing.assert_allclose(values, [*expected, 0, 0, 0], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(values, [*expected, 0, 0, 0], rtol=2e-4, atol=1e-5)
 
 
 def test_reported_bytes_are_the_bytes_of_the_messages(phases):
