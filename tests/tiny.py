@@ -25,7 +25,7 @@ def config(algorithm="zowarmup", **overrides):
     if "patches" in algorithm:
         config.model.update(name="patches", kernels=8, patch_size=4)
     config.gaussian_head.update(shrinkages=(0.1,), calibrate=False)
-    config.ridge_cg.calibrate = False
+    config.ridge_cg.update(check_every=0, calibrate=False)
     others = ("heterofl", "fedkseed", "decomfl", "fedzo", "baffle", "mezo", "ridge_cg", "head_sgd")
     for method in others:
         config[method].num_rounds = ROUNDS

@@ -171,6 +171,12 @@ def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experim
             "the seeds of --vmap_seeds draw different cohorts, so their data cannot be streamed; "
             "set config.run.data to 'device', or leave out --vmap_seeds"
         )
+    checked = [phase.name for phase in built.phases if phase.check is not None]
+    if checked and len(resolved) > 1:
+        raise ConfigError(
+            f"{checked[0]} ends when it has done what it can, at another round for each seed of "
+            "--vmap_seeds; set its check_every to 0, or leave out --vmap_seeds"
+        )
     return built
 
 

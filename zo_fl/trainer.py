@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl import trained
 from zo_fl.core import keys
-from zo_fl.core.chunk import Lanes, make_chunk
+from zo_fl.core.chunk import Lanes, make_check, make_chunk
 from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
@@ -28,7 +28,7 @@ from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate, processes, streaming
 from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
-from zo_fl.host.run_folder import RunFolder
+from zo_fl.host.run_folder import Ended, RunFolder, ended_of
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
 
 OnRound = Callable[[dict[str, Any]], object]
@@ -84,11 +84,12 @@ class Trainer:
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, built.run_key)
         self.schedule = make_schedule(built.phases, params, model_state, self._clients_of)
+        self.checks: dict[int, Any] = {}  # compiled, by the place of their phase
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
-        self.models = {
-            stretch.start: jax.jit(self.lanes.lift(stretch.phase.evaluated, (0, None)))
+        self.models = [
+            jax.jit(self.lanes.lift(stretch.phase.evaluated, (0, None)))
             for stretch in self.schedule.stretches
-        }
+        ]
         precise = built.task.with_precision(self.options["eval_precision"])
         measure = evaluate.make_evaluate(precise, built.engine.compiler_options)
         self.evaluate = self.lanes.lift(measure, (0, 0, None))
@@ -105,7 +106,12 @@ class Trainer:
     def adopt(self, donor: Path) -> None:
         """Starts a run that has not begun after a finished warm-up."""
         (folder,) = self.folders
-        folder.adopt(donor, lambda done: self._initial_state(self.schedule.stretch_of(done)))
+
+        def like(done: int, ended: Ended) -> ServerState:
+            self._end(ended)
+            return self._initial_state(self.schedule.stretch_of(done))
+
+        folder.adopt(donor, like)
 
     def train(self) -> None:
         """Runs all rounds not yet done, or until all seeds have diverged."""
@@ -114,14 +120,10 @@ class Trainer:
             for folder in self.folders:
                 folder.open(done)
                 stack.callback(folder.close)
-            stretches = self.schedule.stretches
-            planned = [
-                Planned(s.phase.name, s.end - s.start, s.phase.pass_equivalents) for s in stretches
-            ]
-            bar = Progress(self.schedule.end, done, quiet=self.quiet, phases=planned)
-            self.bar = stack.enter_context(bar)
+            self.bar = stack.enter_context(Progress(self._planned(), done, quiet=self.quiet))
             before = None
-            for stretch in self.schedule.stretches:
+            for place in range(len(self.schedule.stretches)):
+                stretch = self.schedule.stretches[place]
                 if before is not None and done == stretch.start:
                     params, model_state = self._model(before, state)
                     carried = state.strategy_state
@@ -131,38 +133,74 @@ class Trainer:
                 before = stretch
                 if done >= stretch.end or not self._alive():
                     continue
-                for done, state in self._rounds(stretch, state, done):  # noqa: B020
+                for done, state in self._rounds(place, state, done):  # noqa: B020
                     if processes.any_of(self.interrupted()) and self._alive():
                         self._save(state, done)
                         raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
         self._save_models(self._model(self.schedule.stretches[-1], state))
 
-    def _rounds(self, stretch: Stretch, state: ServerState, done: int) -> Iterator:
+    def _planned(self) -> list[Planned]:
+        return [
+            Planned(s.phase.name, s.end - s.start, s.phase.pass_equivalents)
+            for s in self.schedule.stretches
+        ]
+
+    def _rounds(self, place: int, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
-        cuts = chunks(done, stretch.end, self.options)
-        feed = self._feed(stretch, state, cuts)
+        stretch = self.schedule.stretches[place]
+        cuts = chunks(stretch, done, self.options)
+        feed = self._feed(stretch.phase, state, cuts)
         data = next(feed)
         program = self._compile(stretch, state, data)
         for start, stop in cuts:
             began = time.perf_counter()
             state, metrics = program(state, data, self.run_key, np.int32(stop - start))
             data = next(feed, data)  # the next chunk's, while the devices compute this one
-            metrics = jax.device_get(metrics)
+            metrics, checked = jax.device_get(metrics), {}
+            if stretch.is_checked(stop):
+                state, checked, is_over = self._asked(stretch, state)
+                if is_over and stop < stretch.end:
+                    self._end([(place, stop)])
+                    self.bar.plan(self._planned())
+                    stretch = self.schedule.stretches[place]
             seconds = time.perf_counter() - began
-            self._log(stretch, state, start, stop, metrics, seconds)
+            self._log(stretch, state, start, stop, metrics, checked, seconds)
             if self._alive() and (
                 stop % self.options["checkpoint_every"] == 0 or stop == stretch.end
             ):
                 self._save(state, stop)
             yield stop, state
-            if not self._alive():
+            if not self._alive() or stop == stretch.end:
                 return
 
+    def _asked(
+        self, stretch: Stretch, state: ServerState
+    ) -> tuple[ServerState, dict[str, float], bool]:
+        """Returns the state after a check, what it measured, and whether the phase is over."""
+        check = stretch.phase.check
+        assert check is not None, "the phase has no checks"
+        done = int(state.round_idx)
+        data = next(self._feed(check.phase, state, [(done, done + 1)]))
+        if stretch.place not in self.checks:
+            program = make_check(check, self.built.engine)
+            with self.bar.compiling(check.phase.name):
+                self.checks[stretch.place] = program.lower(state, data, self.run_key).compile()
+        state, metrics, is_over = self.checks[stretch.place](state, data, self.run_key)
+        measured = {f"check_{name}": float(value) for name, value in metrics.items()}
+        return state, measured, bool(is_over)
+
+    def _end(self, ended: Ended) -> None:
+        """Ends phases early, each after a round of what is then the run."""
+        for place, done in ended:
+            self.schedule = self.schedule.ended(place, done)
+            for folder in self.folders:
+                folder.ended(self.schedule, place, done)
+
     def _feed(
-        self, stretch: Stretch, state: ServerState, cuts: Sequence[tuple[int, int]]
+        self, phase: Phase, state: ServerState, cuts: Sequence[tuple[int, int]]
     ) -> Iterator[FederatedData]:
         """Yields the data of each chunk of a phase."""
-        built, phase = self.built, stretch.phase
+        built = self.built
         data = built.data_of(phase)
         if built.engine.streamed:
             return streaming.stream(data, phase.groups, built.engine, built.run_key, cuts)
@@ -177,7 +215,9 @@ class Trainer:
         with self.bar.compiling(stretch.phase.name):
             return chunk.lower(state, data, self.run_key, np.int32(1)).compile()
 
-    def _log(self, stretch: Stretch, state, done: int, stop: int, metrics, seconds: float) -> None:
+    def _log(
+        self, stretch: Stretch, state, done: int, stop: int, metrics, checked, seconds: float
+    ) -> None:
         each = seconds / (stop - done)
         measured = {}
         due = stop % self.options["eval_every"] == 0 or stop == stretch.end
@@ -190,7 +230,9 @@ class Trainer:
         for i, folder in enumerate(self.folders):
             if folder.diverged_round is not None:
                 continue
-            rows = folder.rows(stretch, done, stop - done, self.lanes.take(metrics, i), each)
+            rows = folder.rows(
+                stretch, done, stop - done, self.lanes.take(metrics, i), each, checked
+            )
             rows[-1] |= {name: float(value) for name, value in self.lanes.take(measured, i).items()}
             folder.write(rows)
             shown.append(rows)
@@ -210,7 +252,7 @@ class Trainer:
     def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and statistics that a phase has arrived at."""
         data = None if self.built.engine.streamed else self.built.data
-        return self.models[stretch.start](state, data)
+        return self.models[stretch.place](state, data)
 
     def _alive(self) -> list[RunFolder]:
         """Returns the runs that have not diverged."""
@@ -243,6 +285,8 @@ class Trainer:
         """Returns the latest state that all runs have saved, or the initial one, and its round."""
         saved = [folder.checkpoints.latest_round() for folder in self.folders]
         done = min((round_idx or 0 for round_idx in saved), default=0)
+        if done:
+            self._end(ended_of(self.folders[0].checkpoints.progress(done)))
         stretch = self.schedule.stretch_of(max(done, 1))
         state = self._initial_state(stretch)
         if not done:

@@ -13,6 +13,7 @@ from zo_fl.algorithms import ridge
 from zo_fl.core import closed_form, trees
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import HIGH, Cohort
+from zo_fl.host.metrics import read_metrics
 from zo_fl.host.traffic import phase_traffic
 
 pytestmark = pytest.mark.slow
@@ -185,7 +186,11 @@ def test_the_penalty_and_the_temperature_are_those_that_validation_examples_say(
 def test_conjugate_gradients_arrive_at_ridge():
     rounds = 40
     built = tiny.build(
-        "ridge_cg", ridge_cg__num_rounds=rounds, ridge_cg__penalty=0.05, data__num_clients=4
+        "ridge_cg",
+        ridge_cg__num_rounds=rounds,
+        ridge_cg__penalty=0.05,
+        ridge_cg__check_every=0,
+        data__num_clients=4,
     )
     first, iterate = built.phases[:2]
     state = one_round(built, first)
@@ -196,9 +201,46 @@ def test_conjugate_gradients_arrive_at_ridge():
         state, *_ = step(state, built.data, built.run_key)
     h, labels = features_and_labels(built, state, range(4))
     assert_same_logits(state.params, *pooled_ridge(h, labels, 0.05), h, 1e-4)
-    np.testing.assert_array_equal(
-        state.strategy_state.heads.kernel[-1], state.params["head"]["kernel"]
+
+
+def test_conjugate_gradients_end_where_the_count_stops_rising(tmp_path):
+    changes = {"num_rounds": 90, "check_every": 3, "patience": 2, "calibrate": True}
+    config = tiny.config(
+        "ridge_cg", **{f"ridge_cg__{key}": value for key, value in changes.items()}
     )
+    stops = []
+
+    def stop(row):
+        if row["round"] == 7 and not stops:
+            stops.append(row)
+            raise KeyboardInterrupt
+
+    whole = train.run(config, tmp_path / "whole", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, tmp_path / "parts", quiet=True, on_round=stop)
+    parts = train.run(config, tmp_path / "parts", quiet=True)
+    assert {**parts, "wall_seconds": 0} == {**whole, "wall_seconds": 0}
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
+    assert strip(rows[0]) == strip(rows[1])
+    # One round of sums, iterations, one of temperatures.
+    checks = {row["round"] - 1: row["check_accuracy"] for row in rows[0] if "check_accuracy" in row}
+    iterations = whole["rounds"] - 2
+    assert list(checks) == list(range(3, iterations + 1, 3)) and 6 < iterations < 90
+    best = max(checks, key=checks.get)  # the first of equals
+    assert iterations == best + 6
+    (last,) = [row for row in rows[0] if row["round"] == whole["rounds"] - 1]
+    assert last["val_accuracy"] == pytest.approx(checks[best], abs=1e-6)
+    assert whole["final_accuracy"] == whole["phases"][-1]["test_accuracy"]
+    # The bill: three counts, and what an iteration sends, and no iteration that was not made.
+    built = tiny.build("ridge_cg", **{f"ridge_cg__{key}": value for key, value in changes.items()})
+    sums, iterate, calibrate = (
+        phase_traffic(phase, *jax.eval_shape(built.task.init, built.run_key), built.data_of(phase))
+        for phase in built.phases
+    )
+    counted = 8 * 4 * len(checks)
+    expected = sums.uplink + iterations * iterate.uplink + counted + calibrate.uplink
+    assert whole["uplink_bytes"] == expected
 
 
 def test_head_sgd_is_gradient_descent_on_the_head_written_out():
@@ -389,7 +431,7 @@ def test_methods_follow_each_other_and_every_phase_has_its_gain(name, tmp_path):
         "warmup",
         "ridge",
         "gaussian_head",
-        "ridge_cg iterations",
+        "ridge_cg",
     )
     assert summary["final_accuracy"] > 0.3
     assert summary["final_accuracy"] == summary["phases"][-1]["test_accuracy"]

@@ -17,7 +17,8 @@ class Screen:
         self.now = 0.0
 
     def progress(self, total, done=0, quiet=False, phases=None):
-        return Progress(total, done, quiet, self.console, lambda: self.now, phases)
+        phases = phases or [Planned("", total)]
+        return Progress(phases, done, quiet, self.console, lambda: self.now)
 
     @property
     def lines(self):

@@ -199,10 +199,9 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
         problem,
         "gaussian_head",
         looking,
-        lambda state: state.heads,
-        init,
+        init=init,
         rounds=rounds,
-        choose=len(shrinkages) > 1,
+        heads_of=(lambda state: state.heads) if len(shrinkages) > 1 else None,
         calibrate=block["calibrate"],
         keeping=keeping,
     )

@@ -157,10 +157,9 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         problem,
         "ridge",
         looking,
-        lambda state: state.heads,
-        init,
+        init=init,
         rounds=rounds,
-        choose=len(penalties) > 1,
+        heads_of=(lambda state: state.heads) if len(penalties) > 1 else None,
         calibrate=ridge["calibrate"],
         keeping=keeping,
     )

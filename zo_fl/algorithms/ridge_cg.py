@@ -5,9 +5,10 @@
             server: one step of conjugate gradients for each class
 
 A message is d C numbers, where that of ``ridge`` is d (d + 1) / 2: it pays below d / (2 C)
-iterations. A few iterations regularize as a penalty
-does: heads of several numbers of iterations are kept, and the clients' validation examples choose.
-Every round needs everyone; a client that drops out of one leaves an inexact step.
+iterations. A few iterations regularize as a penalty does, and more overfit: every few of them the
+clients count what the head so far gets right of their validation examples, the best head is kept,
+and the method ends where the count has stopped rising. Every round needs everyone; a client that
+drops out of one leaves an inexact step.
 
 Source: Hestenes and Stiefel 1952; the sums are those of ``ridge``.
 """
@@ -15,6 +16,7 @@ Source: Hestenes and Stiefel 1952; the sums are those of ``ridge``.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from zo_fl.clients import candidates, features
@@ -23,17 +25,21 @@ from zo_fl.core import closed_form, encodings
 from zo_fl.core.closed_form import Heads
 from zo_fl.core.encodings import ENCODINGS
 from zo_fl.core.fields import Block, Field, take
-from zo_fl.core.phase import Participation, Phase, Problem, make_group
+from zo_fl.core.phase import Check, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
-from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
-
-_SNAPSHOTS = 8  # heads that are kept, at most
+from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, ServerState
 
 ENDS_BY_CHOOSING = True  # more rounds would come too late
 
 BLOCKS: dict[str, Block] = {
     "ridge_cg": {
-        "num_rounds": Field(40, "iterations", at_least=0),
+        "num_rounds": Field(200, "iterations, at most", at_least=0),
+        "check_every": Field(
+            4,
+            "iterations between counts on validation examples; 0 = none, and all iterations",
+            at_least=0,
+        ),
+        "patience": Field(2, "counts without a better one after which it ends", at_least=1),
         "penalty": Field(1e-3, "of weights, of variance 1", at_least=0),
         "calibrate": Field(True, "fit a temperature for cross-entropy"),
         "encoding": Field("float32", "of what is sent", ENCODINGS),
@@ -54,8 +60,8 @@ class ConjugateState(NamedTuple):
       weights: ``f32[d, C]``, the solution so far.
       residual: ``f32[d, C]``.
       direction: ``f32[d, C]``.
-      done: ``i32[]`` iterations.
-      heads: those of several numbers of iterations.
+      best: ``i32[]`` validation examples that the head in the parameters gets right.
+      waited: ``i32[]`` counts since then.
     """
 
     mean: Array
@@ -65,8 +71,8 @@ class ConjugateState(NamedTuple):
     weights: Array
     residual: Array
     direction: Array
-    done: Array
-    heads: Heads
+    best: Array
+    waited: Array
 
 
 def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...]:
@@ -78,13 +84,12 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     task, looking = problem.task, take(Looking, ridge_cg)
     rounds, encoding = ridge_cg["num_rounds"], ridge_cg["encoding"]
     dim, classes = features.shapes(task)
-    kept = max(1, min(_SNAPSHOTS, rounds))
+    every = ridge_cg["check_every"]
     keeping = features.keeping(task, looking, on_client=ridge_cg["cache"])
 
     def init(params) -> ConjugateState:
         del params
         zeros = jnp.zeros((dim, classes))
-        heads = Heads(jnp.zeros((kept, dim, classes)), jnp.zeros((kept, classes)))
         return ConjugateState(
             jnp.zeros(dim),
             jnp.zeros(dim),
@@ -93,8 +98,8 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
             zeros,
             zeros,
             zeros,
+            jnp.int32(-1),
             jnp.int32(0),
-            heads,
         )
 
     def first_sums(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
@@ -146,14 +151,9 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         known: ConjugateState = state.strategy_state
         ahead = sums / known.num_examples + ridge_cg["penalty"] * known.direction
         new = _iterate(known, ahead)
-        kernel = new.weights * new.scale[:, None]
-        bias = new.prior - closed_form.full_product(new.mean[None], kernel)[0]
-        place = (new.done * kept - 1) // rounds
-        heads = Heads(
-            known.heads.kernel.at[place].set(kernel), known.heads.bias.at[place].set(bias)
-        )
-        params = candidates.set_head(state.params, task.head, kernel, bias)
-        return params, new._replace(heads=heads)
+        # Without counts the head is that of the latest iteration, else that of the best.
+        params = state.params if every else _with_head(task.head, state.params, new)
+        return params, new
 
     def receives(state: ServerState):
         return state.strategy_state.direction
@@ -172,15 +172,15 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         problem,
         "ridge_cg",
         looking,
-        lambda state: state.heads,
-        init,
+        init=init,
         rounds=min(rounds, 1),
-        choose=kept > 1,
         calibrate=ridge_cg["calibrate"],
         keeping=keeping,
     )
     first = phase("ridge_cg sums", min(rounds, 1), start, begin, is_first=True)
     iterations = phase("ridge_cg iterations", rounds, iterate, step)
+    if every:
+        iterations = iterations._replace(check=_check(problem, looking, init, ridge_cg, keeping))
     return candidates.in_order("ridge_cg", (first, iterations, *end))
 
 
@@ -195,5 +195,44 @@ def _iterate(known: ConjugateState, ahead: Array) -> ConjugateState:
         weights=known.weights + length[None] * known.direction,
         residual=residual,
         direction=residual + ratio[None] * known.direction,
-        done=known.done + 1,
     )
+
+
+def _with_head(name: str, params: Params, known: ConjugateState) -> Params:
+    """Returns parameters with the head of the latest iteration."""
+    kernel = known.weights * known.scale[:, None]
+    bias = known.prior - closed_form.full_product(known.mean[None], kernel)[0]
+    return candidates.set_head(params, name, kernel, bias)
+
+
+def _check(problem: Problem, looking: Looking, init, block: Mapping[str, Any], keeping) -> Check:
+    """Returns what is asked every few iterations: how many examples the head so far gets right."""
+    head = problem.task.head
+
+    def latest(state: ServerState) -> Heads:
+        found = _with_head(head, state.params, state.strategy_state)[head]
+        return Heads(found["kernel"][None], found["bias"][None])
+
+    def assign(counts, state: ServerState, run_key):
+        del run_key
+        known: ConjugateState = state.strategy_state
+        count = counts[0].astype(jnp.int32)
+        is_better = count > known.best
+        params = jax.tree.map(
+            lambda new, old: jnp.where(is_better, new, old),
+            _with_head(head, state.params, known),
+            state.params,
+        )
+        known = known._replace(
+            best=jnp.maximum(count, known.best),
+            waited=jnp.where(is_better, 0, known.waited + 1),
+        )
+        return params, known
+
+    def is_over(known: ConjugateState):
+        return known.waited >= block["patience"]
+
+    counting = candidates.counting(problem, "ridge_cg", looking, latest)
+    aggregation = Aggregation(init=init, reduce="sum", assign=assign)
+    phase = Phase("ridge_cg check", 1, (counting,), aggregation, None, on_validation=True)
+    return Check(phase._replace(keeping=keeping), block["check_every"], is_over)

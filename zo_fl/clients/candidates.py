@@ -19,14 +19,22 @@ from zo_fl.core.closed_form import Heads
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import Rule
 from zo_fl.core.phase import Keeping, Participation, Phase, Problem, make_group
-from zo_fl.core.strategy import Aggregation, ClientStrategy, InitStrategyState
+from zo_fl.core.strategy import (
+    Aggregation,
+    Assign,
+    ClientStrategy,
+    ClientUpdate,
+    Group,
+    InitStrategyState,
+    Receives,
+)
 from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, PyTree, ServerState
 
 TEMPERATURES = (2.0 ** np.arange(-3, 6.5, 0.5)).astype(np.float32)
 
 SOME = Rule(lambda: "one number or more, none below 0", bool)  # to choose from
 
-HeadsOf = Callable[[PyTree], Heads]  # strategy_state -> candidates
+HeadsOf = Callable[[ServerState], Heads]  # the candidates in a state
 
 
 def set_head(params: Params, name: str, kernel: Array, bias: Array) -> Params:
@@ -54,11 +62,10 @@ def phases(
     problem: Problem,
     name: str,
     looking: Looking,
-    heads_of: HeadsOf,
-    init: InitStrategyState,
     *,
+    init: InitStrategyState,
     rounds: int,
-    choose: bool,
+    heads_of: Callable[[PyTree], Heads] | None = None,
     calibrate: bool,
     keeping: Keeping,
 ) -> tuple[Phase, ...]:
@@ -68,26 +75,34 @@ def phases(
       problem: task and clients.
       name: the method's, with which theirs begin.
       looking: how clients compute features.
-      heads_of: ``strategy_state -> Heads``.
       init: of the strategy state.
       rounds: 1, or 0 for none of these phases.
-      choose: whether there are several candidates.
+      heads_of: ``strategy_state -> Heads`` to choose from; None where there is no choice.
       calibrate: whether a temperature is wanted.
       keeping: of the phase before.
 
     Raises:
       ConfigError: one of them is wanted, and clients have no validation examples.
     """
-    if rounds and (choose or calibrate):
-        _require_validation(problem, name)
-    wanted = {"choose": choose, "calibrate": calibrate}
-    makers = {"choose": _choosing, "calibrate": _calibrating}
+    found = []
+    if rounds and heads_of is not None:
+        group = counting(problem, name, looking, lambda state: heads_of(state.strategy_state))
+        assign = _choosing(problem.task.head, heads_of)
+        found.append((f"{name} choose", group, assign))
+    if rounds and calibrate:
+        found.append((f"{name} calibrate", *_calibrating(problem, name, looking)))
     return tuple(
-        _phase(problem, f"{name} {step}", rounds, makers[step], looking, heads_of, init)._replace(
-            keeping=keeping
+        Phase(
+            step,
+            rounds,
+            (group,),
+            Aggregation(init=init, reduce="sum", assign=assign),
+            None,
+            continues=True,
+            on_validation=True,
+            keeping=keeping,
         )
-        for step, is_wanted in wanted.items()
-        if is_wanted
+        for step, group, assign in found
     )
 
 
@@ -98,57 +113,71 @@ def in_order(name: str, phases: Iterable[Phase]) -> tuple[Phase, ...]:
     return (*before, last._replace(name=name))
 
 
-def _require_validation(problem: Problem, name: str) -> None:
-    if problem.validation is None or not np.any(problem.validation.client_sizes):
-        raise ConfigError(
-            f"{name} chooses by the clients' validation examples, and config.data.val_fraction "
-            f"leaves none; raise it, or give one penalty and set config.{name}.calibrate=false"
-        )
+def counting(problem: Problem, name: str, looking: Looking, heads_of: HeadsOf) -> Group:
+    """Returns all clients, who count what some heads get right of their validation examples.
 
+    A message is ``i32[L]``, one number a head.
 
-def _phase(problem, name, rounds, make, looking, heads_of, init) -> Phase:
-    strategy, assign = make(problem.task, looking, heads_of)
-    assert problem.validation is not None
-    problem = problem._replace(clients=problem.validation)
-    group = make_group(
-        problem, strategy, lambda clients, examples: clients * examples, Participation()
-    )
-    aggregation = Aggregation(init=init, reduce="sum", assign=assign)
-    return Phase(name, rounds, (group,), aggregation, None, continues=True, on_validation=True)
+    Args:
+      problem: task and clients.
+      name: of the method.
+      looking: how clients compute features.
+      heads_of: ``state -> Heads``, L of them; they are sent to the clients.
 
+    Raises:
+      ConfigError: clients have no validation examples.
+    """
+    task = problem.task
 
-def _choosing(task, looking: Looking, heads_of: HeadsOf):
     def client_update(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
         del run_key
-        heads = heads_of(state.strategy_state)
-        labels_of = lambda labels: jnp.argmax(labels, axis=-1)  # noqa: E731
+        heads = heads_of(state)
 
         def add(counts, seen, labels):
             logits = _all_logits(heads, seen)
-            right = jnp.argmax(logits, axis=-1) == labels_of(labels)[:, None]
+            right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)[:, None]
             # A head that could not be solved for predicts nothing.
             right &= jnp.all(jnp.isfinite(logits), axis=-1) & (labels.sum(-1) > 0)[:, None]
             return counts + right.sum(0, dtype=jnp.int32)
 
         count = heads.bias.shape[0]
         counts = features.sum_over(task, looking, state, batch, add, jnp.zeros(count, jnp.int32))
-        return ClientResult(counts, features.weight(batch, counts), {}, {})
+        accuracy = {"accuracy": counts[0] / jnp.maximum(jnp.sum(batch.mask), 1)}
+        metrics = accuracy if count == 1 else {}  # of many heads none is the model's
+        return ClientResult(counts, features.weight(batch, counts), {}, metrics)
 
+    return _on_validation(problem, name, client_update, heads_of)
+
+
+def _on_validation(
+    problem: Problem, name: str, client_update: ClientUpdate, receives: Receives
+) -> Group:
+    if problem.validation is None or not np.any(problem.validation.client_sizes):
+        raise ConfigError(
+            f"{name} chooses by the clients' validation examples, and config.data.val_fraction "
+            f"leaves none; raise it, or leave nothing to choose: config.{name}.calibrate=false and "
+            "one candidate, or no checks"
+        )
+    return make_group(
+        problem._replace(clients=problem.validation),
+        ClientStrategy(client_update, receives=receives, one_model=True),
+        lambda clients, examples: clients * examples,
+        Participation(),
+    )
+
+
+def _choosing(head: str, heads_of: Callable[[PyTree], Heads]) -> Assign:
     def assign(counts, state: ServerState, run_key):
         del run_key
-        heads = heads_of(state.strategy_state)
         best = jnp.argmax(counts)
-        kernel, bias = (leaf[best] for leaf in heads)
-        return set_head(state.params, task.head, kernel, bias), state.strategy_state
+        kernel, bias = (leaf[best] for leaf in heads_of(state.strategy_state))
+        return set_head(state.params, head, kernel, bias), state.strategy_state
 
-    def receives(state: ServerState):
-        return heads_of(state.strategy_state)
-
-    return ClientStrategy(client_update, receives=receives, one_model=True), assign
+    return assign
 
 
-def _calibrating(task, looking: Looking, heads_of: HeadsOf):
-    del heads_of
+def _calibrating(problem: Problem, name: str, looking: Looking) -> tuple[Group, Assign]:
+    task = problem.task
 
     def client_update(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
         del run_key
@@ -173,7 +202,7 @@ def _calibrating(task, looking: Looking, heads_of: HeadsOf):
     def receives(state: ServerState):
         return state.params[task.head]
 
-    return ClientStrategy(client_update, receives=receives, one_model=True), assign
+    return _on_validation(problem, name, client_update, receives), assign
 
 
 def _all_logits(heads: Heads, seen: Array) -> Array:

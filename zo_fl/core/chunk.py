@@ -1,4 +1,4 @@
-"""Several rounds as one jitted program: what the trainer dispatches, and benchmarks time."""
+"""Several rounds, or a check, as one jitted program: what the trainer dispatches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zo_fl.core.engine import Engine
+from zo_fl.core.phase import Check
+from zo_fl.core.round import make_algorithm
 from zo_fl.core.strategy import FederatedAlgorithm
 from zo_fl.core.types import PyTree, ServerState
 
@@ -67,3 +70,23 @@ def make_chunk(
 
     mapped = lanes.lift(run_chunk, (0, None, 0, None))
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
+
+
+def make_check(check: Check, engine: Engine) -> Any:
+    """Returns jitted ``(state, data, run_key) -> (state, metrics, is_over bool[])``.
+
+    Args:
+      check: of a phase, whose state it is given.
+      engine: how clients are laid out.
+
+    The state is donated; its round and its optimizer's state stay.
+    """
+    algorithm = make_algorithm(check.phase, engine)
+
+    def ask(state: ServerState, data, run_key):
+        after, metrics, _ = algorithm.round(state._replace(opt_state=()), data, run_key)
+        after = after._replace(opt_state=state.opt_state, round_idx=state.round_idx)
+        del metrics["update_norm"]
+        return after, metrics, check.is_over(after.strategy_state)
+
+    return jax.jit(ask, donate_argnums=0, compiler_options=engine.compiler_options)

@@ -24,6 +24,7 @@ from zo_fl.core.types import (
     FederatedData,
     ModelState,
     Params,
+    PyTree,
     ServerState,
 )
 
@@ -89,12 +90,38 @@ def as_trained(state: ServerState, data: FederatedData | None) -> tuple[Params, 
     return state.params, state.model_state
 
 
+class IsOver(Protocol):
+    """Whether a phase has done what it can."""
+
+    def __call__(self, strategy_state: PyTree, /) -> Array:
+        """Returns ``bool[]``."""
+        ...
+
+
+class Check(NamedTuple):
+    """What clients are asked every few rounds of a phase, and whether it ends by their answers.
+
+    A check is no round of the run: it draws nothing and leaves the optimizer alone. It is billed
+    with the round that it follows.
+
+    Attributes:
+      phase: of one round, with the strategy state of the phase that is checked; what it assigns
+        stays.
+      every: rounds; the phase's last one is followed by one as well.
+      is_over: asked after it.
+    """
+
+    phase: "Phase"
+    every: int
+    is_over: IsOver
+
+
 class Phase(NamedTuple):
     """A stretch of rounds of one algorithm: a description, without the devices that it runs on.
 
     Attributes:
       name: shown in metrics and plots.
-      num_rounds: how many; 0 skips the phase.
+      num_rounds: how many, at most; 0 skips the phase.
       groups: who does what; traffic is computed from the shapes of their messages.
       aggregation: what becomes of their updates.
       server_optimizer: descends along the pseudo-gradient; None if the aggregation assigns.
@@ -107,6 +134,7 @@ class Phase(NamedTuple):
       on_validation: whether clients look at their validation examples instead of those of training.
       keeping: what may be computed when the phase begins, to be looked at instead of examples; the
         same object in phases that follow each other is computed once.
+      check: what may end it before its rounds are over.
     """
 
     name: str
@@ -120,6 +148,7 @@ class Phase(NamedTuple):
     prepares: bool = False
     on_validation: bool = False
     keeping: Keeping | None = None
+    check: Check | None = None
 
     @property
     def cohort_size(self) -> int:

@@ -88,6 +88,12 @@ class Checkpoints:
         restored = manager.restore(round_idx, args=items)
         return restored["state"], restored["progress"]
 
+    def progress(self, round_idx: int) -> dict[str, Any]:
+        """Returns what was saved beside the state after ``round_idx`` rounds."""
+        manager = self._rounds if round_idx in self._rounds.all_steps() else self._pivot
+        items = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return manager.restore(round_idx, args=items)["progress"]
+
     def restore_latest(self, abstract_state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """Returns ``(round_idx, state, progress)`` of the latest checkpoint, or None.
 

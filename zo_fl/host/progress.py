@@ -58,25 +58,23 @@ class Progress:
     lets expect: then it begins with ``~``. If that is not known it is a lower bound, ``≥``.
 
     Args:
-      total_rounds: of the whole run.
+      phases: of the whole run, in order.
       start_round: rounds done before, when resumed.
       quiet: True shows nothing at all.
       console: where to; the default is standard output.
       clock: seconds, for tests.
-      phases: of the whole run, in order; None = one phase, or nothing is known of them.
     """
 
     def __init__(
         self,
-        total_rounds: int,
+        phases: Sequence[Planned],
         start_round: int = 0,
         quiet: bool = False,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
-        phases: Sequence[Planned] | None = None,
     ):
-        self._total, self._done, self._quiet, self._clock = total_rounds, start_round, quiet, clock
-        self._phases = tuple(phases or [Planned("", total_rounds)])
+        self._done, self._quiet, self._clock = start_round, quiet, clock
+        self._phases = tuple(phases)
         self._console = console or Console()
         self._phase: str | None = None
         self._pace: deque[_Pace] = deque(maxlen=_RECENT)
@@ -84,7 +82,17 @@ class Progress:
         self._accuracy: float | None = None
         self._live = None
         if self._console.is_terminal and not quiet:
-            self._live, self._task = _live_bar(self._console, total_rounds, start_round)
+            self._live, self._task = _live_bar(self._console, self._total, start_round)
+
+    @property
+    def _total(self) -> int:
+        return sum(phase.num_rounds for phase in self._phases)
+
+    def plan(self, phases: Sequence[Planned]) -> None:
+        """Takes another plan: a phase ended before its rounds were over."""
+        self._phases = tuple(phases)
+        if self._live:
+            self._live.update(self._task, total=self._total)
 
     def __enter__(self) -> "Progress":
         if self._live:

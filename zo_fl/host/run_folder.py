@@ -18,6 +18,12 @@ from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule, Stretch
 
 Row = dict[str, Any]
+Ended = list[tuple[int, int]]
+
+
+def ended_of(progress: Mapping[str, Any]) -> Ended:
+    """Returns ``(place, round)`` of phases that ended early, of what is saved beside a state."""
+    return [(place, done) for place, done in progress.get("ended", [])]
 
 
 class RunFolder:
@@ -43,14 +49,16 @@ class RunFolder:
             "best_val_accuracy": None,
             "accuracy_at_best_val": None,
             "phases": [],  # the accuracy that each arrived at
+            "ended": [],  # (place, round) of phases that ended before their rounds were over
         }
 
-    def adopt(self, donor: Path, like: Callable[[int], ServerState]) -> None:
+    def adopt(self, donor: Path, like: Callable[[int, Ended], ServerState]) -> None:
         """Takes over a finished run's last checkpoint and metrics, unless the run has begun.
 
         Args:
           donor: the finished run's folder, checked by ``warm_starts.check``.
-          like: ``rounds done -> `` a state of the phase that they end in.
+          like: ``(rounds done, phases that ended early) -> `` a state of the phase that the rounds
+            end in; calls ``ended`` for these phases.
 
         Raises:
           ConfigError: its checkpoint is missing, or of another structure.
@@ -61,7 +69,7 @@ class RunFolder:
         done = saved.latest_round()
         if done is None:
             raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
-        state, progress = saved.restore(done, like(done))
+        state, progress = saved.restore(done, like(done, ended_of(saved.progress(done))))
         self._progress |= progress
         if done == self._schedule.pivot:
             self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
@@ -84,6 +92,12 @@ class RunFolder:
         progress = self._progress | {"seconds": self._seconds()}
         self.checkpoints.save(done, state, progress, keep=done == self._schedule.pivot)
 
+    def ended(self, schedule: Schedule, place: int, done: int) -> None:
+        """Notes that phase ``place`` ended early, after round ``done`` of what is now the run."""
+        self._schedule = schedule
+        if [place, done] not in self._progress["ended"]:
+            self._progress["ended"] = [*self._progress["ended"], [place, done]]
+
     def open(self, done: int) -> None:
         """Opens the metrics, of which rows after ``done`` rounds are dropped."""
         self._done = done
@@ -103,6 +117,7 @@ class RunFolder:
         count: int,
         metrics: Mapping[str, np.ndarray],
         seconds: float,
+        checked: Mapping[str, float],
     ) -> list[Row]:
         """Returns the rows of a chunk of rounds, and notes the first whose loss is not finite.
 
@@ -112,6 +127,7 @@ class RunFolder:
           count: rounds of the chunk.
           metrics: ``f32[count]`` each, or longer.
           seconds: a round.
+          checked: what was measured by a check after the last one.
         """
         rows = []
         for i in range(count):
@@ -122,6 +138,7 @@ class RunFolder:
                 row["train_loss"] = values.pop("loss")
             row |= values | {"uplink_bytes": uplink, "downlink_bytes": downlink}
             rows.append(row | {"seconds": seconds})
+        rows[-1] |= checked
         bad = [row["round"] for row in rows if not np.isfinite(row.get("train_loss", 0.0))]
         self.diverged_round = bad[0] if bad else None
         return rows

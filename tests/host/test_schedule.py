@@ -1,0 +1,52 @@
+"""Which rounds belong to which phase, when a phase ends early, and what it all costs."""
+
+import jax
+import pytest
+
+from tests import tiny
+from zo_fl import train
+from zo_fl.core.errors import ConfigError
+from zo_fl.host.schedule import chunks, make_schedule
+
+OPTIONS = {"rounds_per_jit": 5, "eval_every": 7, "checkpoint_every": 100}
+CHECKED = {"ridge_cg__num_rounds": 20, "ridge_cg__check_every": 4}
+
+
+@pytest.fixture(scope="module")
+def schedule():
+    built = tiny.build("ridge_cg+head_sgd", **CHECKED)
+    params, model_state = jax.eval_shape(built.task.init, built.run_key)
+    return make_schedule(built.phases, params, model_state, built.data_of)
+
+
+def test_chunks_end_where_something_is_due(schedule):
+    iterations = schedule.stretches[1]
+    cuts = chunks(iterations, iterations.start, OPTIONS)
+    assert cuts == [(1, 5), (5, 7), (7, 9), (9, 13), (13, 14), (14, 17), (17, 21)]
+    assert [stop for _, stop in cuts if iterations.is_checked(stop)] == [5, 9, 13, 17, 21]
+    assert chunks(schedule.stretches[0], 0, OPTIONS) == [(0, 1)]
+
+
+def test_a_phase_that_ends_early_moves_those_after_it(schedule):
+    ended = schedule.ended(1, 9)
+    spans = [(s.start, s.end) for s in ended.stretches]
+    assert spans == [(0, 1), (1, 9), (9, 11)] and ended.end == 11 and ended.pivot == 1
+    assert [(s.start, s.end) for s in schedule.stretches] == [(0, 1), (1, 21), (21, 23)]
+
+
+def test_checks_are_billed_with_the_round_that_they_follow(schedule):
+    iterations = schedule.stretches[1]
+    each, check = iterations.round.traffic.uplink, iterations.check.traffic.uplink
+    sent = [schedule.traffic(done)[0] for done in range(1, 23)]
+    steps = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
+    assert steps[:8] == [each, each, each, each + check] * 2 and check == 8 * 4
+    # Ended between two checks, the last iteration is followed by one.
+    assert schedule.ended(1, 7).traffic(7)[0] == sent[0] + 6 * each + 2 * check
+    passes = schedule.of_low_client(5)[1] - schedule.of_low_client(4)[1]
+    assert passes > schedule.of_low_client(4)[1] - schedule.of_low_client(3)[1]
+
+
+def test_seeds_side_by_side_cannot_end_at_rounds_of_their_own(tmp_path):
+    with pytest.raises(ConfigError, match="set its check_every to 0, or leave out --vmap_seeds"):
+        train.run_seeds(tiny.config("ridge_cg", **CHECKED), tmp_path, 2, quiet=True)
+    assert not list(tmp_path.iterdir())
