@@ -2,8 +2,9 @@
 
 From a warm-up by the high tier: nothing more, scalars, first-order rounds for all, the same one
 example at a time, exact gradients of the head, closed-form heads. Without any training: image
-patches and closed-form heads, and what the high tier alone gets from these. Expect closed form to
-win at every price but against first-order rounds for all once there is data enough to train on.
+patches and closed-form heads, scalars after them, and what the high tier alone gets from these.
+Expect closed form to win at every price but against first-order rounds for all once there is data
+enough to train on, and scalars to add little to it.
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/low_resource.py --seeds=5 --workdir=R
@@ -37,6 +38,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
         "Untrained, ridge": {"algorithm": "ridge", **ridge},
         "Patches, class means, int4": _means(),
         "Patches, ridge": {"algorithm": "patches+ridge", **ridge, **_PATCHES},
+        "Patches, ridge, scalars": {"algorithm": "patches+ridge+zo", **ridge, **gentle, **_PATCHES},
         "Patches, ridge of the high tier": {
             "algorithm": "patches+ridge",
             "ridge.tiers": "high",
