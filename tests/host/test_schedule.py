@@ -1,5 +1,7 @@
 """Which rounds belong to which phase, when a phase ends early, and what it all costs."""
 
+import itertools
+
 import jax
 import pytest
 
@@ -38,7 +40,7 @@ def test_checks_are_billed_with_the_round_that_they_follow(schedule):
     iterations = schedule.stretches[1]
     each, check = iterations.round.traffic.uplink, iterations.check.traffic.uplink
     sent = [schedule.traffic(done)[0] for done in range(1, 23)]
-    steps = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
+    steps = [later - earlier for earlier, later in itertools.pairwise(sent)]
     assert steps[:8] == [each, each, each, each + check] * 2 and check == 8 * 4
     # Ended between two checks, the last iteration is followed by one.
     assert schedule.ended(1, 7).traffic(7)[0] == sent[0] + 6 * each + 2 * check
