@@ -94,7 +94,7 @@ def memory_of(sweep: SweepRuns) -> dict[str, int]:
 
 def low_client_memory(run: Run) -> int:
     """Returns the bytes of the largest step of a low-resource client; 0 if it takes none."""
-    built = experiment.build(configs.resolve(run.config))
+    built = experiment.build(configs.resolve(configs.read_by(run.config)))
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
     is_low = np.asarray(built.federation.clients.client_tiers) == LOW
     largest = 0

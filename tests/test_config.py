@@ -198,6 +198,15 @@ def test_every_field_of_the_run_block_is_read():
     assert set(config.RUN) <= texts
 
 
+def test_blocks_that_a_method_does_not_read_may_be_of_another_version():
+    saved = config.resolve(tiny.config("zowarmup"))
+    saved["fedzo"]["eps"] = 1e-4  # a field that there was
+    saved["no_more"] = {"lr": 1.0}
+    assert config.identity(saved) == config.identity(config.resolve(tiny.config("zowarmup")))
+    with pytest.raises(ConfigError, match="unknown field config.fedzo.eps"):
+        config.identity(saved | {"algorithm": "fedzo"})
+
+
 def test_only_what_the_algorithm_reads_makes_a_run_what_it_is():
     one = config.resolve(tiny.config("zowarmup"))
     same = config.resolve(tiny.config("fedavg+zo", decomfl__lr=0.5, heterofl__levels="abc"))

@@ -234,6 +234,8 @@ def test_dynamic_levels_are_redrawn_every_round_and_cover_the_population():
         ({"heterofl__levels": "ba"}, "config.heterofl.levels"),
         ({"heterofl__levels": "af"}, "config.heterofl.levels"),
         ({"heterofl__levels": ""}, "config.heterofl.levels"),
+        ({"heterofl__levels": "b"}, "config.heterofl.levels='b'"),
+        ({"heterofl__levels": "cd"}, "a among them: someone has to train the whole model"),
         ({"heterofl__assignment": "fixed"}, "config.heterofl.assignment=.*tier, dynamic"),
         ({"heterofl__cohort_size": 1}, "config.heterofl.cohort_size=1 leaves"),
         ({"heterofl__cohort_size": 9}, "config.heterofl.cohort_size=9 leaves"),

@@ -362,19 +362,18 @@ def test_decomfl_is_its_formula():
 
 
 def test_fedzo_is_its_formula():
-    changes = dict(eps=0.01, lr=0.9, local_lr=0.05, num_directions=2, local_steps=4, batch_size=2)
+    changes = dict(radius=0.2, lr=0.9, local_lr=0.05, num_directions=2, local_steps=4, batch_size=2)
     case = make_case("fedzo", CLOSE, fedzo=changes | dict(cohort_size=4))
     (state,), (phase,), block, w = run(case), case.phases, case.blocks["fedzo"], case.start
     server = ref.Server(block["lr"], **block["server"])
-    mu = block["eps"] * math.sqrt(sum(leaf.size for leaf in w.values()))
     for t in range(ROUNDS):
         trained = []
         for j in cohort(phase, t):
             spheres = [
                 [ref.add(ref.zeros_like(z), 1 / ref.norm(z), z) for z in of_step]
-                for of_step in probes(case, block, t, j)
+                for of_step in probes(case, block | dict(distribution="sphere", tau=1.0), t, j)
             ]
-            of_client = steps(case, block, t, j)
+            of_client, mu = steps(case, block, t, j), block["radius"]
             trained.append(ref.fedzo_local(w, of_client, spheres, mu=mu, lr=block["local_lr"]))
         w = server.step(w, ref.mean_delta(w, trained, [1] * len(trained)))
     check(case, state.params, w)
@@ -395,9 +394,10 @@ def test_baffle_is_its_formula_and_evaluates_the_moving_average():
     w = zo_rounds(case, phase, block, case.start, shift=clipped, seed_policy="shared")
     check(case, state.params, w)
     trajectory, average = case.start, case.start
-    for g in shifted:
+    for t, g in enumerate(shifted, start=1):
         trajectory = server.step(trajectory, g)
-        average = ref.weighted_mean([average, trajectory], [0.6, 0.4])
+        rate = min(0.6, (1 + t) / (10 + t))
+        average = ref.weighted_mean([average, trajectory], [rate, 1 - rate])
     check(case, phase.evaluated(state, case.data)[0], average)
 
 

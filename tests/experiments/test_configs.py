@@ -76,6 +76,21 @@ def test_the_five_splits_differ_in_nothing_but_the_share_of_high_resource_client
     assert all(one == rest[0] for one in rest)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.startswith("imagenet32") and "_200_" not in name]
+)
+def test_no_forward_pass_of_imagenet32_takes_all_images_of_a_client_at_once(name):
+    config = configs.resolve(load(name).get_config())
+    read = {
+        block
+        for part in algorithms.parts(config["algorithm"])
+        for block in algorithms.blocks_of(part)
+    }
+    probing = [config[block] for block in read if "num_directions" in config[block]]
+    assert probing or config["algorithm"] in ("fedavg", "heterofl")
+    assert all(0 < block["microbatch"] < 2000 for block in probing)
+
+
 def test_the_paper_s_setting_is_the_paper_s():
     config = load("cifar10_10_90").get_config()
     config.data.name = "synthetic"  # its clients are smaller; their number is what matters

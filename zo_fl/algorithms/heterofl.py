@@ -42,9 +42,12 @@ STATISTICS_BATCH = 500
 
 
 _LEVELS = Rule(
-    lambda: f"distinct letters of {''.join(WIDTHS)}, widest first, such as 'ab'",
+    lambda: (
+        f"distinct letters of {''.join(WIDTHS)}, widest first, and a among them: someone has to "
+        "train the whole model; such as 'ab'"
+    ),
     lambda levels: (
-        bool(levels) and list(levels) == sorted(set(levels)) and set(levels) <= set(WIDTHS)
+        levels[:1] == "a" and list(levels) == sorted(set(levels)) and set(levels) <= set(WIDTHS)
     ),
 )
 _MILESTONES = Rule(
@@ -97,7 +100,7 @@ def _level(
 ) -> Group:
     """Returns the group of one level: who is in it, and how they train."""
     levels, fields = block["levels"], take(LocalSGD, block)
-    width = WIDTHS[levels[index]] / WIDTHS[levels[0]]
+    width = WIDTHS[levels[index]]
     task = problem.task if width == 1.0 else problem.narrow_task(width)
 
     def training(state: ServerState) -> LocalTraining:

@@ -9,8 +9,12 @@ explicit. Perturbed passes never touch running statistics, whatever the policy.
     batch         the client's batch statistics  stay as they were at the pivot
     batch_sync    the client's batch statistics  one unperturbed pass a round moves them by the
                                                  usual momentum; n_k-weighted mean of the clients'
-    recalibrate   the running statistics         replaced every round by the exact pooled statistics
-                                                 of all clients' unperturbed passes
+    recalibrate   the running statistics         replaced every round by the pooled moments of all
+                                                 clients' unperturbed passes
+
+In these passes a client's activations are normalised by its own batch. What ``recalibrate`` pools
+is therefore exact in the first normalised layer alone, and deeper what clients see who normalise by
+themselves; where labels are skewed it is not what a pass over the pooled data would give.
 
 The last two upload statistics beside the scalars, and are billed for them.
 

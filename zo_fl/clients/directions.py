@@ -6,7 +6,7 @@ All distributions have E[z z^T] = tau^2 I, so they are exchangeable at equal ste
 
     rademacher   tau * {-1, +1}^d              ZOWarmUp's choice, one random bit a coordinate
     gaussian     tau * N(0, I)                 MeZO, FedKSeed, DeComFL
-    sphere       tau * sqrt(d) * U(S^{d-1})    FedZO; its radius mu is eps * tau * sqrt(d) here
+    sphere       tau * sqrt(d) * U(S^{d-1})    FedZO, which sets eps by its radius
 
 tau lives in this file alone. It appears in the perturbation and again in the rebuilt update, hence
 the identity (eps, tau, lr) == (tau * eps, 1, tau^2 * lr) for plain SGD.

@@ -93,17 +93,29 @@ def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return traverse_util.unflatten_dict({**flat, **changes}, sep=".")
 
 
-def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run's method reads of its config, all of it checked.
+
+    Other blocks need not be known: they may be of another version of this program.
+
+    Raises:
+      ConfigError: a method, field or value of another version.
+    """
+    known = resolve({"algorithm": config["algorithm"]})
+    parts = algorithms.parts(known["algorithm"])
+    read = {block for part in parts for block in algorithms.blocks_of(part)}
+    names = {"algorithm", "seed", "data", "model", "run", *read}
+    resolved = resolve({name: config[name] for name in names if name in config})
+    return {name: resolved[name] for name in sorted(names)} | {"algorithm": "+".join(parts)}
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what makes a run the one it is, by dotted names: blocks that its method reads.
 
     Raises:
-      ConfigError: a config of another version of this program, with fields that there are not now.
+      ConfigError: of another version of this program, with fields that there are not now.
     """
-    resolved = resolve(resolved)
-    parts = algorithms.parts(resolved["algorithm"])
-    read = {block for part in parts for block in algorithms.blocks_of(part)}
-    kept = {name: resolved[name] for name in ("data", "model", "run", *sorted(read))}
-    return {"algorithm": "+".join(parts), "seed": resolved["seed"]} | flatten(kept)
+    return flatten(read_by(config))
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def check(config: Mapping[str, Any], donor: Path) -> None:
     saved = workdir.read_json(donor / "config.json")
     if summary is None or saved is None or summary["diverged_round"] is not None:
         raise ConfigError(f"{donor} holds no finished run; change --warm_start")
-    earlier = configs.resolve(saved["config"])
+    earlier = configs.read_by(saved["config"])
     mine, parts = algorithms.parts(config["algorithm"]), algorithms.parts(earlier["algorithm"])
     if mine[: len(parts)] != parts:
         raise ConfigError(
