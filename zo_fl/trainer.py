@@ -25,7 +25,7 @@ from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
-from zo_fl.host import evaluate, processes, streaming
+from zo_fl.host import evaluate, processes, rounding, streaming
 from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
 from zo_fl.host.run_folder import Ended, RunFolder, ended_of
@@ -148,6 +148,8 @@ class Trainer:
     def _rounds(self, place: int, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
         stretch = self.schedule.stretches[place]
+        if done == stretch.start:
+            self._warn(stretch.phase, state)
         cuts = chunks(stretch, done, self.options)
         feed = self._feed(stretch.phase, state, cuts)
         data = next(feed)
@@ -172,6 +174,20 @@ class Trainer:
             yield stop, state
             if not self._alive() or stop == stretch.end:
                 return
+
+    def _warn(self, phase: Phase, state: ServerState) -> None:
+        """Warns where the precision of a phase ruins what its clients send."""
+        options = self.built.engine.compiler_options
+        for i, folder in enumerate(self.folders):
+            lane = (
+                self.lanes.take(state, i),
+                self._clients_of(phase),
+                self.lanes.take(self.run_key, i),
+            )
+            text = rounding.warning(phase, *lane, options)
+            if text is not None:
+                folder.warn(text)
+                self.bar.message(f"warning: {text}")
 
     def _asked(
         self, stretch: Stretch, state: ServerState

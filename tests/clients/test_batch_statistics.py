@@ -77,7 +77,7 @@ def test_batch_sync_moves_statistics_by_one_unperturbed_pass_averaged_over_clien
     chex.assert_trees_all_close(after.model_state, mean_of(moved), rtol=1e-4, atol=1e-6)
 
 
-def test_recalibrate_replaces_statistics_by_the_exact_pooled_ones():
+def test_recalibrate_pools_the_moments_that_clients_have_by_themselves_exact_in_the_first_layer():
     built, _, before, after, _, record = one_round("recalibrate")
     pooled = batch_statistics.from_moments(mean_of(client_moments(built, before, record)))
     chex.assert_trees_all_close(after.model_state, pooled, rtol=1e-3, atol=1e-5)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from zo_fl.models.layers import BatchNorm, GroupNorm, max_pool, mean_pool
 
 pytestmark = pytest.mark.slow
@@ -84,3 +85,17 @@ def test_tied_maxima_share_the_gradient():
 
 def test_mean_pool_is_the_mean_over_space():
     assert jnp.allclose(mean_pool(X), X.mean((1, 2)))
+
+
+@pytest.mark.slow
+def test_training_does_not_depend_on_how_much_the_compiler_optimizes():
+    built = tiny.build("fedavg", model__name="cnn", model__norm="group")
+    (phase,) = built.phases
+    norms = []
+    for level in (0, 3):
+        options = {"xla_backend_optimization_level": level}
+        options["xla_llvm_disable_expensive_passes"] = level == 0
+        step = jax.jit(tiny.algorithm(built, phase).round, compiler_options=options)
+        metrics = step(tiny.start(built, phase), built.data_of(phase), built.run_key)[1]
+        norms.append(float(metrics["update_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)

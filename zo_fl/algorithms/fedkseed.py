@@ -141,7 +141,8 @@ def pool_strategy(
         sizes = jnp.minimum(jnp.abs(coefficients) * prober.fields.num_directions, CLIP)
         return Pool(accumulators, zeros.at[drawn].add(sizes), zeros.at[drawn].add(1.0))
 
-    return ClientStrategy(client_update, decode, replays=True)
+    twice = zeroth_order.scalars_twice(prober)
+    return ClientStrategy(client_update, decode, replays=True, scalars_twice=twice)
 
 
 def pool_aggregation(

@@ -80,4 +80,4 @@ def delta_strategy(prober: Prober) -> ClientStrategy:
         delta = optax.tree.sub(state.params, probes.params)
         return ClientResult(delta, weight, probes.statistics, {"loss": probes.loss})
 
-    return ClientStrategy(client_update)
+    return ClientStrategy(client_update, scalars_twice=zeroth_order.scalars_twice(prober))

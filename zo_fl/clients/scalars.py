@@ -34,7 +34,13 @@ def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStr
         return rebuild(prober, message, directions_root(state, run_key, client_id), state.params)
 
     one_model = shared and prober.fields.local_steps == 1
-    return ClientStrategy(client_update, decode, replays=True, one_model=one_model)
+    return ClientStrategy(
+        client_update,
+        decode,
+        replays=True,
+        one_model=one_model,
+        scalars_twice=zeroth_order.scalars_twice(prober),
+    )
 
 
 def scalar_aggregation(prober: Prober, shared: bool, scale: float) -> Aggregation:

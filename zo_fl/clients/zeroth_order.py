@@ -22,8 +22,11 @@ from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.core import cohorts, keys
 from zo_fl.core.fields import Block, Field
 from zo_fl.core.precision import PRECISIONS
+from zo_fl.core.strategy import ScalarsTwice
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, ClientBatch, Examples, ModelState, Params, ServerState
+
+_COMPARED = 16  # scalars
 
 
 class Probing(NamedTuple):
@@ -178,6 +181,37 @@ def probe(
     size = jnp.where(jnp.any(jnp.isfinite(scalars)), size, 0.0)
     loss = jnp.mean(losses, where=jnp.isfinite(losses))
     return Probes(scalars, after, uploaded, loss, size)
+
+
+def scalars_twice(prober: Prober) -> ScalarsTwice | None:
+    """Returns what compares a client's scalars with those in float32; None where they are.
+
+    Along directions of its own, around the server's weights, on one local step's worth of examples.
+    """
+    fields = prober.fields
+    if fields.precision == "float32":
+        return None
+    estimator = estimators.create(
+        fields.estimator, prober.add_direction, eps=fields.eps, num_directions=_COMPARED
+    )
+
+    def compare(state: ServerState, batch: ClientBatch, run_key: Array) -> Array:
+        client_key = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
+        rows, mask = _first(*_steps(prober, batch.mask, keys.stream(client_key, "batches")))
+        examples = batch.examples
+        if rows is not None:
+            examples = jax.tree.map(lambda leaf: leaf[rows], examples)
+        split = _split(examples, mask, fields.microbatch)
+        weights = split[1].reshape(-1) / jnp.maximum(jnp.sum(mask), 1)
+        directions_ = jax.random.split(keys.stream(client_key, "compared"), _COMPARED)
+
+        def scalars(task: Task) -> Array:
+            losses = _losses(prober._replace(task=task), state.model_state, split)
+            return estimator.estimate(losses, weights, state.params, directions_).scalars
+
+        return jnp.stack([scalars(prober.task), scalars(prober.task.with_precision("float32"))])
+
+    return compare
 
 
 def _steps(prober: Prober, mask: Array, key: Array) -> tuple[Array | None, Array]:

@@ -70,6 +70,14 @@ class Receives(Protocol):
         ...
 
 
+class ScalarsTwice(Protocol):
+    """What a client would send at the precision of the run, and in float32."""
+
+    def __call__(self, state: ServerState, batch: ClientBatch, run_key: Array, /) -> Array:
+        """Returns ``f32[2, M]``: M scalars at the run's precision, and the same in float32."""
+        ...
+
+
 class SampleCohort(Protocol):
     """Who takes part."""
 
@@ -143,6 +151,8 @@ class ClientStrategy(NamedTuple):
       has_part: True if clients hold only that part of the model which they receive.
       sent_bytes: bytes of a client's message, where it leaves out what it does not hold; None if
         they are those of the message's shape.
+      scalars_twice: tells how much of small differences of losses a coarser precision leaves; None
+        where they are computed in float32, or there are none.
     """
 
     client_update: ClientUpdate
@@ -152,6 +162,7 @@ class ClientStrategy(NamedTuple):
     one_model: bool = False
     has_part: bool = False
     sent_bytes: SentBytes | None = None
+    scalars_twice: ScalarsTwice | None = None
 
 
 class Group(NamedTuple):

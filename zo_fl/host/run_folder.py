@@ -49,6 +49,7 @@ class RunFolder:
             "best_val_accuracy": None,
             "accuracy_at_best_val": None,
             "phases": [],  # the accuracy that each arrived at
+            "warnings": [],
             "ended": [],  # (place, round) of phases that ended before their rounds were over
         }
 
@@ -97,6 +98,11 @@ class RunFolder:
         self._schedule = schedule
         if [place, done] not in self._progress["ended"]:
             self._progress["ended"] = [*self._progress["ended"], [place, done]]
+
+    def warn(self, text: str) -> None:
+        """Notes a warning for the summary."""
+        if text not in self._progress["warnings"]:
+            self._progress["warnings"] = [*self._progress["warnings"], text]
 
     def open(self, done: int) -> None:
         """Opens the metrics, of which rows after ``done`` rounds are dropped."""
@@ -183,6 +189,7 @@ class RunFolder:
             "low_uplink_bytes": low_uplink,
             "low_passes": low_passes,
             "phases": self._progress["phases"],
+            "warnings": self._progress["warnings"],
             "wall_seconds": self._seconds(),
         }
         with processes.agreed():
