@@ -5,7 +5,8 @@ takes it (``zo_fl/config`` says where); one that is not declared is an error.
 
 Learning rates are not in the paper. ``warmup.lr`` is its author's public default order (0.1 to
 0.03); ``zo.lr`` follows from matching the norm of the zeroth-order update, lr * tau^2 * |grad| *
-sqrt(d / (S * cohort)), to that of a first-order step of rate 0.01 to 0.1. The other zeroth-order
+sqrt(d / (S * cohort)), to that of a first-order step of rate 0.01 to 0.1; |grad| is the root mean
+square over the clients of the norms of their own gradients. The other zeroth-order
 methods' rates follow by matching the norm of *their* update of a round to it: with k local steps of
 S directions each it is lr * tau^2 * |grad| * sqrt(k d / (S * cohort)), without the cohort if
 directions are shared. HeteroFL's and BAFFLE's are their sources'. None was tuned.

@@ -1,13 +1,18 @@
 """Every config runs, on a small scale: a round or two a phase on synthetic data."""
 
 import importlib
+import math
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.sweeping import jobs
+from tests import tiny
 from zo_fl import algorithms, experiment, train
 from zo_fl import config as configs
+from zo_fl.config import sweeps
 
 NAMES = sorted(
     path.stem
@@ -100,3 +105,41 @@ def test_the_paper_s_setting_is_the_paper_s():
     assert (warmup.num_rounds, warmup.cohort_size) == (200, 5)
     assert (zo.num_rounds, zo.cohort_size) == (300, 50)
     assert (config.zo.eps, config.zo.tau) == (1e-4, 0.75)
+
+
+def moved(block, config, overrides):
+    """By base.py's rule, in units of what gradient, dimension, directions and cohort make."""
+    fields = {**config[block].to_dict()} | {
+        name.removeprefix(f"{block}."): value for name, value in overrides.items()
+    }
+    return fields["lr"] * fields["tau"] ** 2 * math.sqrt(fields["local_steps"])
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "count"),
+    (("local_steps", "zo", 3), ("direction", "zo", 8), ("local_steps_fedkseed", "fedkseed", 1)),
+)
+def test_sweeps_of_tau_and_steps_compare_at_an_equal_update_norm_too(name, block, count):
+    config = configs.default()
+    sweep = jobs.load_sweep(name, config)
+    equal = [point for point in sweep.points if point.row.endswith(", equal norm")]
+    assert len(equal) == count
+    others = [point for point in sweep.points if point not in equal]
+    # The rows at an equal rate differ in how far they move, those of equal norm do not.
+    norms = {round(moved(block, config, point.overrides), 12) for point in equal}
+    assert len(norms) == 1
+    assert len({round(moved(block, config, point.overrides), 12) for point in others}) > 1
+    assert norms <= {round(moved(block, config, point.overrides), 12) for point in others}
+
+
+@pytest.mark.slow
+def test_a_rate_of_equal_norm_moves_the_model_as_far():
+    def norm(**changes):
+        built = tiny.build("zo", **{f"zo__{name}": value for name, value in changes.items()})
+        (phase,) = built.phases
+        step = jax.jit(tiny.algorithm(built, phase).round)
+        return float(step(tiny.start(built, phase), built.data, built.run_key)[1]["update_norm"])
+
+    rate = sweeps.rate_of_equal_norm(1e-4, (0.75, 0.01), (1, 6))
+    one, six = norm(lr=1e-4, tau=0.75), norm(lr=rate, tau=0.01, local_steps=6)
+    assert six == pytest.approx(one, rel=0.5)  # of the 2,300 between them at an equal rate

@@ -5,6 +5,7 @@ to it: the numbers of a sweep scale with those of the config, so that each also 
 quickstart.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -44,6 +45,22 @@ def split_name(high_fraction: float) -> str:
     """Returns the paper's name of a split: ``10/90``."""
     high = round(100 * high_fraction)
     return f"{high}/{100 - high}"
+
+
+def rate_of_equal_norm(
+    rate: float, tau: tuple[float, float], steps: tuple[int, int] = (1, 1)
+) -> float:
+    """Returns the rate at which a zeroth-order round moves the model as far as at ``rate``.
+
+    The norm of an update is proportional to ``rate * tau^2 * sqrt(steps)`` (``configs/base.py``):
+    where tau or the local steps vary at a fixed rate, it is the step size that is compared.
+
+    Args:
+      rate: before.
+      tau: of the directions, before and after.
+      steps: local steps, before and after.
+    """
+    return rate * (tau[0] / tau[1]) ** 2 * math.sqrt(steps[0] / steps[1])
 
 
 def total_rounds(config: Any) -> int:

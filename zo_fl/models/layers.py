@@ -274,7 +274,7 @@ def _max_pool_bwd(residuals, cotangent):
     n, rows, columns, channels = maxima.shape
     windows = x[:, : 2 * rows, : 2 * columns].reshape(n, rows, 2, columns, 2, channels)
     is_largest = windows == maxima[:, :, None, :, None]
-    # At least one is the largest, but XLA may compute x anew for this sum, with other roundings than
+    # At least one is the largest, but XLA may compute x anew for this sum, rounded otherwise than
     # for the maxima (the CPU back end at optimization level 0 does), and find none.
     share = cotangent / jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
     spread = jnp.where(is_largest, share[:, :, None, :, None], 0)
