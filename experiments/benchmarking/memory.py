@@ -4,8 +4,9 @@
 
 For each number of images at once: FedAvg's step, the same with the gradient of a batch of 64 added
 up over as many as are held at once, the zeroth-order step with running statistics ("frozen") and
-with the batch's ("batch_sync"), and that of ridge, which the formula does not know: it has no
-second model, but a Gram matrix. Measured is what the compiler reserves: weights, images, message
+with the batch's ("batch_sync"), that by forward-mode differentiation ("jvp": activations travel in
+pairs), and that of ridge, which the formula does not know: it has no second model, but a Gram
+matrix. Measured is what the compiler reserves: weights, images, message
 and temporaries at their peak; on a device with an allocator of its own (a GPU), ``--run`` also runs
 each step and prints the allocator's peak, over all steps so far.
 """
@@ -44,6 +45,8 @@ def _steps(model: dict[str, Any], batch: int):
         probing = {"microbatch": batch, "bn_policy": policy}
         label = f"ZO, {policy}" if len(policies) > 1 else "ZO"
         yield label, sizes.largest, Workload("", "", "zo", model, 1, IMAGES, probing)
+    exact = {"microbatch": batch, "bn_policy": "frozen", "estimator": "jvp"}
+    yield "ZO, jvp", sizes.largest, Workload("", "", "zo", model, 1, IMAGES, exact)
     summing = {"microbatch": batch, "penalties": (0.01,), "calibrate": False}
     yield "ridge", sizes.largest, Workload("", "", "ridge", model, 1, IMAGES, summing)
 

@@ -3,10 +3,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from zo_fl import models
 from zo_fl.clients import directions, estimators
 from zo_fl.core import keys
+from zo_fl.core.task import classification
 
 WEIGHTS = np.float32([0.5, 0.25, 0.25, 0.0])  # the last example is padding
 
@@ -127,3 +130,36 @@ def test_a_forward_difference_takes_one_pass_a_direction_and_one():
     jax.effects_barrier()
     assert len(calls) == estimator.passes == 5
     assert sum(bool((w == params["w"]).all()) for w in calls) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    (
+        ("cnn", "group"),
+        ("resnet18", "batch"),
+        ("mlp", "none"),
+    ),
+)
+def test_forward_mode_gives_the_derivative_that_back_propagation_gives(name, norm):
+    module = models.create(name=name, norm=norm, num_classes=10, width=1 / 8)
+    half = np.full(3, 0.5, np.float32)
+    task = classification(module, (16, 16, 3), 10, half, half)
+    params, model_state = jax.jit(task.init)(keys.run_key(0))
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    examples = {"image": images, "label": np.int32([1, 2, 3])}
+    weights, mask = np.float32([0.5, 0.5, 0.0]), np.array([True, True, False])
+    estimator, add = make(kind="jvp", num_directions=3)
+
+    @jax.jit
+    def both(params, keys_):
+        def losses(params):
+            return task.losses(params, model_state, examples, mask, False)[0]
+
+        gradient = jax.grad(lambda p: jnp.sum(losses(p) * weights))(params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        expected = [optax.tree.vdot(gradient, add(zeros, key, 1.0)) for key in keys_]
+        return jnp.stack(expected), estimator.estimate(losses, weights, params, keys_).scalars
+
+    expected, scalars = both(params, direction_keys(keys.run_key(7), 3))
+    np.testing.assert_allclose(scalars, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

@@ -89,6 +89,7 @@ def test_peers_run_from_the_repository_alone(tmp_path, monkeypatch):
         ("conv", "--cases=cnx", "allowed: cnn_large, cnn, resnet18, weights"),
         ("memory", "--batches=0,1", "allowed: 1 to 900"),
         ("precision", "--model=cnx", "resnet18"),
+        ("precision", "--eps=1e-4,-1", "numbers above 0"),
     ],
 )
 def test_a_script_s_bad_flag_is_one_line_and_status_2(script, flag, expected):

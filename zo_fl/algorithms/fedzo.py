@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import batch_statistics, scalars, zeroth_order
+from zo_fl.clients import batch_statistics, scalars, subspaces, zeroth_order
 from zo_fl.clients.zeroth_order import Prober, Probing
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, changed, take, without
@@ -52,7 +52,8 @@ def phases(problem: Problem, *, fedzo: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase of FedZO; ``fedzo`` is its config block."""
     params, _ = jax.eval_shape(problem.task.init, jax.random.key(0))
     # The directions of ``clients.directions`` have norm sqrt(d).
-    eps = fedzo["radius"] / math.sqrt(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    dimension = subspaces.dimension(fedzo["params"], fedzo["density"], params)
+    eps = fedzo["radius"] / math.sqrt(max(dimension, 1))
     probing = take(Probing, {**fedzo, "distribution": "sphere", "eps": eps, "tau": 1.0})
     prober = zeroth_order.make_prober(problem.task, probing, fedzo["local_lr"])
     group = make_group(

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zo_fl.clients import batch_statistics, directions, estimators
+from zo_fl.clients import batch_statistics, directions, estimators, subspaces
 from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.core import cohorts, keys
 from zo_fl.core.fields import Block, Field
@@ -40,6 +40,8 @@ class Probing(NamedTuple):
     distribution: str
     eps: float
     tau: float
+    params: str
+    density: float
     num_directions: int
     local_steps: int
     batch_size: int
@@ -51,11 +53,14 @@ class Probing(NamedTuple):
 
 PROBING: Block = {
     "estimator": Field(
-        "two_point", "two_point: 2 S passes; forward: S + 1", lambda: estimators.ESTIMATORS
+        "two_point",
+        "two_point: 2 S passes; forward: S + 1; jvp: exact, worth 2 S",
+        lambda: estimators.ESTIMATORS,
     ),
     "distribution": Field("rademacher", "of the directions", lambda: directions.DISTRIBUTIONS),
     "eps": Field(1e-4, "perturbation scale", above=0),
     "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0),
+    **subspaces.FIELDS,
     "num_directions": Field(3, "S, of a local step", at_least=1, at_most=10**6),
     "local_steps": Field(1, "a client's own steps a round", at_least=1),
     "batch_size": Field(
@@ -111,10 +116,16 @@ def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
       task: the learning problem.
       fields: of the block.
       local_lr: step size between two messages of a client.
+
+    Raises:
+      FieldError: no parameter is left that directions move.
     """
     if not task.has_statistics:
         fields = fields._replace(bn_policy="frozen")
-    add_direction = directions.create(fields.distribution, fields.tau)
+    like, _ = jax.eval_shape(task.init, jax.random.key(0))
+    add_direction = subspaces.restrict(
+        directions.create(fields.distribution, fields.tau), fields.params, fields.density, like
+    )
     estimator = estimators.create(
         fields.estimator, add_direction, eps=fields.eps, num_directions=fields.num_directions
     )

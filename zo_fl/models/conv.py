@@ -7,7 +7,8 @@ Three implementations of one function, equal up to rounding:
 ``fast_grad``  the same forward pass; both gradients are written as forward convolutions, that by
                the kernel over a few examples at a time. XLA:CPU compiles the gradient convolutions
                that autodiff makes to naive loops inside ``scan``, 5 to 15 times slower than outside
-               (jax issue #12868). Has no forward-mode derivative.
+               (jax issue #12868). To be differentiated in forward mode it has to be traced within
+               ``forward_mode``.
 ``patches``    shifted slices and one matrix product. ``vmap`` over kernels (one set of weights a
                client or a direction) gives a batched matrix product, where the other two give a
                grouped convolution (jax issue #26568), at the price of ``kh * kw`` times the input's
@@ -18,6 +19,9 @@ Measurements: ``experiments/PERFORMANCE.md``. Data flow: ``layers.Conv`` -> ``co
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -29,6 +33,8 @@ from zo_fl.core.types import Array
 IMPLEMENTATIONS = ("auto", "xla", "fast_grad", "patches")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _CHUNK_BYTES = 2 * 2**20  # of images and cotangents: they stay in the cache
+
+_FORWARD_MODE = ContextVar("forward_mode", default=False)
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -62,6 +68,8 @@ def conv2d(
         return _forward(x, kernel, stride, pads)
     if pointwise:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if implementation == "fast_grad" and _FORWARD_MODE.get():
+        return _forward(*_four_channels(x, kernel), stride, pads)
     if implementation == "fast_grad":
         # The gradients are traced later, where the precision may be another.
         precision: Any = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
@@ -69,6 +77,16 @@ def conv2d(
     if implementation == "patches":
         return _patches(x, kernel.shape, stride, pads) @ kernel.reshape(-1, kernel.shape[-1])
     raise ValueError(f"unknown convolution {implementation!r}, allowed: {IMPLEMENTATIONS}")
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """What is traced within can be differentiated in forward mode."""
+    token = _FORWARD_MODE.set(True)
+    try:
+        yield
+    finally:
+        _FORWARD_MODE.reset(token)
 
 
 def _explicit_pads(

@@ -1,0 +1,99 @@
+"""Directions that are kept to some parameters, and to some of their coordinates."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl.clients import directions, subspaces
+from zo_fl.core.errors import ConfigError
+from zo_fl.core.round import make_algorithm
+
+LIKE = {
+    "conv": {"kernel": jnp.zeros((3, 3, 4, 50)), "bias": jnp.zeros(50)},
+    "norm": {"scale": jnp.zeros(50)},
+    "head": {"kernel": jnp.zeros((50, 10)), "bias": jnp.zeros(10)},
+}
+PATHS = ["conv/bias", "conv/kernel", "head/bias", "head/kernel", "norm/scale"]
+KEY = jax.random.key(3)
+
+
+@pytest.mark.parametrize(
+    "patterns, paths",
+    (
+        ("*", PATHS),
+        ("head/*", ["head/bias", "head/kernel"]),
+        ("!head/*", ["conv/bias", "conv/kernel", "norm/scale"]),
+        ("norm*, */bias", ["conv/bias", "head/bias", "norm/scale"]),
+        ("conv/*,!*/bias", ["conv/kernel"]),
+        ("nothing", []),
+    ),
+)
+def test_patterns_choose_paths(patterns, paths):
+    assert subspaces.chosen(patterns, PATHS) == paths
+
+
+@pytest.mark.parametrize("distribution", directions.DISTRIBUTIONS)
+def test_what_moves_moves_as_without_the_others_and_they_stay(distribution):
+    whole = directions.create(distribution, 0.5)
+    add = subspaces.restrict(whole, "!conv/*", 1.0, LIKE)
+    moved = add(LIKE, KEY, 2.0)
+    chex.assert_trees_all_equal(moved["conv"], LIKE["conv"])
+    alone = whole({name: LIKE[name] for name in ("norm", "head")}, KEY, 2.0)
+    chex.assert_trees_all_equal({name: moved[name] for name in alone}, alone)
+    assert subspaces.restrict(whole, "*", 1.0, LIKE) is whole
+
+
+def test_a_density_moves_the_same_few_coordinates_of_every_array_in_every_direction():
+    add = subspaces.restrict(directions.create("rademacher", 0.5), "*", 0.01, LIKE)
+    one, other = (add(LIKE, jax.random.key(seed), 1.0) for seed in (0, 1))
+    for a, b, leaf in zip(*map(jax.tree.leaves, (one, other, LIKE)), strict=True):
+        places = np.flatnonzero(a)
+        assert len(places) == max(1, round(0.01 * leaf.size))
+        np.testing.assert_array_equal(places, np.flatnonzero(b))
+        assert set(np.abs(np.ravel(a)[places])) == {0.5}
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    )
+    assert subspaces.dimension("*", 0.01, LIKE) == sum(
+        np.count_nonzero(leaf) for leaf in jax.tree.leaves(one)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, changes",
+    (
+        ("zo", {"params": "head/*"}),
+        ("zo", {"params": "!head/*", "density": 0.1, "seed_policy": "shared"}),
+        ("fedkseed", {"params": "head/*", "density": 0.5}),
+        ("fedzo", {"params": "head/*"}),
+    ),
+)
+def test_a_round_moves_nothing_else_and_can_be_replayed(name, changes):
+    built = tiny.build(name, **{f"{name}__{field}": value for field, value in changes.items()})
+    (phase,) = built.phases
+    state, algorithm = tiny.start(built, phase), make_algorithm(phase, built.engine)
+    after, _, records = jax.jit(algorithm.round)(state, built.data, built.run_key)
+    for layer in ("hidden", "head"):
+        moves = ("head" in changes["params"]) == (layer == "head")
+        moves ^= changes["params"].startswith("!")
+        changed = [
+            np.mean(new != old)
+            for new, old in zip(
+                *map(jax.tree.leaves, (after.params[layer], state.params[layer])), strict=True
+            )
+        ]
+        assert (max(changed) > 0.05) == moves and (moves or max(changed) == 0)
+        assert max(changed) <= changes.get("density", 1.0) + 0.01
+    if name != "fedzo":
+        replayed = jax.jit(algorithm.apply)(state, records, built.run_key)
+        chex.assert_trees_all_equal(replayed.params, after.params)
+
+
+def test_nothing_to_move_is_one_line():
+    with pytest.raises(ConfigError, match=r"config\.zo\.params='haed/\*' leaves nothing") as caught:
+        tiny.build("zo", zo__params="haed/*")
+    assert "hidden/kernel" in str(caught.value) and "\n" not in str(caught.value)
