@@ -155,4 +155,7 @@ def _values(sweep: SweepRuns, good: Sequence[Run]) -> dict[Hashable, float]:
     if sweep.record["quantity"] == "seconds":
         seconds = {run.seed: runs.seconds_a_round(run) for run in good}
         return {seed: value for seed, value in seconds.items() if value is not None}
+    if sweep.record["quantity"] == "validation":
+        found = {run.seed: runs.last_validation(run) for run in good}
+        return {seed: 100 * value for seed, value in found.items() if value is not None}
     return {run.seed: 100 * run.summary["final_accuracy"] for run in good}

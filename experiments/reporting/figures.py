@@ -212,4 +212,5 @@ def _mean_or_low(cell: Cell) -> float:
 
 
 def _measure(sweep: SweepRuns) -> str:
-    return "seconds a round" if sweep.record["quantity"] == "seconds" else "final test accuracy, %"
+    shown = {"seconds": "seconds a round", "validation": "final validation accuracy, %"}
+    return shown.get(sweep.record["quantity"], "final test accuracy, %")

@@ -46,7 +46,11 @@ def costs(sweep: SweepRuns) -> TextTable:
 def notes(sweep: SweepRuns, cells: Sequence[Cell]) -> list[str]:
     """Returns what a reader has to know: the measure, the data, the paper's source, nc."""
     reference, seconds = sweep.record["reference"], sweep.record["quantity"] == "seconds"
-    what = "seconds a round of the last phase (median)" if seconds else "test accuracy in %"
+    measures = {
+        "seconds": "seconds a round of the last phase (median)",
+        "validation": "accuracy on the clients' validation examples in %",
+    }
+    what = measures.get(sweep.record["quantity"], "test accuracy in %")
     final = "" if seconds or plain_runs.is_plain(sweep) else "final "
     found = [f"Cells: {final}{what}, mean(std) over seeds; n: seeds counted, of all."]
     if any(cell.difference for cell in cells):

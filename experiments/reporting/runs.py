@@ -103,6 +103,13 @@ def seconds_a_round(run: Run) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
+def last_validation(run: Run) -> float | None:
+    """Returns the accuracy on validation examples at a run's end; None if there are none."""
+    rows = rows_of(run.folder)
+    value = rows[-1].get("val_accuracy") if rows else None
+    return value if is_number(value) else None
+
+
 def numbers(of_runs: Iterable[Run], field: str) -> list[float]:
     """Returns a field of each run's summary, where it is a number."""
     values = [run.summary.get(field) for run in of_runs]

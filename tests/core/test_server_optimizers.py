@@ -92,3 +92,20 @@ def test_adam_with_bias_correction_is_optax_s_adam():
 def test_a_learning_rate_of_zero_keeps_the_parameters():
     for name in server_optimizers.OPTIMIZERS:
         assert three_steps(create(name, lr=0.0)) == [1.0, 1.0, 1.0]
+
+
+def test_a_scaled_step_has_the_length_that_its_name_says():
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.6, -0.8, 0.0])}
+    gradient = {"a": jnp.array([1.0, 0.0]), "b": jnp.array([0.0, 2.0, -2.0])}
+
+    def step(**given):
+        constants = dict(b1=B1, b2=B2, eps=EPS, initial_accumulator=0.0, bias_correction=False)
+        optimizer = server_optimizers.create(name="sgd", lr=LR, **constants, **given)
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    plain, norm, trust = step(scale="none"), step(scale="norm"), step(scale="trust")
+    for name in params:
+        np.testing.assert_allclose(plain[name], -LR * gradient[name], rtol=1e-6)
+        np.testing.assert_allclose(norm[name], -LR * gradient[name] / 3, rtol=1e-5)
+        size = np.linalg.norm(params[name]) / np.linalg.norm(gradient[name])
+        np.testing.assert_allclose(trust[name], -LR * size * gradient[name], rtol=1e-5)

@@ -107,7 +107,7 @@ def test_every_sweep_file_expands_to_known_fields(name, base, tmp_path):
     assert given.to_dict() == before, "a sweep file must not write to the config"
     planned = jobs.plan(made, given, {}, range(2), tmp_path, name)
     assert len({job.folder for job in planned}) == len(planned)
-    assert made.title and made.quantity in ("accuracy", "seconds")
+    assert made.title and made.quantity in ("accuracy", "validation", "seconds")
     rows = {point.row for point in made.points}
     assert made.reference == "" or made.reference in rows
     module = importlib.import_module(f"configs.sweeps.{name}")

@@ -176,6 +176,17 @@ def test_seconds_are_the_median_of_the_last_phase(tmp_path):
     assert "seconds a round" in printed(sweep)
 
 
+def test_what_is_tuned_shows_the_last_accuracy_on_validation_examples(tmp_path):
+    folders = fake_sweeps.make(tmp_path, quantity="validation")
+    for folder in folders.values():
+        rows = [{"round": 1, "phase": "zo", "val_accuracy": 0.9, "test_accuracy": 0.1}]
+        rows.append({"round": 2, "phase": "zo", "val_accuracy": 0.125, "test_accuracy": 0.5})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep = only(tmp_path)
+    assert set(by_row(sweep)["ZOWarmUp"].values.values()) == {12.5}
+    assert "validation examples" in printed(sweep)
+
+
 HOSTILE = r"a|b*c_d`e<f>&g%h$i#j{k}~l^m\n"
 
 

@@ -31,7 +31,8 @@ class Sweep(NamedTuple):
       table: the table or figure of the paper (a name in experiments/reporting/paper.json), or "".
       points: in the order of the table's rows and columns.
       reference: the row that others are compared to, paired by seed; "" for none.
-      quantity: what a cell shows: ``accuracy`` or ``seconds`` (a round).
+      quantity: what a cell shows: ``accuracy`` on the test set, ``validation`` where something is
+        tuned, or ``seconds`` (a round).
     """
 
     title: str

@@ -12,6 +12,15 @@ and for the last three  m <- b1 m + (1 - b1) g,  w <- w - lr m / (sqrt(v) + eps)
 
 ``weight_decay`` wd is decoupled: each of them also subtracts lr * wd * w.
 
+``scale`` changes the length of the step s that lr multiplies (g or m, or m / (sqrt(v) + eps)):
+
+    norm      s / |s|: lr is how far a round moves the model
+    trust     for each array, s |w| / |s| (LARS, LAMB)
+
+The norm of a zeroth-order update is that of its scalars, |g|^2 = d tau^2 sum c^2, for directions in
+many dimensions are orthogonal: ``norm`` divides by the spread of the loss differences, as FZOO does
+(arXiv 2506.09034).
+
 ``bias_correction`` divides m by 1 - b1^t and (not for adagrad, whose v is a sum) v by 1 - b2^t:
 off in the FedOpt paper, on in PyTorch's and Keras's Adam and so in the ZOWarmUp author's code.
 optax has adam and yogi of its own, always corrected, and an adagrad without b1; one formula for the
@@ -49,6 +58,7 @@ BLOCK: Block = {
     "initial_accumulator": Field(0.0, "second moment at the start", at_least=0),
     "bias_correction": Field(True, "of adaptive optimizers' moments"),
     "weight_decay": Field(0.0, "decoupled", at_least=0),
+    "scale": Field("none", "of a step: its norm, or trust ratios", lambda: SCALES),
 }
 
 
@@ -70,6 +80,7 @@ def create(
     initial_accumulator: float,
     bias_correction: bool,
     weight_decay: float = 0.0,
+    scale: str = "none",
 ) -> optax.GradientTransformation:
     """Returns the server optimizer ``name`` (module docstring) as an optax transformation.
 
@@ -82,10 +93,11 @@ def create(
       initial_accumulator: v at the start; the paper asks for at least eps^2.
       bias_correction: see the module docstring.
       weight_decay: decoupled, >= 0. Rounds still replay from scalars; FedKSeed's sum would not.
+      scale: one of ``SCALES``.
     """
     options = Options(b1, b2, eps, initial_accumulator, bias_correction)
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-    return optax.chain(OPTIMIZERS[name](options), decay, optax.scale(-lr))
+    return optax.chain(OPTIMIZERS[name](options), *SCALES[scale](), decay, optax.scale(-lr))
 
 
 def _scale_by_moments(
@@ -135,4 +147,11 @@ OPTIMIZERS: dict[str, Callable[[Options], optax.GradientTransformation]] = {
     "adam": _adam,
     "yogi": _yogi,
     "adagrad": _adagrad,
+}
+
+# name -> what is done to the direction of a step; nothing at all for none
+SCALES: dict[str, Callable[[], tuple[optax.GradientTransformation, ...]]] = {
+    "none": tuple,
+    "norm": lambda: (optax.normalize_by_update_norm(),),
+    "trust": lambda: (optax.scale_by_trust_ratio(),),
 }

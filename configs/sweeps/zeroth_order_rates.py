@@ -1,0 +1,40 @@
+"""The rates of ``zeroth_order``: each variant on a grid of its own, by validation accuracy.
+
+Three rates a variant and start, a factor of four apart, in half as many rounds, on a seed that the
+comparison does not use.
+
+    python -m experiments.sweep --config=configs/quickstart.py --config.zo.num_rounds=20 \
+        --sweep=configs/sweeps/zeroth_order_rates.py --first_seed=100 --seeds=1 --workdir=R
+"""
+
+from ml_collections import ConfigDict
+
+from zo_fl import config as configs
+from zo_fl.config.sweeps import Point, Sweep
+
+FACTORS = (1 / 4, 1, 4)
+# In units of config.zo.lr: fewer dimensions bear larger rates, momentum of 0.9 a tenth.
+CENTERS = {
+    "Momentum": 0.1,
+    "Last layer": 4.0,
+    "Norms and last layer": 4.0,
+    "A hundredth of the coordinates": 16.0,
+}
+# How far a round moves the model, and by what share of its norm each array.
+LENGTHS = {"Steps of a fixed length": 0.1, "Trust ratios": 0.01}
+
+
+def get_sweep(config: ConfigDict) -> Sweep:
+    """Returns a row a variant and start, a column a rate."""
+    points = []
+    for (start, row), fields in configs.call(
+        configs.find("zeroth_order", "sweep", "sweeps"), "cases"
+    ).items():
+        # Logits that fit have larger gradients of the head: a tenth.
+        unit = config.zo.lr * (1.0 if start == "warm-up" else 0.1)
+        center = LENGTHS.get(row, CENTERS.get(row, 1.0) * unit)
+        points += [
+            Point(f"{row}, from {start}", f"x {factor:g}", fields | {"zo.lr": center * factor})
+            for factor in FACTORS
+        ]
+    return Sweep("Rates of zeroth-order rounds", "", points, quantity="validation")
