@@ -85,6 +85,8 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     rounds, encoding = ridge_cg["num_rounds"], ridge_cg["encoding"]
     dim, classes = features.shapes(task)
     every = ridge_cg["check_every"]
+    # What clients keep includes the examples that they are asked about later.
+    of_kept = problem.validation if every and ridge_cg["cache"] else None
     keeping = features.keeping(task, looking, on_client=ridge_cg["cache"])
 
     def init(params) -> ConjugateState:
@@ -160,7 +162,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
 
     def phase(name, num_rounds, strategy, assign, is_first=False) -> Phase:
         looks = is_first or not keeping.on_client
-        passes = features.passes(looking) if looks else lambda clients, examples: 0.0
+        passes = features.passes(looking, of_kept) if looks else lambda clients, examples: 0.0
         group = make_group(problem, strategy, passes, Participation())
         aggregation = Aggregation(init=init, reduce="sum", assign=assign)
         description = Phase(name, num_rounds, (group,), aggregation, None, keeping=keeping)
@@ -232,7 +234,7 @@ def _check(problem: Problem, looking: Looking, init, block: Mapping[str, Any], k
     def is_over(known: ConjugateState):
         return known.waited >= block["patience"]
 
-    counting = candidates.counting(problem, "ridge_cg", looking, latest)
+    counting = candidates.counting(problem, "ridge_cg", looking, latest, kept=keeping.on_client)
     aggregation = Aggregation(init=init, reduce="sum", assign=assign)
     phase = Phase("ridge_cg check", 1, (counting,), aggregation, None, on_validation=True)
     return Check(phase._replace(keeping=keeping), block["check_every"], is_over)

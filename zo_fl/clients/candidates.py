@@ -113,7 +113,9 @@ def in_order(name: str, phases: Iterable[Phase]) -> tuple[Phase, ...]:
     return (*before, last._replace(name=name))
 
 
-def counting(problem: Problem, name: str, looking: Looking, heads_of: HeadsOf) -> Group:
+def counting(
+    problem: Problem, name: str, looking: Looking, heads_of: HeadsOf, kept: bool = False
+) -> Group:
     """Returns all clients, who count what some heads get right of their validation examples.
 
     A message is ``i32[L]``, one number a head.
@@ -123,6 +125,7 @@ def counting(problem: Problem, name: str, looking: Looking, heads_of: HeadsOf) -
       name: of the method.
       looking: how clients compute features.
       heads_of: ``state -> Heads``, L of them; they are sent to the clients.
+      kept: whether clients have kept their features, and make no pass.
 
     Raises:
       ConfigError: clients have no validation examples.
@@ -146,11 +149,11 @@ def counting(problem: Problem, name: str, looking: Looking, heads_of: HeadsOf) -
         metrics = accuracy if count == 1 else {}  # of many heads none is the model's
         return ClientResult(counts, features.weight(batch, counts), {}, metrics)
 
-    return _on_validation(problem, name, client_update, heads_of)
+    return _on_validation(problem, name, client_update, heads_of, kept)
 
 
 def _on_validation(
-    problem: Problem, name: str, client_update: ClientUpdate, receives: Receives
+    problem: Problem, name: str, client_update: ClientUpdate, receives: Receives, kept: bool = False
 ) -> Group:
     if problem.validation is None or not np.any(problem.validation.client_sizes):
         raise ConfigError(
@@ -161,7 +164,7 @@ def _on_validation(
     return make_group(
         problem._replace(clients=problem.validation),
         ClientStrategy(client_update, receives=receives, one_model=True),
-        lambda clients, examples: clients * examples,
+        lambda clients, examples: 0.0 if kept else clients * examples,
         Participation(),
     )
 

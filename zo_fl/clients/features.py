@@ -19,6 +19,7 @@ from zo_fl.core.types import (
     Array,
     ClientBatch,
     Examples,
+    FederatedData,
     ModelState,
     Params,
     PyTree,
@@ -77,9 +78,16 @@ def shapes(task: Task) -> tuple[int, int]:
     return params[task.head]["kernel"].shape
 
 
-def passes(looking: Looking) -> Callable[[float, float], float]:
-    """Returns ``(clients, examples) -> `` forward passes."""
-    return lambda clients, examples: clients * examples * (2 if looking.mirror else 1)
+def passes(looking: Looking, also: FederatedData | None = None) -> Callable[[float, float], float]:
+    """Returns ``(clients, examples) -> `` forward passes.
+
+    Args:
+      looking: how.
+      also: other examples of the same clients that are looked at.
+    """
+    more = 0.0 if also is None else float(np.asarray(also.client_sizes).mean())
+    views = 2 if looking.mirror else 1
+    return lambda clients, examples: clients * (examples + more) * views
 
 
 def keeping(task: Task, looking: Looking, on_client: bool = False) -> Keeping:
