@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zo_fl import algorithms
+from zo_fl import config as configs
 from zo_fl.host.units import is_number
 
 from . import runs
@@ -68,11 +69,21 @@ def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figu
 def differences(required: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a phrase for each required field that a config has otherwise, and reads at all."""
     read = {"data", "model", "algorithm"} | blocks_read(str(config.get("algorithm")))
+
+    def value_of(field: str) -> Any:
+        value = runs.dotted(config, field)  # None: of a version that had no such field
+        return runs.dotted(_defaults(), field) if value is None else value
+
     return tuple(
         f"{field} = {_shown(value)} instead of {_allowed(wanted)}"
         for field, wanted in required.items()
-        if field.split(".")[0] in read and not _fits(value := runs.dotted(config, field), wanted)
+        if field.split(".")[0] in read and not _fits(value := value_of(field), wanted)
     )
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return configs.default().to_dict()
 
 
 def blocks_read(algorithm: str) -> set[str]:

@@ -104,8 +104,18 @@ class Server:
     """
 
     def __init__(
-        self, lr, name, b1, b2, eps, initial_accumulator, bias_correction, weight_decay=0.0
+        self,
+        lr,
+        name,
+        b1,
+        b2,
+        eps,
+        initial_accumulator,
+        bias_correction,
+        weight_decay=0.0,
+        scale="none",
     ):
+        assert scale == "none", "tests/core/test_server_optimizers.py has the others"
         self.name, self.lr, self.b1, self.b2, self.eps = name, lr, b1, b2, eps
         self.corrected, self.decay = bias_correction, weight_decay
         self.m, self.v, self.t = 0.0, initial_accumulator, 0

@@ -505,7 +505,7 @@ def heterofl_rounds(case, phase, block):
                         lr=lr,
                         clip=block["clip_norm"],
                         width=width,
-                        present=classes if block["mask_logits"] else None,
+                        present=classes if block["loss"] == "masked" else None,
                     )
                 )
                 present.append(classes)
@@ -521,7 +521,7 @@ HETEROFL = dict(local_epochs=2, batch_size=2, lr=0.1, weight_decay=0.01, augment
     (
         dict(levels="ab"),
         dict(levels="abc", clip_norm=0.3, milestones=(1, 2)),
-        dict(levels="abc", cohort_size=5, assignment="dynamic", mask_logits=False),
+        dict(levels="abc", cohort_size=5, assignment="dynamic", loss="ce"),
     ),
     ids=("ab", "abc", "dynamic"),
 )

@@ -119,7 +119,7 @@ def test_every_result_leads_to_the_commands_of_its_runs(sweeps):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ml_collections loads files the old way
 def test_the_command_of_a_plain_run_makes_the_same_config(tmp_path, monkeypatch):
-    changes = {"heterofl.milestones": [3, 5], "heterofl.mask_logits": False, "zo.lr": 0.5}
+    changes = {"heterofl.milestones": [3, 5], "heterofl.loss": "ce", "zo.lr": 0.5}
     given = fake_sweeps.config(changes | {"algorithm": "heterofl"})
     fake_sweeps.finish(tmp_path / "a", 0.5, given)
     (sweep,) = found.read(tmp_path).sweeps

@@ -63,10 +63,9 @@ BLOCKS: dict[str, Block] = {
             "ab", "widths 1, 1/2, .. 1/16 = a to e; the first is the high tier's", rule=_LEVELS
         ),
         "assignment": Field("tier", "of levels; dynamic: re-drawn every round", ASSIGNMENTS),
-        **changed(LOCAL_SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        **changed(LOCAL_SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, loss="masked"),
         "milestones": Field((200, 400), "rounds after which lr is divided by 10", rule=_MILESTONES),
         "clip_norm": Field(1.0, "largest norm of a client's gradient; 0 = any", at_least=0),
-        "mask_logits": Field(True, "set logits of classes that a client does not hold to 0"),
     }
 }
 
@@ -118,7 +117,6 @@ def _level(
         training,
         level=index,
         num_levels=len(levels),
-        mask_logits=block["mask_logits"],
     )
     passes = lambda clients, examples: clients * examples * fields.local_epochs  # noqa: E731
     group = group_of(problem, strategy, passes, eligible, size, sample, trains=True)

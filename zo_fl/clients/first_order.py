@@ -4,13 +4,14 @@ w_i <- E epochs of mini-batch SGD from w on client i,   message: delta = w - w_i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zo_fl.clients import client_losses
 from zo_fl.core import cohorts, keys
 from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field
@@ -22,7 +23,6 @@ from zo_fl.core.types import (
     Array,
     ClientBatch,
     ClientResult,
-    Examples,
     ModelState,
     Params,
     ServerState,
@@ -42,6 +42,7 @@ class LocalSGD(NamedTuple):
       precision: one of ``precision.PRECISIONS``.
       microbatch: examples that are back-propagated at once, their gradients added up: memory falls,
         the step stays. 0 = a whole step's.
+      loss: one of ``client_losses.LOSSES``.
     """
 
     local_epochs: int
@@ -52,6 +53,7 @@ class LocalSGD(NamedTuple):
     augment: bool
     precision: str
     microbatch: int
+    loss: str
 
 
 LOCAL_SGD: Block = {
@@ -65,6 +67,7 @@ LOCAL_SGD: Block = {
     "microbatch": Field(
         0, "examples back-propagated at once; 0 = a step's; no batch statistics", at_least=0
     ),
+    "loss": client_losses.FIELD,
 }
 
 
@@ -77,6 +80,7 @@ class LocalTraining(NamedTuple):
       batch_size: examples a step.
       augment: draw new examples by ``Task.augment`` for every batch.
       microbatch: examples that are back-propagated at once; divides ``batch_size``.
+      loss: one of ``client_losses.LOSSES``.
       ragged: clients have unequal sizes: some batches are all padding and must change nothing.
     """
 
@@ -85,17 +89,8 @@ class LocalTraining(NamedTuple):
     batch_size: int
     augment: bool
     microbatch: int
+    loss: str
     ragged: bool
-
-
-class Losses(Protocol):
-    """The losses of a mini-batch."""
-
-    def __call__(
-        self, params: Params, model_state: ModelState, examples: Examples, mask: Array, /
-    ) -> tuple[Array, ModelState]:
-        """Returns ``(f32[n], model_state)``, a loss an example."""
-        ...
 
 
 def local_training(
@@ -129,6 +124,7 @@ def local_training(
         sgd_.batch_size,
         sgd_.augment,
         microbatch,
+        sgd_.loss,
         ragged=bool(sizes.min() < sizes.max()),
     )
 
@@ -153,11 +149,8 @@ def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> C
       training: how, given what the server sent: a rate may follow the round, a penalty the weights.
     """
 
-    def losses(params, model_state, examples, mask):
-        return task.losses(params, model_state, examples, mask, True)
-
     def client_update(state: ServerState, batch: ClientBatch, run_key: Array) -> ClientResult:
-        after, new_state, loss = train(task, training(state), losses, state, batch, run_key)
+        after, new_state, loss = train(task, training(state), state, batch, run_key)
         size = jnp.sum(batch.mask).astype(jnp.float32)
         delta = optax.tree.sub(state.params, after)
         return ClientResult(delta, size, new_state, {"loss": loss})
@@ -168,7 +161,6 @@ def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> C
 def train(
     task: Task,
     training: LocalTraining,
-    losses: Losses,
     start: ServerState,
     batch: ClientBatch,
     run_key: Array,
@@ -176,14 +168,14 @@ def train(
     """Returns ``(params, model_state, mean loss)`` after one client's epochs of mini-batch SGD.
 
     Args:
-      task: augments the examples.
+      task: the learning problem.
       training: how.
-      losses: of a mini-batch.
       start: parameters and statistics to start from, and the round.
       batch: all examples of the client.
       run_key: ``key[]``.
     """
     client_key = keys.client_key(keys.round_key(run_key, start.round_idx), batch.client_id)
+    losses_of = client_losses.of_client(task, training.loss, batch)
 
     def step(carry, inputs):
         params, model_state, opt_state = carry
@@ -196,7 +188,7 @@ def train(
 
         def gradient_of(examples, mask):
             def objective(params):
-                values, new_state = losses(params, model_state, examples, mask)
+                values, new_state = losses_of(params, model_state, examples, mask, True)
                 total = jnp.sum(jnp.where(mask, values, 0.0))
                 return total / count, (total, new_state)
 

@@ -57,7 +57,6 @@ def slice_strategy(
     *,
     level: int,
     num_levels: int,
-    mask_logits: bool,
 ) -> ClientStrategy:
     """Returns the strategy of one level: trains a slice, sends its delta and its set of labels.
 
@@ -66,7 +65,6 @@ def slice_strategy(
       training: how, given what the server sent.
       level: index of the level.
       num_levels: L.
-      mask_logits: set logits of classes that the client does not hold to 0.
     """
     shapes = jax.eval_shape(task.init, keys.run_key(0))
 
@@ -79,14 +77,8 @@ def slice_strategy(
         is_label = labels[:, None] == jnp.arange(task.num_classes)[None]
         present = jnp.any(is_label & batch.mask[:, None], axis=0)
 
-        def losses(params, model_state, examples, mask):
-            logits, model_state = task.logits(params, model_state, examples, mask, True)
-            if mask_logits:
-                logits = jnp.where(present[None], logits, 0.0)
-            return task.loss_of_logits(logits, examples), model_state
-
         start = state._replace(params=params, model_state=model_state)
-        after, _, loss = first_order.train(task, training(state), losses, start, batch, run_key)
+        after, _, loss = first_order.train(task, training(state), start, batch, run_key)
         weight = jnp.any(batch.mask).astype(jnp.float32)
         message = (optax.tree.sub(params, after), present)
         return ClientResult(message, weight, {}, {"loss": loss})

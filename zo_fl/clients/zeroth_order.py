@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zo_fl.clients import batch_statistics, directions, estimators, subspaces
+from zo_fl.clients import batch_statistics, client_losses, directions, estimators, subspaces
 from zo_fl.clients.batch_statistics import POLICIES
+from zo_fl.clients.client_losses import Losses
 from zo_fl.core import cohorts, keys
 from zo_fl.core.fields import Block, Field
 from zo_fl.core.precision import PRECISIONS
@@ -49,6 +50,7 @@ class Probing(NamedTuple):
     microbatch: int
     augment: bool
     precision: str
+    loss: str
 
 
 PROBING: Block = {
@@ -70,6 +72,7 @@ PROBING: Block = {
     "microbatch": Field(0, "examples a forward pass; 0 = all of a step at once", at_least=0),
     "augment": Field(False, "random crop and flip"),
     "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+    "loss": client_losses.FIELD,
 }
 
 
@@ -161,7 +164,7 @@ def probe(
       draw_keys: ``i32[] local step -> key[S]``: the directions of the step.
     """
     client_key = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
-    examples = batch.examples
+    examples, losses_of = batch.examples, _losses_of(prober, batch)
     if prober.fields.augment:
         examples = prober.task.augment(keys.stream(client_key, "augment"), examples)
     rows, mask = _steps(prober, batch.mask, keys.stream(client_key, "batches"))
@@ -171,7 +174,7 @@ def probe(
         of_step = examples if rows is None else jax.tree.map(lambda leaf: leaf[rows], examples)
         split = _split(of_step, mask, prober.fields.microbatch)
         weights = split[1].reshape(-1) / jnp.maximum(jnp.sum(mask), 1)
-        losses = _losses(prober, state.model_state, split)
+        losses = _losses(prober, losses_of, state.model_state, split)
         step_keys = draw_keys(index)
         estimate = prober.estimator.estimate(losses, weights, params, step_keys)
         coefficients = -prober.local_lr * prober.estimator.coefficients(estimate.scalars)
@@ -217,7 +220,9 @@ def scalars_twice(prober: Prober) -> ScalarsTwice | None:
         directions_ = jax.random.split(keys.stream(client_key, "compared"), _COMPARED)
 
         def scalars(task: Task) -> Array:
-            losses = _losses(prober._replace(task=task), state.model_state, split)
+            at_precision = prober._replace(task=task)
+            losses_of = _losses_of(at_precision, batch)
+            losses = _losses(at_precision, losses_of, state.model_state, split)
             return estimator.estimate(losses, weights, state.params, directions_).scalars
 
         return jnp.stack([scalars(prober.task), scalars(prober.task.with_precision("float32"))])
@@ -245,13 +250,20 @@ def _first(rows: Array | None, mask: Array) -> tuple[Array | None, Array]:
     return (None if rows is None else rows[0]), mask[0]
 
 
-def _losses(prober: Prober, model_state: ModelState, split) -> Callable[[Params], Array]:
+def _losses_of(prober: Prober, batch: ClientBatch) -> Losses:
+    return client_losses.of_client(prober.task, prober.fields.loss, batch)
+
+
+def _losses(
+    prober: Prober, losses_of: Losses, model_state: ModelState, split
+) -> Callable[[Params], Array]:
     """Returns ``params -> f32[n]``, one microbatch after the other."""
     use_batch_statistics = prober.fields.bn_policy in batch_statistics.OF_THE_BATCH
 
     def losses(params):
         def one(inputs):
-            return prober.task.losses(params, model_state, *inputs, use_batch_statistics)[0]
+            examples, mask = inputs
+            return losses_of(params, model_state, examples, mask, use_batch_statistics)[0]
 
         return jax.lax.map(one, split).reshape(-1)
 

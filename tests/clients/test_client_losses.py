@@ -1,0 +1,59 @@
+"""What clients train on where they lack labels, against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl.clients import client_losses
+from zo_fl.core import trees
+
+
+def by_hand(loss, logits, labels, counts):
+    """float64: a loss an example."""
+    logits = np.float64(logits)
+    if loss == "masked":
+        logits = np.where(counts > 0, logits, 0.0)
+    if loss == "wsm":
+        with np.errstate(divide="ignore"):
+            logits = logits + np.log(counts / counts.sum())
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return -np.log(e[np.arange(len(labels)), labels] / e.sum(1))
+
+
+@pytest.mark.parametrize("loss", client_losses.LOSSES)
+def test_each_is_its_definition(loss):
+    built = tiny.build("fedavg", data__alpha=0.1)
+    batch = trees.squeeze(tiny.gather(built, [2]))
+    params, _ = built.task.init(built.run_key)
+    counts = np.bincount(batch.examples["label"][np.asarray(batch.mask)], minlength=10)
+    assert (counts == 0).any() and counts.max() < counts.sum()
+    arguments = (params, {}, batch.examples, batch.mask)
+    losses, _ = client_losses.of_client(built.task, loss, batch)(*arguments, True)
+    logits, _ = built.task.logits(*arguments, True)
+    expected = by_hand(loss, logits, np.asarray(batch.examples["label"]), counts)
+    rows = np.asarray(batch.mask)
+    np.testing.assert_allclose(np.asarray(losses)[rows], expected[rows], rtol=1e-5)
+
+    def mean(head):
+        given = (params | {"head": head}, {}, batch.examples, batch.mask, True)
+        losses = client_losses.of_client(built.task, loss, batch)(*given)[0]
+        return jnp.mean(losses, where=batch.mask)
+
+    pushed = np.asarray(jax.grad(mean)(params["head"])["bias"])
+    assert (pushed[counts == 0] == 0).all() == (loss != "ce")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("fedavg", "zo", "fedkseed", "heterofl"))
+def test_every_method_that_trains_takes_them(name):
+    block, norms = {"fedavg": "warmup"}.get(name, name), []
+    for loss in ("ce", "wsm"):
+        built = tiny.build(name, **{f"{block}__loss": loss, "data__alpha": 0.1})
+        (phase,) = built.phases
+        step = jax.jit(tiny.algorithm(built, phase).round)
+        after, metrics, _ = step(tiny.start(built, phase), built.data, built.run_key)
+        assert np.isfinite(metrics["loss"])
+        norms.append(float(metrics["loss"]))
+    assert norms[1] < norms[0] - 0.1  # the prior alone explains a part of the labels
