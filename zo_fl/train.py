@@ -175,7 +175,8 @@ def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experim
     if checked and len(resolved) > 1:
         raise ConfigError(
             f"{checked[0]} ends when it has done what it can, at another round for each seed of "
-            "--vmap_seeds; set its check_every to 0, or leave out --vmap_seeds"
+            "--vmap_seeds; let it have all its rounds (check_every=0, or stop='fixed'), or leave "
+            "out --vmap_seeds"
         )
     return built
 

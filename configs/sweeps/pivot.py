@@ -7,6 +7,9 @@ total. Expect a broad maximum: at 200 for 10/90 (54 %), at 300 for 50/50 (79 %).
         --seeds=3 --workdir=R
 
 The shorter warm-ups are the beginnings of the longest: together they cost no more than that one.
+In two more columns the warm-up ends by itself, at most where the longest does, and the zeroth-order
+rounds take what is left: where what the high tier, or everyone, gets right of its validation
+examples stops rising. Expect everyone's answer to come within a point of the best column.
 """
 
 from ml_collections import ConfigDict
@@ -26,4 +29,9 @@ def get_sweep(config: ConfigDict) -> Sweep:
         # By column: two shares of a small total may be the same round.
         column = f"{overrides['warmup.num_rounds']} of {total}"
         points[column] = Point(row, column, overrides)
+    longest = sweeps.pivot_at(config, SHARES[-1])
+    for stop in ("plateau", "population"):
+        overrides = {"algorithm": "zowarmup", **longest, "warmup.stop": stop}
+        column = f"by itself, {stop}"
+        points[column] = Point(row, column, overrides | {"warmup.hand_over": True})
     return Sweep("The pivot's round", "Figure 4", list(points.values()))

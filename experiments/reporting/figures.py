@@ -5,6 +5,7 @@ ours: large the mean, bars and bands one standard deviation over seeds, small do
 Hollow diamonds are the paper's, where the runs may be compared with it.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -95,10 +96,11 @@ def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], title: str, x_label: str
     figure = _new_figure(title, 4.0)
     axes = figure.subplots()
     decorate(axes)
-    xs = sorted({number_in(column) for column in sweep.columns})
+    numbers = map(number_in, sweep.columns)
+    xs = sorted({x for x in numbers if not math.isnan(x)})
     for i, row in enumerate(sweep.rows):
         # Apart by a hair, or bars would hide each other.
-        shift = (i - (len(sweep.rows) - 1) / 2) * 0.012 * (xs[-1] - xs[0])
+        shift = (i - (len(sweep.rows) - 1) / 2) * 0.012 * (max(xs, default=0) - min(xs, default=0))
         of_row = [cell for cell in cells if cell.row == row]
         _draw_line(axes, of_row, shift, figure_style.colours(sweep.rows)[row])
     axes.set_xlabel(x_label)
@@ -186,6 +188,13 @@ def _draw_dot_line(axes: Axes, cell: Cell, y: float, colour: str) -> None:
 
 def _draw_line(axes: Axes, cells: Sequence[Cell], shift: float, colour: str) -> None:
     known = [cell for cell in cells if cell.values]
+    # A column without a number has no place: a level.
+    levels = [cell for cell in known if math.isnan(number_in(cell.column))]
+    for i, cell in enumerate(levels):
+        level = comparison.mean(list(cell.values.values())) or 0.0
+        label = plain(f"{cell.row}, {cell.column}")
+        axes.axhline(level, color=colour, linestyle=("--", ":", "-.")[i % 3], label=label)
+    known = [cell for cell in known if cell not in levels]
     if known:
         x = [number_in(cell.column) + shift for cell in known]
         y = [comparison.mean(list(cell.values.values())) or 0.0 for cell in known]

@@ -61,6 +61,9 @@ def test_the_sweeps_of_the_paper_get_all_its_figures_for_them(name, without):
         if point.row in of_table:
             made = config_of("cifar10_10_90", **point.overrides)
             known = paper.known(sweep.table, made, point.row, point.column)
+            if known is None:  # a column of ours
+                assert point.column.startswith("by itself")
+                continue
             assert bool(known.differences) == (point.row in without), (point, known)
 
 

@@ -181,7 +181,9 @@ def test_the_numbers_of_the_pivot_sweep_scale_with_the_config():
         sums = [
             p.overrides["warmup.num_rounds"] + p.overrides["zo.num_rounds"] for p in made.points
         ]
-        assert sums == [total] * 6
+        assert sums == [total] * 8
+        by_itself = [p for p in made.points if p.column.startswith("by itself")]
+        assert all(p.overrides["warmup.hand_over"] for p in by_itself) and len(by_itself) == 2
     assert [p.column for p in made.points][3] == "200 of 500"
 
 

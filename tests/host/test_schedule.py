@@ -36,6 +36,14 @@ def test_a_phase_that_ends_early_moves_those_after_it(schedule):
     assert [(s.start, s.end) for s in schedule.stretches] == [(0, 1), (1, 21), (21, 23)]
 
 
+def test_the_last_phase_may_take_the_rounds_that_are_saved(schedule):
+    first, iterations, last = schedule.stretches
+    check = iterations.phase.check._replace(hands_over=True)
+    phase = iterations.phase._replace(check=check)
+    ended = schedule._replace(stretches=(first, iterations._replace(phase=phase), last)).ended(1, 9)
+    assert [(s.start, s.end) for s in ended.stretches] == [(0, 1), (1, 9), (9, 23)]
+
+
 def test_checks_are_billed_with_the_round_that_they_follow(schedule):
     iterations = schedule.stretches[1]
     each, check = iterations.round.traffic.uplink, iterations.check.traffic.uplink
@@ -49,6 +57,8 @@ def test_checks_are_billed_with_the_round_that_they_follow(schedule):
 
 
 def test_seeds_side_by_side_cannot_end_at_rounds_of_their_own(tmp_path):
-    with pytest.raises(ConfigError, match="set its check_every to 0, or leave out --vmap_seeds"):
+    with pytest.raises(
+        ConfigError, match="let it have all its rounds .* or leave out --vmap_seeds"
+    ):
         train.run_seeds(tiny.config("ridge_cg", **CHECKED), tmp_path, 2, quiet=True)
     assert not list(tmp_path.iterdir())

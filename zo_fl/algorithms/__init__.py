@@ -70,11 +70,13 @@ def blocks_of(part: str) -> list[str]:
     return list(inspect.signature(ALGORITHMS[part]).parameters)[1:]
 
 
-def is_extendable(part: str) -> bool:
+def is_extendable(part: str, config: Mapping[str, Mapping]) -> bool:
     """Returns whether a run of an algorithm of ``ALGORITHMS`` is the start of a longer one.
 
-    Not where a file says so: ``ENDS_BY_CHOOSING``.
+    Not where a file says so (``ENDS_BY_CHOOSING``), or where it may end by itself.
     """
+    if config[blocks_of(part)[-1]].get("stop", "fixed") != "fixed":
+        return False
     return not getattr(sys.modules[ALGORITHMS[part].__module__], "ENDS_BY_CHOOSING", False)
 
 

@@ -13,6 +13,7 @@ Source: McMahan et al. 2017; Reddi et al. 2021; ZOWarmUp, Algorithm 1, phase 1.
 from collections.abc import Mapping
 from typing import Any
 
+from zo_fl.clients import stopping
 from zo_fl.clients.first_order import LOCAL_SGD, LocalSGD, local_sgd, local_training
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, changed, take
@@ -25,7 +26,8 @@ AGGREGATION = Aggregation(finalize_state=lambda model_state, mean_state: mean_st
 
 BLOCKS: dict[str, Block] = {
     "warmup": {
-        "num_rounds": Field(200, "the pivot", at_least=0),
+        "num_rounds": Field(200, "the pivot; at most, unless stop is fixed", at_least=0),
+        **stopping.FIELDS,
         **changed(PARTICIPATION, tiers="high"),
         **LOCAL_SGD,
         "server_lr": Field(1.0, "server learning rate", at_least=0),
@@ -36,7 +38,7 @@ BLOCKS: dict[str, Block] = {
 
 def phases(problem: Problem, *, warmup: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase of FedAvg; ``warmup`` is its config block."""
-    return (phase(problem, "warmup", warmup),)
+    return (stopping.watched(problem, phase(problem, "warmup", warmup), warmup),)
 
 
 def phases_for_all(

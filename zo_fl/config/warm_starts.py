@@ -31,7 +31,7 @@ def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
     found = configs.flatten({name: config[name] for name in ("data", "model", *sorted(read))})
     found |= {f"run.{name}": config["run"][name] for name in _CADENCE}
     found |= {"seed": config["seed"], "algorithm": "+".join(parts)}
-    if algorithms.is_extendable(parts[-1]):
+    if algorithms.is_extendable(parts[-1], config):
         del found[_rounds_field(parts)]
     return found
 

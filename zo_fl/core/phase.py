@@ -109,11 +109,13 @@ class Check(NamedTuple):
         stays.
       every: rounds; the phase's last one is followed by one as well.
       is_over: asked after it.
+      hands_over: whether the run's last phase takes the rounds that are saved.
     """
 
     phase: "Phase"
     every: int
     is_over: IsOver
+    hands_over: bool = False
 
 
 class Phase(NamedTuple):

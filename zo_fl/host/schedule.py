@@ -85,11 +85,14 @@ class Schedule(NamedTuple):
 
     def ended(self, place: int, done: int) -> "Schedule":
         """Returns the schedule of the same run whose phase ``place`` ends after round ``done``."""
-        saved = self.stretches[place].end - done
+        saved, check = self.stretches[place].end - done, self.stretches[place].phase.check
+        last = self.stretches[-1].place
+        keeps_end = last if check is not None and check.hands_over and last > place else None
 
         def moved(stretch: Stretch) -> Stretch:
             start = stretch.start - (saved if stretch.place > place else 0)
-            return stretch._replace(start=start, end=stretch.end - saved)
+            end = stretch.end - (saved if stretch.place != keeps_end else 0)
+            return stretch._replace(start=start, end=end)
 
         kept = self.stretches[:place]
         return Schedule((*kept, *map(moved, self.stretches[place:])))
