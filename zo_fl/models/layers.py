@@ -274,8 +274,8 @@ def _max_pool_jvp(primals, tangents):
     is_largest = windows(x) == maxima[:, :, None, :, None]
     # At least one is the largest, but XLA may compute x anew for this sum, rounded otherwise than
     # for the maxima (the CPU back end at optimization level 0 does), and find none.
-    share = 1 / jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
-    return maxima, share * jnp.where(is_largest, windows(moved), 0).sum((2, 4))
+    count = jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
+    return maxima, jnp.where(is_largest, windows(moved), 0).sum((2, 4)) / count
 
 
 def mean_pool(x: Array) -> Array:
