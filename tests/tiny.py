@@ -32,7 +32,7 @@ def config(algorithm="zowarmup", **overrides):
     config.heterofl.update(local_epochs=1, batch_size=100, lr=0.05, augment=False)
     config.fedkseed.update(local_steps=3, batch_size=20, eps=1e-3, lr=1e-4, candidate_seeds=16)
     config.decomfl.update(local_steps=2, lr=1e-4)
-    config.fedzo.update(local_steps=2, num_directions=2)
+    config.fedzo.update(local_steps=2, num_directions=2, radius=0.4)
     config.baffle.update(num_directions=4, eps=1e-3, lr=1e-3)
     config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=1)
     for name, value in overrides.items():

@@ -81,8 +81,8 @@ def _add_bias(x: Array, bias: Array) -> Array:
 def _add_bias_jvp(primals, tangents):
     x, bias = primals
     moved, moved_bias = tangents
-    ones = jnp.ones((math.prod(x.shape[:-1]), 1), widen(x).dtype)
-    rows = jnp.matmul(ones, widen(moved_bias)[None], precision="highest")
+    ones = jnp.ones(math.prod(x.shape[:-1]), widen(x).dtype)
+    rows = jnp.tensordot(ones, widen(moved_bias), axes=0, precision="highest")
     return _add_bias(x, bias), moved + rows.reshape(x.shape).astype(x.dtype)
 
 
