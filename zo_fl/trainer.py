@@ -20,12 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl import trained
 from zo_fl.core import keys
-from zo_fl.core.chunk import Lanes, make_check, make_chunk
+from zo_fl.core.chunk import Lanes, make_check, make_chunk, recorded_shapes
+from zo_fl.core.errors import ConfigError
 from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
-from zo_fl.host import evaluate, processes, rounding, streaming
+from zo_fl.host import evaluate, ledger, processes, rounding, streaming
 from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
 from zo_fl.host.run_folder import Ended, RunFolder, ended_of
@@ -145,6 +146,51 @@ class Trainer:
             for s in self.schedule.stretches
         ]
 
+    def rebuilt(self, round_idx: int) -> ServerState:
+        """Returns the state after a round, from its phase's first state and the ledger alone.
+
+        Raises:
+          ConfigError: the round does not replay, the ledger or the first state is missing, or an
+            entry of it is damaged.
+        """
+        (folder,) = self.folders
+        latest = folder.checkpoints.latest_round() or 0
+        self._end(ended_of(folder.checkpoints.progress(latest)) if latest else [])
+        if not 0 < round_idx <= self.schedule.end:
+            raise ConfigError(f"round {round_idx}; allowed: 1 to {self.schedule.end}")
+        stretch = self.schedule.stretch_of(round_idx)
+        if not stretch.phase.replays:
+            raise ConfigError(
+                f"round {round_idx} is of phase {stretch.phase.name}, in which clients send more "
+                "than scalars: it cannot be rebuilt from them"
+            )
+        entries = [e for e in ledger.read(folder.path) if stretch.start < e.round <= round_idx]
+        if [e.round for e in entries] != list(range(stretch.start + 1, round_idx + 1)):
+            last = entries[-1].round if entries else stretch.start
+            raise ConfigError(f"{folder.path}: the ledger has no round {last + 1}")
+        state = self._start_of(stretch)
+        algorithm = make_algorithm(stretch.phase, self.built.engine)
+        data = self.built.data_of(stretch.phase)
+        like = recorded_shapes(algorithm, state, data, self.run_key)
+        apply = jax.jit(algorithm.apply, compiler_options=self.built.engine.compiler_options)
+        for entry in entries:
+            sent, statistics = jax.tree.unflatten(jax.tree.structure(like), entry.leaves)
+            after = apply(state, sent, self.run_key)
+            state = after._replace(model_state=jax.device_put(statistics, self.replicated))
+        return state
+
+    def _start_of(self, stretch: Stretch) -> ServerState:
+        """Returns the first state of a phase, from what was kept of the one before."""
+        if not stretch.start:
+            return self._initial_state(stretch)
+        before = self.schedule.stretches[stretch.place - 1]
+        (folder,) = self.folders
+        state = folder.restore(stretch.start, self._initial_state(before))
+        first = self._first_state(stretch, *self._model(before, state), stretch.start)
+        if stretch.phase.continues:
+            first = first._replace(strategy_state=state.strategy_state)
+        return first
+
     def _rounds(self, place: int, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
         stretch = self.schedule.stretches[place]
@@ -156,9 +202,11 @@ class Trainer:
         program = self._compile(stretch, state, data)
         for start, stop in cuts:
             began = time.perf_counter()
-            state, metrics = program(state, data, self.run_key, np.int32(stop - start))
+            state, *measured = program(state, data, self.run_key, np.int32(stop - start))
             data = next(feed, data)  # the next chunk's, while the devices compute this one
-            metrics, checked = jax.device_get(metrics), {}
+            (metrics, *recorded), checked = jax.device_get(measured), {}
+            if recorded:
+                self.folders[0].record(stretch.phase.name, start, stop - start, recorded[0])
             if stretch.is_checked(stop):
                 state, checked, is_over = self._asked(stretch, state)
                 if is_over and stop < stretch.end:
@@ -227,7 +275,8 @@ class Trainer:
     def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
         algorithm = make_algorithm(stretch.phase, self.built.engine)
         capacity, options = self.options["rounds_per_jit"], self.built.engine.compiler_options
-        chunk = make_chunk(algorithm, capacity, self.lanes, options)
+        recorded = self.replicated if stretch.phase.replays and self.lanes.size == 1 else None
+        chunk = make_chunk(algorithm, capacity, self.lanes, options, recorded)
         with self.bar.compiling(stretch.phase.name):
             return chunk.lower(state, data, self.run_key, np.int32(1)).compile()
 

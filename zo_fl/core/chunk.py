@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from zo_fl.core.engine import Engine
 from zo_fl.core.phase import Check
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.strategy import FederatedAlgorithm
-from zo_fl.core.types import PyTree, ServerState
+from zo_fl.core.types import Array, PyTree, ServerState
 
 
 class Lanes(NamedTuple):
@@ -45,6 +46,7 @@ def make_chunk(
     capacity: int,
     lanes: Lanes = Lanes(),  # noqa: B008  # immutable
     compiler_options: dict[str, Any] | None = None,
+    recorded: Sharding | None = None,
 ) -> Any:
     """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
 
@@ -53,23 +55,43 @@ def make_chunk(
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
       lanes: runs side by side, which share the data.
       compiler_options: see ``jax.jit``; an engine has those of its devices.
+      recorded: where to put a third output, of each round what clients sent and the statistics
+        after it, as in ``recorded_shapes`` with a leading ``capacity``; None for none.
 
     The state is donated. The number of rounds is an argument: one program serves every chunk.
     """
 
     def run_chunk(state: ServerState, data, run_key, num_rounds):
-        shapes = jax.eval_shape(algorithm.round, state, data, run_key)[1]
-        buffers = jax.tree.map(lambda leaf: jnp.zeros(capacity, leaf.dtype), shapes)
+        def one(state):
+            state, metrics, sent = algorithm.round(state, data, run_key)
+            return state, (metrics, () if recorded is None else (sent, state.model_state))
+
+        shapes = jax.eval_shape(one, state)[1]
+        buffers = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
 
         def body(i, carry):
             state, buffers = carry
-            state, metrics, _ = algorithm.round(state, data, run_key)
-            return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffers, metrics)
+            state, measured = one(state)
+            return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffers, measured)
 
-        return jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
+        state, (metrics, kept) = jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
+        return (state, metrics) if recorded is None else (state, metrics, kept)
 
     mapped = lanes.lift(run_chunk, (0, None, 0, None))
-    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
+    return jax.jit(
+        mapped,
+        donate_argnums=0,
+        out_shardings=None if recorded is None else (None, None, recorded),
+        compiler_options=compiler_options,
+    )
+
+
+def recorded_shapes(
+    algorithm: FederatedAlgorithm, state: ServerState, data: PyTree, run_key: Array
+) -> PyTree:
+    """Returns the shapes of what a recorded round leaves: ``(records, model_state)``."""
+    after, _, sent = jax.eval_shape(algorithm.round, state, data, run_key)
+    return sent, after.model_state
 
 
 def make_check(check: Check, engine: Engine) -> Any:

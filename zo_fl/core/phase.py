@@ -153,6 +153,11 @@ class Phase(NamedTuple):
     check: Check | None = None
 
     @property
+    def replays(self) -> bool:
+        """Whether a round follows from what clients send in it, keys and the state before."""
+        return all(group.strategy.replays for group in self.groups)
+
+    @property
     def cohort_size(self) -> int:
         """Clients a round, over all groups."""
         return sum(group.cohort_size for group in self.groups)

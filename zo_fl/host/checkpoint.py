@@ -1,7 +1,8 @@
-"""Checkpoints of a run: the latest two, and the pivot's for ever. A thin layer over orbax.
+"""Checkpoints of a run: the latest two, and some for ever. A thin layer over orbax.
 
     WORKDIR/checkpoints/rounds/ROUND    the latest two
-    WORKDIR/checkpoints/pivot/ROUND     the end of the warm-up, to start other second phases from
+    WORKDIR/checkpoints/pivot/ROUND     the end of the warm-up, to start other second phases from,
+                                        and later states that a ledger begins with
 
 Of several processes all take part in saving and restoring, on a file system that they share.
 
@@ -22,6 +23,7 @@ from zo_fl.core.types import PyTree
 from zo_fl.host import processes
 
 KEPT = 2
+_ALL = 10**6
 
 
 class Checkpoints:
@@ -36,7 +38,7 @@ class Checkpoints:
         # A filter, because orbax logs from threads of its own too. Adding it again changes nothing.
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._rounds = _manager(root / "rounds", KEPT)
-        self._pivot = _manager(root / "pivot", 1)
+        self._pivot = _manager(root / "pivot", _ALL)
 
     def save(
         self, round_idx: int, state: PyTree, progress: dict[str, Any], *, keep: bool = False
@@ -49,7 +51,7 @@ class Checkpoints:
           round_idx: rounds done; larger than in earlier calls.
           state: tree of arrays; may contain NamedTuples and empty dicts.
           progress: what else to remember, as JSON.
-          keep: True for the pivot, which is never deleted.
+          keep: never to be deleted.
         """
         # The pivot first: if this is killed between the two, the round is run and saved again.
         items = ocp.args.Composite(
@@ -65,7 +67,7 @@ class Checkpoints:
 
     def pivot_round(self) -> int | None:
         """Returns the rounds done at the pivot, or None if it is not saved (yet)."""
-        return processes.of_first(self._pivot.latest_step())
+        return processes.of_first(min(self._pivot.all_steps(), default=None))
 
     def restore(self, round_idx: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Returns ``(state, progress)`` as saved after ``round_idx`` rounds.

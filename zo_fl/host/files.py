@@ -10,9 +10,14 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
       OSError: it cannot be written; what was there is still there.
     """
+    write_whole_bytes(path, text.encode())
+
+
+def write_whole_bytes(path: Path, content: bytes) -> None:
+    """Writes a file of bytes; see ``write_whole``."""
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

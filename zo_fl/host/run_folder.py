@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import ServerState
+from zo_fl.core.types import PyTree, ServerState
 from zo_fl.host import curves, processes, workdir
 from zo_fl.host.checkpoint import Checkpoints
+from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule, Stretch
 
@@ -41,6 +43,7 @@ class RunFolder:
         self.diverged_round: int | None = None
         self._done = 0
         self._writer: MetricsWriter | None = None
+        self._ledger: LedgerWriter | None = None
         # Saved beside the state.
         self._progress: dict[str, Any] = {
             "seconds": 0.0,
@@ -89,9 +92,9 @@ class RunFolder:
         return state
 
     def save(self, state: ServerState, done: int) -> None:
-        """Saves a state, for ever if it is the pivot's."""
+        """Saves a state, for ever if other runs or a replay may start from it."""
         progress = self._progress | {"seconds": self._seconds()}
-        self.checkpoints.save(done, state, progress, keep=done == self._schedule.pivot)
+        self.checkpoints.save(done, state, progress, keep=self._schedule.is_kept(done))
 
     def ended(self, schedule: Schedule, place: int, done: int) -> None:
         """Notes that phase ``place`` ended early, after round ``done`` of what is now the run."""
@@ -110,11 +113,27 @@ class RunFolder:
         with processes.agreed():
             if processes.is_first():
                 self._writer = MetricsWriter(self.path, resume_after=done)
+                self._ledger = LedgerWriter(self.path, resume_after=done)
 
     def close(self) -> None:
-        """Closes the metrics."""
-        if self._writer is not None:
-            self._writer.close()
+        """Closes the metrics and the ledger."""
+        for file in (self._writer, self._ledger):
+            if file is not None:
+                file.close()
+
+    def record(self, phase: str, done: int, count: int, recorded: PyTree) -> None:
+        """Writes what was recorded of the ``count`` rounds after round ``done``.
+
+        Args:
+          phase: name.
+          done: rounds before.
+          count: rounds.
+          recorded: leaves ``[count, ...]``, or longer.
+        """
+        for i in range(count if self._ledger is not None else 0):
+            assert self._ledger is not None
+            of_round = jax.tree.map(lambda leaf: leaf[i], recorded)  # noqa: B023
+            self._ledger.write(done + i + 1, phase, of_round)
 
     def rows(
         self,

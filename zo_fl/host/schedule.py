@@ -1,5 +1,6 @@
 """Which phase a round belongs to, and what the run has cost by then."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -78,6 +79,14 @@ class Schedule(NamedTuple):
     def pivot(self) -> int | None:
         """Rounds done at the pivot, or None if there is one phase."""
         return self.stretches[0].end if len(self.stretches) > 1 else None
+
+    def is_kept(self, done: int) -> bool:
+        """Returns whether the state after ``done`` rounds is kept for ever.
+
+        The pivot's is, and what rounds that can be replayed start from.
+        """
+        ends = {s.end: later.phase for s, later in itertools.pairwise(self.stretches)}
+        return done == self.pivot or (done in ends and ends[done].replays)
 
     def stretch_of(self, round_idx: int) -> Stretch:
         """Returns the stretch that a round (from 1) belongs to."""

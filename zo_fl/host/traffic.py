@@ -56,7 +56,7 @@ def phase_traffic(
     groups = [group_traffic(group, phase, params, model_state, data) for group in phase.groups]
     uplink = sum(group.uplink for group in groups)
     low_uplink = sum(group.low_uplink for group in groups)
-    if not all(group.strategy.replays for group in phase.groups):
+    if not phase.replays:
         return Traffic(0, uplink, sum(group.downlink for group in groups), low_uplink)
     population = data.client_sizes.shape[0]
     model = trees.num_bytes(params) + trees.num_bytes(model_state)

@@ -1,0 +1,79 @@
+"""Rebuilds a run's model after any zeroth-order round from its pivot and its ledger of scalars.
+
+    python -m experiments.replay --workdir=W [--round=R] [--verify]
+
+Prints the SHA-256 of the parameters after the round, by default the last one; with ``--verify`` it
+compares them, bit for bit, with the run's own checkpoint of that round, or its saved model. What a
+late joiner does: nothing but the model at the phase's start, keys and scalars is used. Exit status
+0, 1 if they differ, or 2 for bad input: a ledger with a changed, missing or swapped entry is named.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+import zo_fl
+from zo_fl import config as configs
+from zo_fl import experiment
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import ledger, units, workdir
+from zo_fl.trainer import Own, Trainer
+
+from . import cli
+
+
+def main(argv: list[str]) -> int:
+    """Rebuilds, prints a line, returns the exit status."""
+    del argv
+    path = Path(flags.FLAGS.workdir)
+    saved = workdir.read_json(path / "config.json")
+    if saved is None:
+        raise ConfigError(f"{path} holds no run; change --workdir")
+    if saved.get("model"):
+        raise ConfigError(f"{path} holds a run of a model that is not in its config")
+    entries = ledger.read(path)
+    wanted = flags.FLAGS.round or (entries[-1].round if entries else 0)
+    config = configs.resolve(configs.read_by(saved["config"]))
+    config["run"]["data"] = "device"  # shapes are all that is asked of them
+    built = experiment.build(config)
+    began = time.perf_counter()
+    trainer = Trainer(built, [config], [path], began, True, lambda: False, Own())
+    state = trainer.rebuilt(wanted)
+    found = digest(state.params)
+    size = units.num_bytes((path / ledger.FILE_NAME).stat().st_size)
+    print(f"round {wanted}, from {size} of scalars: parameters {found}")
+    if not flags.FLAGS.verify:
+        return 0
+    (folder,) = trainer.folders
+    if folder.checkpoints.latest_round() == wanted:
+        own, what = folder.restore(wanted, state).params, "checkpoint"
+    elif wanted == trainer.schedule.end:
+        own, what = zo_fl.load(path).params, "model"
+    else:
+        raise ConfigError(f"{path} has no checkpoint of round {wanted} any more; change --round")
+    same = digest(own) == found
+    print(f"the run's own {what}: {'equal, bit for bit' if same else 'different'}")
+    return 0 if same else 1
+
+
+def digest(params) -> str:
+    """Returns the SHA-256 of all arrays of some parameters."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_integer("round", 0, "Rounds done; 0 = the last one.", lower_bound=0)
+    flags.DEFINE_bool("verify", False, "Compare with the run's own parameters.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    cli.run(main)

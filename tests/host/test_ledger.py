@@ -1,0 +1,149 @@
+"""Phase two is its first state and a ledger of scalars, which rebuild any round bit for bit."""
+
+import time
+
+import chex
+import numpy as np
+import pytest
+
+import zo_fl
+from tests import tiny
+from zo_fl import config as configs
+from zo_fl import experiment, train
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import ledger
+from zo_fl.trainer import Own, Trainer
+
+BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients": 4}
+
+
+def trainer_of(config, path):
+    resolved = configs.resolve(config)
+    built = experiment.build(resolved)
+    return Trainer(built, [resolved], [path], time.perf_counter(), True, lambda: False, Own())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    config = tiny.config("zowarmup", zo__num_rounds=4)
+    train.run(config, path, quiet=True)
+    return config, path
+
+
+@pytest.mark.slow
+def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(finished):
+    config, path = finished
+    assert [entry.round for entry in ledger.read(path)] == [3, 4, 5, 6]
+    trainer = trainer_of(config, path)
+    chex.assert_trees_all_equal(trainer.rebuilt(6).params, zo_fl.load(path).params)
+    (folder,) = trainer.folders
+    for round_idx in (5, 6):  # the latest two
+        rebuilt = trainer.rebuilt(round_idx)
+        chex.assert_trees_all_equal(rebuilt, folder.restore(round_idx, rebuilt))
+    with pytest.raises(ConfigError, match="round 2 is of phase warmup, in which clients send more"):
+        trainer.rebuilt(2)
+    with pytest.raises(ConfigError, match="round 7; allowed: 1 to 6"):
+        trainer.rebuilt(7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, changes",
+    (
+        ("zowarmup", BATCH_NORM),  # statistics travel
+        ("zo", {"zo__server__name": "adam", "zo__cohort_size": 3}),
+        ("ridge+fedkseed", {"ridge__penalties": (0.1,), "ridge__calibrate": False}),
+    ),
+)
+def test_statistics_moments_pools_and_what_a_head_starts_from_are_rebuilt_too(
+    name, changes, tmp_path
+):
+    nested = {key: value for key, value in changes.items() if key.count("__") == 1}
+    config = tiny.config(name, **nested)
+    for key in changes.keys() - nested.keys():
+        block, group, field = key.split("__")
+        config[block][group][field] = changes[key]
+    summary = train.run(config, tmp_path, quiet=True)
+    trainer = trainer_of(config, tmp_path)
+    rebuilt = trainer.rebuilt(summary["rounds"])
+    (folder,) = trainer.folders
+    chex.assert_trees_all_equal(rebuilt, folder.restore(summary["rounds"], rebuilt))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_leaves_the_same_ledger(finished, tmp_path):
+    config, path = finished
+
+    def stop(row):
+        if row["round"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, tmp_path, quiet=True, on_round=stop)
+    train.run(config, tmp_path, quiet=True)
+    files = [folder / ledger.FILE_NAME for folder in (path, tmp_path)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def entries_of(rounds, seed=0):
+    """As of 50 clients with three scalars each."""
+    rng, found = np.random.default_rng(seed), []
+    for i in range(rounds):
+        leaves = (
+            np.arange(50, dtype=np.int32),
+            np.ones(50, bool),
+            rng.normal(size=(50, 1, 3)).astype(np.float32),
+            np.full(50, 900, np.float32),
+        )
+        found.append(ledger.make_entry(201 + i, "zo", leaves, found[-1] if found else None))
+    return found
+
+
+def write(folder, entries):
+    data = b"".join(len(e.content).to_bytes(4, "little") + e.content for e in entries)
+    (folder / ledger.FILE_NAME).write_bytes(data)
+    return data
+
+
+def test_300_rounds_of_50_clients_with_3_scalars_take_less_than_400_kb(tmp_path):
+    entries = entries_of(300)
+    assert len(write(tmp_path, entries)) < 400_000
+    for entry, same in zip(entries, ledger.read(tmp_path), strict=True):
+        assert entry.round == same.round
+        for one, other in zip(entry.leaves, same.leaves, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    (
+        (lambda e: [*e[:3], e[3]._replace(content=e[3].content.replace(b"zo", b"zp")), *e[4:]],
+         "entry of round 205 does not follow .* round 204 was changed"),
+        (lambda e: e[:3] + e[4:], "entry of round 205 does not follow .* is missing"),
+        (lambda e: [*e[:3], e[4], e[3], *e[5:]], "entry of round 205 does not follow"),
+        (lambda e: e[1:], "entry of round 202 does not follow .* it is not the first one"),
+        (lambda e: [*e[:5], e[5]._replace(content=e[5].content[:-40])],
+         "the entry after round 205 is damaged"),
+    ),
+)  # fmt: skip
+def test_an_entry_that_was_changed_left_out_or_moved_is_named(damage, words, tmp_path):
+    write(tmp_path, damage(entries_of(6)))
+    with pytest.raises(ConfigError, match=words) as caught:
+        ledger.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_last_entry_is_dropped_where_the_run_goes_on(tmp_path):
+    whole = write(tmp_path, entries_of(4))
+    (tmp_path / ledger.FILE_NAME).write_bytes(whole[:-10])
+    writer = ledger.LedgerWriter(tmp_path, resume_after=203)
+    writer.write(204, "zo", entries_of(4)[3].leaves)
+    writer.close()
+    assert (tmp_path / ledger.FILE_NAME).read_bytes() == whole
+
+
+def test_seeds_side_by_side_and_first_order_runs_leave_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no ledger.msgpack"):
+        ledger.read(tmp_path)
