@@ -2,8 +2,10 @@
 
 From a warm-up, and from the head that everyone's sums give after it (ridge). Beside the controls:
 as many more rounds of warm-up, and a rate of zero. All take the same forward passes a round. Rates
-are those of the best validation accuracy in ``zeroth_order_rates``, on another seed, from grids of
-equal size. Expect what moves fewer coordinates to gain most.
+are to be those of the best validation accuracy in ``zeroth_order_rates``, on another seed, from
+grids of equal size. That sweep has not been run yet: until ``RATES`` is filled from it, every
+variant has the config's own rate, and this comparison says nothing. Expect what moves fewer
+coordinates to gain most.
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/zeroth_order.py --seeds=10 --workdir=R
