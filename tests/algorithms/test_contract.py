@@ -6,13 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny
 from zo_fl.algorithms import ALGORITHMS
-from zo_fl.core import cohorts, trees
+from zo_fl.core import cohorts, keys, trees
 from zo_fl.core.chunk import make_chunk
 from zo_fl.core.engine import Engine
 from zo_fl.core.round import make_algorithm
@@ -63,38 +62,50 @@ def run_all(name):
 
 @functools.cache
 def run_all_of(item):
-    (built, phase), state = item.value, item.start()
-    step = jax.jit(tiny.algorithm(built, phase).round)
+    (built, phase), state, step = item.value, item.start(), round_of(item)
     history = []
     for _ in range(tiny.ROUNDS):
-        state, metrics, _ = step(state, built.data_of(phase), built.run_key)
+        state, metrics, _ = step(state, built.data_of(phase), built.run_key, drawn(item, state))
         history.append(jax.device_get(metrics))
     return state, history, step
 
 
 @functools.cache
-def round_of(built_and_phase, clients_per_vmap=1):
-    """The phase's round as a jitted function of the cohort, the same one for each of its groups."""
-    built, phase = built_and_phase.value
+def round_of(item, clients_per_vmap=1):
+    """The phase's round as a jitted function of the cohorts of its groups."""
+    built, phase = item.value
 
-    def one(state, data, run_key, cohort):
-        groups = [group._replace(sample_cohort=lambda key: cohort) for group in phase.groups]
+    def one(state, data, run_key, cohorts):
+        groups = [
+            group._replace(sample_cohort=lambda key, cohort=cohort: cohort)
+            for group, cohort in zip(phase.groups, cohorts, strict=True)
+        ]
         engine = Engine(built.mesh, clients_per_vmap)
-        plain = phase._replace(groups=groups, server_optimizer=optax.sgd(1.0))
-        algorithm = make_algorithm(plain, engine)
-        state = state._replace(opt_state=plain.init(state.params, state.model_state).opt_state)
-        return algorithm.round(state, data, run_key)
+        return make_algorithm(phase._replace(groups=groups), engine).round(state, data, run_key)
 
     return jax.jit(one)
 
 
-def with_cohort(item, client_ids, clients_per_vmap=1, padding=()):
-    """One round with a given cohort, by plain SGD at the server; ``padding`` takes no part."""
+def drawn(item, state):
+    """The cohorts that the phase itself draws for the state's round."""
     built, phase = item.value
-    ids = jnp.array([*client_ids, *padding], jnp.int32)
-    cohort = Cohort(ids, jnp.arange(len(ids)) < len(client_ids))
-    step = round_of(item, clients_per_vmap)
-    return step(item.start(), built.data_of(phase), built.run_key, cohort)
+    key = keys.round_key(built.run_key, state.round_idx)
+    return [group.sample_cohort(key) for group in phase.groups]
+
+
+def with_cohort(item, order, clients_per_vmap=1, padding=()):
+    """One round with a given cohort in each group, of the size that it has anyway.
+
+    ``order`` gives the ids of so many clients, ``padding`` takes no part, in the place of the last.
+    """
+    built, phase = item.value
+    step, cohorts = round_of(item, clients_per_vmap), []
+    for group in phase.groups:
+        ids = list(order(group.cohort_size))
+        valid = jnp.arange(group.cohort_size) < len(ids)
+        ids = [*ids, *padding][: group.cohort_size]
+        cohorts.append(Cohort(jnp.array(ids, jnp.int32), valid))
+    return step(item.start(), built.data_of(phase), built.run_key, cohorts)
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
@@ -118,22 +129,23 @@ def test_the_state_keeps_its_shapes_and_dtypes_and_the_round_its_one_trace(name)
 
 def test_the_result_does_not_depend_on_clients_per_vmap(phases):
     for item in phases:
-        reference = with_cohort(item, range(8))[0]
-        got = with_cohort(item, range(8), clients_per_vmap=3, padding=[0])[0]
+        reference = with_cohort(item, range)[0]
+        got = with_cohort(item, range, clients_per_vmap=3)[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_cohort(phases):
     for item in phases:
-        reference = with_cohort(item, range(8))[0]
-        got = with_cohort(item, [6, 1, 4, 7, 0, 3, 5, 2])[0]
+        reference = with_cohort(item, range)[0]
+        got = with_cohort(item, lambda size: np.random.default_rng(0).permutation(size))[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
 def test_whoever_pads_a_cohort_changes_nothing(phases):
     for item in phases:
-        reference, metrics, _ = with_cohort(item, [1, 4], padding=[0] * 6)
-        got, padded, _ = with_cohort(item, [1, 4], padding=[7, 6, 5, 4, 3, 2])
+        two = lambda size: [1, 4]  # noqa: E731
+        reference, metrics, _ = with_cohort(item, two, padding=[0] * 6)
+        got, padded, _ = with_cohort(item, two, padding=[7, 6, 5, 4, 3, 2])
         chex.assert_trees_all_equal(got.params, reference.params)
         assert metrics == padded
 

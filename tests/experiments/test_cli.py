@@ -31,32 +31,75 @@ def call(module, *arguments):
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
+BAD_INPUT = (
+    (("--config.zo.epz=1",), "unknown field config.zo.epz; did you mean config.zo.eps"),
+    (("--config.zo.eps=abc",), "config.zo.eps='abc' is not allowed; allowed: a number above 0"),
+    (("--config.zoo=1",), "unknown field config.zoo"),
+    (("--zo.eps=1",), "zo.eps"),
+    (("config.zo.eps=1",), "unexpected argument 'config.zo.eps=1'"),
     (
-        (("--config.zo.epz=1",), "unknown field config.zo.epz; did you mean config.zo.eps"),
-        (("--config.zo.eps=abc",), "config.zo.eps='abc' is not allowed; allowed: a number above 0"),
-        (("--config.zoo=1",), "unknown field config.zoo"),
-        (("--zo.eps=1",), "zo.eps"),
-        (("config.zo.eps=1",), "unexpected argument 'config.zo.eps=1'"),
-        (
-            ("--config=configs/cifar100.py",),
-            "no config file 'configs/cifar100.py'; did you mean cifar10_",
-        ),
-        (("--config.data.high_fraction=0.0",), "config.data.high_fraction"),
-        (("--config.zo.cohort_size=21",), "config.zo.cohort_size=21 is outside what is allowed"),
-        (("--config.data.name=cifar10", "--config.data.data_dir=nowhere"), "prepare_data"),
-        (("--config.run.device=tpu",), "config.run.device"),
-        (("--config.model.name=resnet81",), "config.model.name"),
+        ("--config=configs/cifar100.py",),
+        "no config file 'configs/cifar100.py'; did you mean cifar10_",
     ),
+    (("--config.data.high_fraction=0.0",), "config.data.high_fraction"),
+    (("--config.zo.cohort_size=21",), "config.zo.cohort_size=21 is outside what is allowed"),
+    (("--config.data.name=cifar10", "--config.data.data_dir=nowhere"), "prepare_data"),
+    (("--config.run.device=tpu",), "config.run.device"),
+    (("--config.model.name=resnet81",), "config.model.name"),
 )
-def test_bad_input_is_one_line_and_status_2_and_writes_nothing(tmp_path, arguments, expected):
-    workdir = tmp_path / "run"
-    got = call("main", "--config=configs/quickstart.py", f"--workdir={workdir}", *arguments)
-    assert got.returncode == 2, got.stderr
-    assert got.stdout == "" and got.stderr.count("\n") == 1, got.stderr
-    assert expected in got.stderr
-    assert not workdir.exists()
+
+# Imports once, which takes seconds, and has a fork of itself run each command.
+FORKS = """
+import json, os, sys
+import experiments.main
+for number, arguments in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv = ["experiments.main", *arguments]
+        try:
+            experiments.main.run()
+        except SystemExit as end:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(end.code)
+        os._exit(99)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each bad input is answered: (status, stdout, stderr)."""
+    folder = tmp_path_factory.mktemp("answers")
+    given = [
+        ["--config=quickstart", f"--workdir={folder / 'run'}", *arguments]
+        for arguments, _ in BAD_INPUT
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    statuses = list(map(int, ended.stdout.split()))
+    assert len(statuses) == len(given), ended.stderr
+    assert not (folder / "run").exists()
+    return [
+        (status, *((folder / f"{number}.{stream}").read_text() for stream in (1, 2)))
+        for number, status in enumerate(statuses)
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(BAD_INPUT)), ids=lambda n: BAD_INPUT[n][0][-1])
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(answers, number):
+    status, stdout, stderr = answers[number]
+    assert status == 2, stderr
+    assert stdout == "" and stderr.count("\n") == 1, stderr
+    assert BAD_INPUT[number][1] in stderr
 
 
 def test_no_config_is_one_line_that_names_one():
