@@ -21,8 +21,12 @@ from ml_collections import ConfigDict
 from zo_fl import config
 from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
+from zo_fl.host.files import StorageError
+from zo_fl.host.signals import ignore_signals, interrupting_signals
 
-BAD_INPUT = 2
+from .startup import INTERRUPTED
+
+UNWRITABLE, BAD_INPUT = 1, 2
 _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
 
 
@@ -49,7 +53,10 @@ def define_config() -> None:
 
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits with its status; bad input is one line and status 2.
+    """Runs a command and exits with its status.
+
+    Bad input is one line and status 2, a file that cannot be written one line and status 1, a
+    signal to stop one line and status 130.
 
     Args:
       main: gets what absl left of the arguments; its module's docstring is the command's help.
@@ -58,9 +65,16 @@ def run(main: Callable[[list[str]], int]) -> None:
 
     def wrapped(argv):
         try:
-            return main(argv)
+            with interrupting_signals():
+                return main(argv)
         except ConfigError as error:
             _fail(str(error))
+        except StorageError as error:
+            _fail(f"{error}; make room for it, then run the same command again", UNWRITABLE)
+        except KeyboardInterrupt as stop:
+            ignore_signals()
+            print(str(stop) or "interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
     app.run(wrapped, flags_parser=functools.partial(parse_flags, described=described))
 
@@ -149,6 +163,6 @@ def _help(described: str) -> str:
     return "\n".join(lines)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
+    sys.exit(status)

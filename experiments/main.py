@@ -7,8 +7,9 @@ elsewhere ``--coordinator=HOST:PORT --num_processes=2 --process_id=0`` says who 
 
 ``--vmap_seeds=5`` runs five seeds of a small model, from ``config.seed`` on, as one program.
 
-Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss stopped being
-finite, 2 bad input, 130 interrupted (and saved).
+Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss, an update or an
+evaluation stopped being finite, or the folder cannot be written, 2 bad input, 130 interrupted (and
+saved).
 """
 
 import datetime
@@ -19,10 +20,10 @@ from absl import flags
 
 from zo_fl import config, train, trainer
 from zo_fl.core.errors import ConfigError
-from zo_fl.host import processes
+from zo_fl.host import processes, signals
 from zo_fl.host.progress import print_closing_table, print_seeds_table
 
-from . import cli, distributed
+from . import cli, distributed, startup
 
 
 def define_flags() -> None:
@@ -61,18 +62,18 @@ def main(argv: list[str]) -> int:
         summary = train.run(
             resolved, path, warm_start=flags.FLAGS.warm_start, shared=flags.FLAGS.shared
         )
-    except trainer.Interrupted as stop:
+    except (trainer.Interrupted, KeyboardInterrupt) as stop:
+        signals.ignore_signals()
         if processes.is_first():
             resume = f"to resume, run the same command with --workdir={path}"
-            print(f"{stop}; {resume}", file=sys.stderr)
-        return 130
+            print(f"{str(stop) or 'stopped at once'}; {resume}", file=sys.stderr)
+        return startup.INTERRUPTED
     if processes.is_first():
         print_closing_table(summary | {"workdir": str(path)})
     if summary["diverged_round"] is not None:
         if processes.is_first():
             print(
-                f"round {summary['diverged_round']}: the loss is not finite; "
-                "lower config.warmup.lr or config.zo.lr",
+                f"stopped: {summary['divergence']}; lower config.warmup.lr or config.zo.lr",
                 file=sys.stderr,
             )
         return 1

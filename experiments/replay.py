@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         return 0
     (folder,) = trainer.folders
     if folder.checkpoints.latest_round() == wanted:
-        own, what = folder.restore(wanted, state).params, "checkpoint"
+        own, what = folder.checkpoints.restore(wanted, state)[0].params, "checkpoint"
     elif wanted == trainer.schedule.end:
         own, what = zo_fl.load(path).params, "model"
     else:

@@ -27,6 +27,7 @@ from typing import Any
 from absl import flags
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.host import lock
 
 from . import cli
 from .sweeping import jobs, pool, record
@@ -54,11 +55,12 @@ def main(argv: list[str]) -> int:
         return 0
     command = shlex.join(["python", "-m", f"{__package__}.sweep", *sys.argv[1:]])
     content = record.make(sweep, config_file, overrides, command, seeds)
-    record.write(root / name / "sweep.json", content)
-    try:
-        return run(planned, given.jobs, config_file, root / SHARED)
-    finally:
-        shutil.rmtree(root / SHARED, ignore_errors=True)
+    with lock.owned(root):  # its warm-ups, and what its runs share, are those of all sweeps in it
+        record.write(root / name / "sweep.json", content)
+        try:
+            return run(planned, given.jobs, config_file, root / SHARED)
+        finally:
+            shutil.rmtree(root / SHARED, ignore_errors=True)
 
 
 def run(planned: Sequence[Job], parallel: int, config_file: str, shared: Path | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import jax
@@ -35,7 +36,7 @@ def final_state(path):
     """All arrays of the last checkpoint."""
     built = tiny.build()
     template = tiny.start(built, built.phases[-1])
-    _, state, _ = Checkpoints(path).restore_latest(template)
+    _, state, _ = tiny.latest(path, template)
     return jax.tree.leaves(state)
 
 
@@ -157,6 +158,64 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_round(tmp_path):
     summary = train.run(config, tmp_path, quiet=True)
     assert summary["diverged_round"] in (1, 2)
     assert rows_of(tmp_path)[-1]["round"] == 2
+    assert re.match(
+        r"round \d: what (client \d|\d clients, \d the first of them,) sent is not",
+        summary["divergence"],
+    )
+    assert Checkpoints(tmp_path).latest_round() is None  # nothing of it is kept
+
+
+def test_a_last_update_that_overflows_is_no_success(tmp_path):
+    config = tiny.config("zo", zo__num_rounds=1, zo__lr=1e38)
+    summary = train.run(config, tmp_path, quiet=True)
+    assert summary["diverged_round"] == 1 and "overflows" in summary["divergence"]
+
+
+def test_steps_too_small_for_the_precision_are_a_warning(tmp_path):
+    summary = train.run(tiny.config("zo", zo__eps=1e-30), tmp_path, quiet=True)
+    (warning,) = summary["warnings"]
+    assert warning.startswith("round 1 (zo): every scalar of every client is exactly zero")
+    assert summary["diverged_round"] is None
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    config = tiny.config(**OVERRIDES)
+    refused = []
+
+    def another(row):
+        if not refused:
+            before = (tmp_path / "metrics.jsonl").read_bytes()
+            with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on .*started"):
+                train.run(config, tmp_path, quiet=True)
+            refused.append((tmp_path / "metrics.jsonl").read_bytes() == before)
+
+    train.run(config, tmp_path, quiet=True, on_round=another)
+    assert refused == [True]
+
+
+def test_what_a_run_goes_on_with_is_noted_if_it_is_not_what_it_began_with(tmp_path):
+    config = tiny.config(**OVERRIDES)
+    stop_after(config, tmp_path, 3)
+    path = tmp_path / "config.json"
+    begun = json.loads(path.read_text())
+    stop_after(config, tmp_path, 3)
+    assert json.loads(path.read_text()) == begun
+    begun["provenance"]["versions"]["jax"] = "0.0.1"
+    path.write_text(json.dumps(begun))
+    train.run(config, tmp_path, quiet=True)
+    (stretch,) = json.loads(path.read_text())["stretches"]
+    assert stretch["after_round"] == 3 and stretch["versions"]["jax"] == jax.__version__
+
+
+def stop_after(config, path, round_idx):
+    """Runs until the checkpoint after a round, as if killed after it."""
+
+    def stop(row):
+        if row["round"] == round_idx + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, path, quiet=True, on_round=stop)
 
 
 def test_bad_input_leaves_no_folder(tmp_path):

@@ -10,6 +10,7 @@ from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.core import cohorts
 from zo_fl.core.round import keys, make_algorithm
+from zo_fl.host.checkpoint import Checkpoints
 
 ROUNDS = 2
 
@@ -72,3 +73,10 @@ def only_strategy(phase):
 def gather(built, client_ids):
     """Returns the batches of some clients, leading axis the clients."""
     return cohorts.gather(built.data, jnp.array(client_ids, jnp.int32))
+
+
+def latest(path, like):
+    """Returns ``(round, state, progress)`` of the latest checkpoint in a folder, or None."""
+    checkpoints = Checkpoints(path)
+    done = checkpoints.latest_round()
+    return None if done is None else (done, *checkpoints.restore(done, like))

@@ -9,6 +9,7 @@ states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Dataset
 from zo_fl.data import summary as label_summary
 from zo_fl.experiment import Experiment
-from zo_fl.host import processes, workdir
+from zo_fl.host import lock, processes, workdir
 from zo_fl.host.provenance import provenance
 from zo_fl.host.signals import deferred_signals
 from zo_fl.trainer import OnRound, Own, Trainer
@@ -64,8 +65,10 @@ def run(
       The content of ``summary.json``.
 
     Raises:
-      ConfigError: bad config or folder; nothing was written.
-      Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
+      ConfigError: bad config or folder, or another process runs in it; nothing was written.
+      Interrupted: SIGINT, SIGTERM or SIGHUP; the run is saved and can be resumed.
+      StorageError: the folder cannot be written, or is full; what was there stays, and once there
+        is space the same call goes on.
     """
     resolved = _resolve(config, changes)
     donor = None if warm_start is None else Path(warm_start)
@@ -125,22 +128,49 @@ def _run(
             if own.dataset.client_indices is not None:
                 config["data"]["num_clients"] = len(own.dataset.client_indices)
     processes.check_same([resolved, str(donor)], "configs or warm starts")
-    with processes.agreed():
-        for config, path in zip(resolved, paths, strict=True):
-            workdir.check(path, configs.identity, config, _name(own.model))
-    finished = [workdir.read_json(path / "summary.json") for path in paths]
+    finished = _finished(resolved, paths, own)
     if not processes.any_of(not all(finished)):
-        return finished
+        return [one for one in finished if one is not None]
     began = time.perf_counter()
     with processes.agreed():
         built = _build(resolved, own, donor)
+    with ExitStack() as stack:
+        with processes.agreed():
+            if processes.is_first():
+                for path in paths:
+                    stack.enter_context(lock.owned(path))
+        # Another process may have done it all in the meantime.
+        finished = _finished(resolved, paths, own)
+        if not processes.any_of(not all(finished)):
+            return [one for one in finished if one is not None]
+        return _train(built, resolved, paths, began, own, donor, quiet)
+
+
+def _finished(
+    resolved: Sequence[Mapping[str, Any]], paths: Sequence[Path], own: Own
+) -> list[dict[str, Any] | None]:
+    """Returns the summaries of what is finished, of runs whose folders are checked."""
+    with processes.agreed():
+        for config, path in zip(resolved, paths, strict=True):
+            workdir.check(path, configs.identity, config, _name(own.model))
+        return [workdir.finished(path) for path in paths]
+
+
+def _train(
+    built: Experiment,
+    resolved: Sequence[dict[str, Any]],
+    paths: Sequence[Path],
+    began: float,
+    own: Own,
+    donor: Path | None,
+    quiet: bool,
+) -> list[dict[str, Any]]:
+    """Trains in folders that this process owns, and returns the summaries."""
+    made_by = provenance(__version__)
+    with processes.agreed():
         if processes.is_first():
             for config, path in zip(resolved, paths, strict=True):
-                made = {
-                    "config": config,
-                    "model": _name(own.model),
-                    "provenance": provenance(__version__),
-                }
+                made = {"config": config, "model": _name(own.model), "provenance": made_by}
                 workdir.create(path, made, built.federation.summary)
     with processes.agreed():
         for path in paths:
@@ -149,7 +179,7 @@ def _run(
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with deferred_signals() as interrupted:
-        trainer = Trainer(built, resolved, paths, began, quiet, interrupted, own)
+        trainer = Trainer(built, resolved, paths, began, quiet, interrupted, own, made_by)
         if donor is not None:
             trainer.adopt(donor)
         trainer.train()

@@ -27,9 +27,10 @@ from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate, ledger, processes, rounding, streaming
+from zo_fl.host.divergence import FAULTS
 from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
-from zo_fl.host.run_folder import Ended, RunFolder, ended_of
+from zo_fl.host.run_folder import Ended, RunFolder, ended_of, resume
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
 
 OnRound = Callable[[dict[str, Any]], object]
@@ -59,6 +60,7 @@ class Trainer:
       quiet: no progress output.
       stop: tells whether the user asked to stop.
       own: what the user brought along.
+      made_by: versions and devices, see ``provenance``; noted where a resumed run has others.
     """
 
     def __init__(
@@ -70,9 +72,10 @@ class Trainer:
         quiet: bool,
         stop: Callable[[], bool],
         own: Own,
+        made_by: Mapping[str, Any] | None = None,
     ):
         self.built, self.quiet, self.interrupted, self.own = built, quiet, stop, own
-        self.options = configs[0]["run"]
+        self.options, self.made_by = configs[0]["run"], made_by
         self.lanes = Lanes(len(configs))
         self.replicated = NamedSharding(built.mesh, P())
 
@@ -84,7 +87,8 @@ class Trainer:
         init = self.lanes.lift(lambda key: built.task.init(keys.stream(key, "init")))
         self.initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, built.run_key)
-        self.schedule = make_schedule(built.phases, params, model_state, self._clients_of)
+        self.planned = make_schedule(built.phases, params, model_state, self._clients_of)
+        self.schedule = self.planned
         self.checks: dict[int, Any] = {}  # compiled, by the place of their phase
         self.folders = [RunFolder(path, self.schedule, began) for path in paths]
         self.models = [
@@ -119,7 +123,7 @@ class Trainer:
         state, done = self._restore()
         with ExitStack() as stack:
             for folder in self.folders:
-                folder.open(done)
+                folder.open(done, self.made_by)
                 stack.callback(folder.close)
             self.bar = stack.enter_context(Progress(self._planned(), done, quiet=self.quiet))
             before = None
@@ -185,7 +189,7 @@ class Trainer:
             return self._initial_state(stretch)
         before = self.schedule.stretches[stretch.place - 1]
         (folder,) = self.folders
-        state = folder.restore(stretch.start, self._initial_state(before))
+        state, _ = folder.checkpoints.restore(stretch.start, self._initial_state(before))
         first = self._first_state(stretch, *self._model(before, state), stretch.start)
         if stretch.phase.continues:
             first = first._replace(strategy_state=state.strategy_state)
@@ -235,6 +239,11 @@ class Trainer:
             text = rounding.warning(phase, *lane, options)
             if text is not None:
                 folder.warn(text)
+        self._show_news()
+
+    def _show_news(self) -> None:
+        for folder in self.folders:
+            for text in folder.news():
                 self.bar.message(f"warning: {text}")
 
     def _asked(
@@ -250,8 +259,17 @@ class Trainer:
             with self.bar.compiling(check.phase.name):
                 self.checks[stretch.place] = program.lower(state, data, self.run_key).compile()
         state, metrics, is_over = self.checks[stretch.place](state, data, self.run_key)
-        measured = {f"check_{name}": float(value) for name, value in metrics.items()}
+        measured = {
+            f"check_{name}": float(value) for name, value in metrics.items() if name not in FAULTS
+        }
         return state, measured, bool(is_over)
+
+    def _plan(self, ended: Ended) -> None:
+        """Plans anew, with phases that ended early."""
+        self.schedule = self.planned
+        for folder in self.folders:
+            folder.plan(self.planned)
+        self._end(ended)
 
     def _end(self, ended: Ended) -> None:
         """Ends phases early, each after a round of what is then the run."""
@@ -293,7 +311,7 @@ class Trainer:
                 measured |= {f"{name}_{key}": value for key, value in values.items()}
         shown = []
         for i, folder in enumerate(self.folders):
-            if folder.diverged_round is not None:
+            if folder.divergence is not None:
                 continue
             rows = folder.rows(
                 stretch, done, stop - done, self.lanes.take(metrics, i), each, checked
@@ -304,6 +322,7 @@ class Trainer:
             if self.own.on_round is not None:
                 for row in rows:
                     self.own.on_round(row)
+        self._show_news()
         images = stretch.phase.forward_passes * (stop - done) * len(self.folders)
         self.bar.update(mean_rows(shown), round(images), seconds)
 
@@ -321,7 +340,7 @@ class Trainer:
 
     def _alive(self) -> list[RunFolder]:
         """Returns the runs that have not diverged."""
-        return [folder for folder in self.folders if folder.diverged_round is None]
+        return [folder for folder in self.folders if folder.divergence is None]
 
     def _initial_state(self, stretch: Stretch) -> ServerState:
         """Returns the first state of the run, as the phase of ``stretch`` would have it."""
@@ -335,30 +354,28 @@ class Trainer:
 
     def _save(self, state: ServerState, done: int) -> None:
         for i, folder in enumerate(self.folders):
-            if folder.diverged_round is None:
+            if folder.divergence is None:
                 folder.save(self.lanes.take(state, i), done)
 
     def _save_models(self, model: tuple[PyTree, PyTree]) -> None:
         """Saves what the runs that did not diverge have arrived at, for ``trained.load``."""
         dataset = self.built.federation.dataset
         for i, folder in enumerate(self.folders):
-            if folder.diverged_round is None:
+            if folder.divergence is None:
                 params, model_state = self.lanes.take(model, i)
                 trained.save(folder.path, params, model_state, dataset, self.own.model)
 
     def _restore(self) -> tuple[ServerState, int]:
         """Returns the latest state that all runs have saved, or the initial one, and its round."""
-        saved = [folder.checkpoints.latest_round() for folder in self.folders]
-        done = min((round_idx or 0 for round_idx in saved), default=0)
-        if done:
-            self._end(ended_of(self.folders[0].checkpoints.progress(done)))
-        stretch = self.schedule.stretch_of(max(done, 1))
-        state = self._initial_state(stretch)
+
+        def like(done: int, ended: Ended) -> list[ServerState]:
+            self._plan(ended)
+            state = self._initial_state(self.schedule.stretch_of(done))
+            return [self.lanes.take(state, i) for i in range(len(self.folders))]
+
+        done, states = resume(self.folders, like)
         if not done:
-            return state, 0
-        states = [
-            folder.restore(done, self.lanes.take(state, i)) for i, folder in enumerate(self.folders)
-        ]
+            return self._initial_state(self.schedule.stretches[0]), 0
         if self.lanes.size == 1:
             return states[0], done
         return jax.device_put(self.lanes.stack(states), self.replicated), done

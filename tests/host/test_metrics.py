@@ -125,7 +125,7 @@ def test_nothing_temporary_stays(tmp_path):
 
 def test_damage_elsewhere_names_the_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"round": 1}\nnot json\n{"round": 3}\n')
+    path.write_text('{"round": 1, "phase": "zo"}\nnot json\n{"round": 3, "phase": "zo"}\n')
     with pytest.raises(ConfigError, match="line 2"):
         read_metrics(path)
 

@@ -18,12 +18,12 @@ from absl.testing import flagsaver
 
 from configs import quickstart
 from experiments import distributed
+from tests import tiny
 from tests.test_train import rows_of
 from zo_fl import train
 from zo_fl.core.errors import ConfigError
 from zo_fl.experiment import build
 from zo_fl.host import processes, workdir
-from zo_fl.host.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def final_params(path):
     built = build(config(num_devices=1))
     params, model_state = built.task.init(built.run_key)
     template = built.phases[-1].init(params, model_state)
-    found = Checkpoints(path).restore_latest(template)
+    found = tiny.latest(path, template)
     assert found is not None and found[0] == ROUNDS
     return jax.tree.leaves(found[1].params)
 

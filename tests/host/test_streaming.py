@@ -18,7 +18,6 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Cohort
 from zo_fl.data import federated
 from zo_fl.host import devices, run_folder, streaming
-from zo_fl.host.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -93,9 +92,7 @@ def test_a_streamed_run_stopped_and_resumed_ends_bit_identical(tmp_path, uneven,
         config = tiny.config(**PARTIAL, run__data=data)
         train.run(config, tmp_path / data, quiet=True)
         built = experiment.build(config)
-        _, state, _ = Checkpoints(tmp_path / data).restore_latest(
-            tiny.start(built, built.phases[1])
-        )
+        _, state, _ = tiny.latest(tmp_path / data, tiny.start(built, built.phases[1]))
         return rows_of(tmp_path / data), jax.tree.leaves(state)
 
     write = run_folder.MetricsWriter.write

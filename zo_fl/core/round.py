@@ -24,7 +24,7 @@ from zo_fl.core import cohorts, keys, trees
 from zo_fl.core.engine import AXIS, Engine
 from zo_fl.core.phase import Phase
 from zo_fl.core.strategy import ClientStrategy, FederatedAlgorithm, Group, RoundRecord
-from zo_fl.core.types import Array, Cohort, FederatedData, PyTree, ServerState
+from zo_fl.core.types import Array, ClientResult, Cohort, FederatedData, PyTree, ServerState
 
 
 class _Sums(NamedTuple):
@@ -66,16 +66,17 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
             cohort, size = engine.lay_out(group.strategy, drawn, examples)
             cohorts.append(cohort)
             outcomes.append(_run_cohort(phase, group, engine, size, state, data, cohort, run_key))
-        sums = [outcome for outcome, _, _ in outcomes]
+        sums = [outcome for outcome, _, _, _ in outcomes]
         records = tuple(
             RoundRecord(cohort, messages, weights)
-            for cohort, (_, messages, weights) in zip(cohorts, outcomes, strict=True)
+            for cohort, (_, messages, weights, _) in zip(cohorts, outcomes, strict=True)
         )
         new = step(state, _reduce(phase, records, sums, state, run_key), run_key)
         # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the
         # run.
         metrics = _mean([s.metrics for s in sums], [s.weight for s in sums])
         metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
+        metrics |= _faults(cohorts, [bad for _, _, _, bad in outcomes], records)
         uploads = [s for s in sums if jax.tree.leaves(s.model_state)]
         uploaded = _mean([s.model_state for s in uploads], [s.weight for s in uploads])
         model_state = aggregation.finalize_state(state.model_state, uploaded)
@@ -146,6 +147,39 @@ def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array |
     return jax.lax.scan(add, zeros, items)[0]
 
 
+def _faults(
+    cohorts: Sequence[Cohort], bad: Sequence[Array], records: Sequence[RoundRecord]
+) -> dict[str, Array]:
+    """Returns metrics of what is wrong with a round's messages; see ``host.divergence``.
+
+    Args:
+      cohorts: of the groups.
+      bad: of each, ``bool[C]``: who sent what is not finite.
+      records: what was sent, where messages are scalars.
+    """
+    ids = jnp.concatenate([cohort.client_ids for cohort in cohorts])
+    flags = jnp.concatenate(bad)
+    scalars = [
+        jnp.any((leaf != 0).reshape(len(leaf), -1), axis=1) & (record.weights > 0)
+        for record in records
+        for leaf in jax.tree.leaves(record.messages)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)  # whole numbers may well be zero
+    ]
+    all_zero = ~jnp.any(jnp.concatenate(scalars)) if scalars else jnp.bool(False)
+    found = {
+        "bad_clients": jnp.sum(flags),
+        "first_bad_client": jnp.min(jnp.where(flags, ids, jnp.iinfo(ids.dtype).max)),
+        "all_zero": all_zero,
+    }
+    return {name: value.astype(jnp.float32) for name, value in found.items()}
+
+
+def _is_finite(result: ClientResult) -> Array:
+    """Returns whether all numbers of a message, and what was measured beside, are finite."""
+    leaves = jax.tree.leaves((result.message, result.metrics))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
 def _unit(weights: Array) -> Array:
     """Returns 1 for every client that takes part, 0 for padding and drop-outs."""
     return (weights > 0).astype(weights.dtype)
@@ -154,15 +188,20 @@ def _unit(weights: Array) -> Array:
 def _run_cohort(
     phase: Phase, group: Group, engine: Engine, chunk_size: int, state, data, cohort, run_key
 ):
-    """Runs every client once; returns summed results, and the messages if the strategy replays."""
+    """Runs every client once.
+
+    Returns:
+      Summed results; the messages and their weights if the strategy replays; who of the cohort sent
+      what is not finite.
+    """
     share = _unit if phase.aggregation.reduce == "sum" else lambda weights: weights
 
     def on_device(state, data, cohort, run_key):
         run = _scan_chunks(group.strategy, share, chunk_size, engine.unroll, state, data, run_key)
-        sums, messages, weights = run(cohort)
+        sums, *sent = run(cohort)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
-        return sums, jax.tree.map(gather, messages), jax.tree.map(gather, weights)
+        return sums, *jax.tree.map(gather, sent)
 
     mapped = jax.shard_map(
         on_device,
@@ -179,7 +218,7 @@ def _run_cohort(
 def _scan_chunks(
     strategy: ClientStrategy, share, chunk_size: int, unroll: int, state, data, run_key
 ):
-    """Returns ``cohort -> (sums, messages, weights)`` that accumulates over chunks of clients.
+    """Returns ``cohort -> (sums, messages, weights, bad)`` that accumulates over chunks of clients.
 
     Accumulating keeps memory flat in the number of clients; stacking updates would not.
     """
@@ -187,16 +226,17 @@ def _scan_chunks(
     def one_client(batch):
         result = strategy.client_update(state, batch, run_key)
         if strategy.replays:
-            return result, ()
-        return result, strategy.decode(result.message, batch.client_id, state, run_key)
+            return result, (), _is_finite(result)
+        update = strategy.decode(result.message, batch.client_id, state, run_key)
+        return result, update, _is_finite(result)
 
     def run_chunk(chunk: Cohort):
         batch = cohorts.gather(data, chunk.client_ids)
         batch = batch._replace(mask=batch.mask & chunk.valid[:, None])
         if chunk_size == 1:  # vmap would turn every convolution into a grouped one, group count 1
-            result, update = trees.expand(one_client(trees.squeeze(batch)))
+            result, update, is_finite = trees.expand(one_client(trees.squeeze(batch)))
         else:
-            result, update = jax.vmap(one_client)(batch)
+            result, update, is_finite = jax.vmap(one_client)(batch)
         weights = jnp.where(chunk.valid, result.weight, 0.0)
         sums = _Sums(
             trees.weighted_sum(update, share(weights)),
@@ -204,7 +244,7 @@ def _scan_chunks(
             weight=jnp.sum(weights),
         )
         sent = (result.message, weights) if strategy.replays else ((), ())
-        return sums, sent
+        return sums, (*sent, ~is_finite & (weights > 0))
 
     def run(cohort: Cohort):
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), cohort)
@@ -216,7 +256,6 @@ def _scan_chunks(
             return jax.tree.map(jnp.add, sums, new), sent
 
         sums, sent = jax.lax.scan(body, zeros, chunks, unroll=unroll)
-        messages, weights = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
-        return sums, messages, weights
+        return sums, *jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
 
     return run

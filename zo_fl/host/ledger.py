@@ -12,7 +12,8 @@ elsewhere without its successor's noticing; the last one's effect is what ``--ve
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from flax import serialization
 
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import PyTree
-from zo_fl.host.files import write_whole_bytes
+from zo_fl.host.files import storing, write_whole_bytes
 
 FILE_NAME = "ledger.msgpack"
 _LENGTH = struct.Struct("<I")
@@ -52,13 +53,17 @@ class LedgerWriter:
       folder: of the run.
       resume_after: rounds that are done; later entries of an earlier, killed process are dropped.
 
+    What is damaged is dropped, and what follows it; whether that is so is asked before
+    (``whole_until``).
+
     Raises:
-      ConfigError: an existing ledger is damaged.
+      StorageError: it cannot be written.
     """
 
     def __init__(self, folder: Path, resume_after: int):
         self._path = folder / FILE_NAME
-        kept = [e for e in _whole_entries(self._path) if e.round <= resume_after]
+        entries, _ = _whole_entries(self._path)
+        kept = [e for e in entries if e.round <= resume_after]
         self._last = kept[-1] if kept else None
         if self._path.exists():
             write_whole_bytes(self._path, b"".join(_framed(e.content) for e in kept))
@@ -68,15 +73,17 @@ class LedgerWriter:
         """Writes a round; ``recorded`` is a tree of arrays, of the same structure in a phase."""
         leaves = tuple(np.asarray(leaf) for leaf in jax.tree.leaves(recorded))
         self._last = make_entry(round_idx, phase, leaves, self._last)
-        if self._file is None:
-            self._file = self._path.open("ab")
-        self._file.write(_framed(self._last.content))
-        self._file.flush()
+        with storing(self._path):
+            if self._file is None:
+                self._file = self._path.open("ab")
+            self._file.write(_framed(self._last.content))
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # it was said when it was written
+                self._file.close()
 
 
 def make_entry(
@@ -94,6 +101,28 @@ def make_entry(
         {"round": round_idx, "phase": phase, "arrays": arrays, "previous": previous}
     )
     return Entry(round_idx, phase, tuple(leaves), content)
+
+
+def whole_until(folder: Path, rounds: Iterable[int]) -> tuple[int | None, str]:
+    """Returns the last of some rounds up to which none is missing, and what is wrong after it.
+
+    Args:
+      folder: of the run.
+      rounds: in order, those that should have an entry.
+
+    Returns:
+      ``(None, "")`` if all are there, or there is no ledger; ``(round, why)`` if the first that is
+      missing is the one after that round.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():  # of an earlier version; a replay says so
+        return None, ""
+    entries, why = _whole_entries(path)
+    found = {entry.round for entry in entries}
+    first = next((one for one in rounds if one not in found), None)
+    if first is None:
+        return None, ""
+    return first - 1, why or f"{path} has no round {first}"
 
 
 def read(folder: Path) -> list[Entry]:
@@ -136,8 +165,11 @@ def _entries(path: Path, data: bytes) -> Iterator[Entry]:
         yield (before := Entry(round_idx, phase, tuple(leaves[i] for i in sorted(leaves)), content))
 
 
-def _whole_entries(path: Path) -> list[Entry]:
-    """Returns all entries but a last one that was torn by a kill."""
+def _whole_entries(path: Path) -> tuple[list[Entry], str]:
+    """Returns all entries up to the first bad one, and what is wrong with that.
+
+    A last one that was torn by a kill is not bad.
+    """
     data = path.read_bytes() if path.exists() else b""
     place = end = 0
     while place < len(data):
@@ -145,7 +177,13 @@ def _whole_entries(path: Path) -> list[Entry]:
         if content is None:
             break
         end = place
-    return list(_entries(path, data[:end]))
+    found = []
+    try:
+        for entry in _entries(path, data[:end]):
+            found.append(entry)
+    except ConfigError as error:
+        return found, str(error)
+    return found, ""
 
 
 def _next(data: bytes, place: int) -> tuple[bytes | None, int]:

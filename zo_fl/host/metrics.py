@@ -12,7 +12,8 @@ floats are written in full precision.
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
 from zo_fl.core.errors import ConfigError
-from zo_fl.host.files import write_whole
+from zo_fl.host.files import storing, write_whole
 
 FILE_NAME = "metrics.jsonl"
 _PREFIXES = ("test_", "val_")
@@ -40,33 +41,44 @@ class MetricsWriter:
     Args:
       workdir: the run's folder; made if missing.
       resume_after: rounds that are done. Later rows of an earlier, killed process are dropped, they
-        will be written again. None or 0 starts afresh.
+        will be written again. None or 0 starts afresh. What is no row is dropped too: whether they
+        are whole is asked before (``whole_until``).
 
     Raises:
-      ConfigError: an existing ``metrics.jsonl`` is damaged.
+      StorageError: nothing can be written there.
     """
 
     def __init__(self, workdir: str | Path, resume_after: int | None = None):
         done = resume_after or 0
         path = Path(workdir) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _truncate(path, done)
-        self._file = path.open("a", encoding="utf-8")
-        self._events = _Events(path.parent / "tb", done + 1)
+        self._path = path
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _keep(path, done)
+            self._file = path.open("a", encoding="utf-8")
+            self._events = _Events(path.parent / "tb", done + 1)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes rows, in the order of their rounds, and flushes."""
-        for row in rows:
-            values = {key: _standard(value) for key, value in row.items()}
-            self._file.write(json.dumps(values, allow_nan=False) + "\n")
-            self._events.write(values)
-        self._file.flush()
-        self._events.flush()
+        """Writes rows, in the order of their rounds, and flushes.
+
+        Raises:
+          StorageError: they cannot be written; a part may be.
+        """
+        with storing(self._path):
+            for row in rows:
+                values = {key: _standard(value) for key, value in row.items()}
+                self._file.write(json.dumps(values, allow_nan=False) + "\n")
+                self._events.write(values)
+            self._file.flush()
+            self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._events.close()
+        # What could not be written was said; closing tries it again.
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._events.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -108,6 +120,37 @@ class _Events:
         self._writer.close()
 
 
+def whole_until(path: str | Path, missing: Container[int] = ()) -> tuple[int, str]:
+    """Returns up to which round rows are there, each once and in order, and what ends them.
+
+    Args:
+      path: of a ``metrics.jsonl``.
+      missing: rounds that are known to have no row.
+
+    Returns:
+      (rounds, what is wrong with the next one in words; nothing where there are no further rows).
+    """
+    path, expected = Path(path), 1
+    for number, line in enumerate(_lines(path), start=1):
+        while expected in missing:
+            expected += 1
+        row = _row(line)
+        if row is None:
+            return expected - 1, f"line {number} of {path} is not a row"
+        if row["round"] != expected:
+            return expected - 1, f"line {number} of {path} is round {row['round']}, not {expected}"
+        expected += 1
+    while expected in missing:
+        expected += 1
+    return expected - 1, ""
+
+
+def rounds_of(path: str | Path) -> set[int]:
+    """Returns the rounds that have a row which can be read."""
+    rows = map(_row, _lines(Path(path)))
+    return {row["round"] for row in rows if row is not None}
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Returns the rows of a ``metrics.jsonl``; ``[]`` if there is no file.
 
@@ -121,25 +164,39 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def _parse(path: Path) -> list[tuple[dict[str, Any], str]]:
     """Returns (row, its line) of every row."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    parsed = []
+    lines, parsed = _lines(path), []
     for number, line in enumerate(lines, start=1):
-        try:
-            parsed.append((json.loads(line), line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise ConfigError(
-                    f"{path}: line {number} is not JSON; mend it, or choose another --workdir"
-                ) from None
+        row = _row(line)
+        if row is not None:
+            parsed.append((row, line))
+        elif number < len(lines):
+            raise ConfigError(
+                f"{path}: line {number} is not a row; mend it, or choose another --workdir"
+            )
     return parsed
 
 
-def _truncate(path: Path, done: int) -> None:
-    """Drops rows of rounds after ``done`` and a torn line; whole or not at all."""
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """Returns the row of a line, or None if it holds none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    is_row = isinstance(row, dict) and type(row.get("round")) is int and "phase" in row
+    return row if is_row else None
+
+
+def _keep(path: Path, done: int) -> None:
+    """Keeps the rows of rounds 1 to ``done``, once each; the file is whole, or as it was."""
     if not path.exists():
         return
-    kept = [line + "\n" for row, line in _parse(path) if row["round"] <= done]
-    write_whole(path, "".join(kept))
+    found = ((_row(line), line) for line in _lines(path))
+    kept = {row["round"]: line for row, line in found if row is not None and row["round"] <= done}
+    write_whole(path, "".join(f"{kept[round_idx]}\n" for round_idx in sorted(kept)))
 
 
 def _standard(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Of several processes all save their part of a checkpoint, and the first writes everything else.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import PyTree, ServerState
-from zo_fl.host import curves, processes, workdir
-from zo_fl.host.checkpoint import Checkpoints
+from zo_fl.host import curves, processes, recovery, workdir
+from zo_fl.host.checkpoint import Checkpoints, Damaged
+from zo_fl.host.divergence import FAULTS, Divergence, all_zero, divergence_in
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule, Stretch
@@ -26,6 +28,31 @@ Ended = list[tuple[int, int]]
 def ended_of(progress: Mapping[str, Any]) -> Ended:
     """Returns ``(place, round)`` of phases that ended early, of what is saved beside a state."""
     return [(place, done) for place, done in progress.get("ended", [])]
+
+
+def resume(
+    folders: Sequence["RunFolder"], like: Callable[[int, Ended], Sequence[ServerState]]
+) -> tuple[int, list[ServerState]]:
+    """Returns the rounds that all of some runs have done, and their states; 0 and none to begin.
+
+    Args:
+      folders: of runs side by side.
+      like: ``(rounds done, phases that ended early) -> `` a state of each run, of the phase that
+        the rounds end in; calls ``plan`` and ``ended`` for these phases.
+
+    Raises:
+      ConfigError: checkpoints are of another structure, or all are damaged.
+    """
+    while done := min(folder.newest() for folder in folders):
+        ended = folders[0].ended_by(done)
+        if ended is None:
+            continue
+        pairs = zip(folders, like(done, ended), strict=True)
+        states = [folder.restore(done, shaped) for folder, shaped in pairs]
+        whole = [state for state in states if state is not None]
+        if len(whole) == len(folders):
+            return done, whole
+    return 0, []
 
 
 class RunFolder:
@@ -40,7 +67,11 @@ class RunFolder:
     def __init__(self, path: Path, schedule: Schedule, began: float):
         self.path, self._schedule, self._began = path, schedule, began
         self.checkpoints = Checkpoints(path)
-        self.diverged_round: int | None = None
+        self.divergence: Divergence | None = None
+        self._faults: dict[int, dict[str, float]] = {}  # of rounds that are not written yet
+        self._still: set[int] = set()  # places of phases in which nothing moved, which was said
+        self._news: list[str] = []
+        self._damage: dict[str, Any] = {}  # what of the progress was found out after it was saved
         self._done = 0
         self._writer: MetricsWriter | None = None
         self._ledger: LedgerWriter | None = None
@@ -54,6 +85,8 @@ class RunFolder:
             "phases": [],  # the accuracy that each arrived at
             "warnings": [],
             "ended": [],  # (place, round) of phases that ended before their rounds were over
+            "missing": [],  # rounds whose rows were lost by damage
+            "ledger_from": 0,  # the ledger is whole from this round on
         }
 
     def adopt(self, donor: Path, like: Callable[[int, Ended], ServerState]) -> None:
@@ -73,7 +106,10 @@ class RunFolder:
         done = saved.latest_round()
         if done is None:
             raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
-        state, progress = saved.restore(done, like(done, ended_of(saved.progress(done))))
+        try:
+            state, progress = saved.restore(done, like(done, ended_of(saved.progress(done))))
+        except Damaged as damaged:
+            raise ConfigError(f"{damaged}; change --warm_start") from None
         self._progress |= progress
         if done == self._schedule.pivot:
             self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
@@ -85,16 +121,51 @@ class RunFolder:
         # The checkpoint last: without it nothing is adopted, and the next try starts afresh.
         self.save(state, done)
 
-    def restore(self, done: int, like: ServerState) -> ServerState:
-        """Returns the state saved after ``done`` rounds, shaped like ``like``."""
-        state, progress = self.checkpoints.restore(done, like)
-        self._progress |= progress  # of an earlier version it lacks what is new
+    def newest(self) -> int:
+        """Returns the round to go on from, 0 if there is none; says what it finds damaged.
+
+        Raises:
+          ConfigError: all checkpoints are damaged.
+        """
+        place = recovery.find(self.path, self.checkpoints, self._schedule.replayed)
+        self._damage = {"missing": place.missing, "ledger_from": place.ledger_from}
+        for note in place.notes:
+            self._say(note)
+        return place.round
+
+    def ended_by(self, done: int) -> Ended | None:
+        """Returns which phases had ended early at a checkpoint; None if that is damaged."""
+        try:
+            return ended_of(self.checkpoints.progress(done))
+        except Damaged as damaged:
+            self._say(recovery.set_aside(self.checkpoints, done, damaged))
+            return None
+
+    def restore(self, done: int, like: ServerState) -> ServerState | None:
+        """Returns the state saved after ``done`` rounds, shaped like ``like``; None if damaged.
+
+        Raises:
+          ConfigError: it is of another structure.
+        """
+        try:
+            state, progress = self.checkpoints.restore(done, like)
+        except Damaged as damaged:
+            self._say(recovery.set_aside(self.checkpoints, done, damaged))
+            return None
+        said = self._progress["warnings"]
+        self._progress |= progress | self._damage  # of an earlier version it lacks what is new
+        for text in said:
+            self.warn(text)
         return state
 
     def save(self, state: ServerState, done: int) -> None:
         """Saves a state, for ever if other runs or a replay may start from it."""
         progress = self._progress | {"seconds": self._seconds()}
         self.checkpoints.save(done, state, progress, keep=self._schedule.is_kept(done))
+
+    def plan(self, schedule: Schedule) -> None:
+        """Takes a schedule in which no phase has ended early."""
+        self._schedule, self._progress["ended"] = schedule, []
 
     def ended(self, schedule: Schedule, place: int, done: int) -> None:
         """Notes that phase ``place`` ended early, after round ``done`` of what is now the run."""
@@ -103,15 +174,28 @@ class RunFolder:
             self._progress["ended"] = [*self._progress["ended"], [place, done]]
 
     def warn(self, text: str) -> None:
-        """Notes a warning for the summary."""
+        """Notes a warning, for the summary and for who looks on; the same one once."""
         if text not in self._progress["warnings"]:
             self._progress["warnings"] = [*self._progress["warnings"], text]
+            self._news.append(text)
 
-    def open(self, done: int) -> None:
-        """Opens the metrics, of which rows after ``done`` rounds are dropped."""
+    def news(self) -> list[str]:
+        """Returns the warnings since it was asked last."""
+        news, self._news = self._news, []
+        return news
+
+    def open(self, done: int, made_by: Mapping[str, Any] | None = None) -> None:
+        """Opens the metrics, of which rows after ``done`` rounds are dropped.
+
+        Args:
+          done: rounds that are done.
+          made_by: what the run goes on with, noted in ``config.json`` if it began with another.
+        """
         self._done = done
         with processes.agreed():
             if processes.is_first():
+                if done and made_by is not None:
+                    workdir.note_stretch(self.path, done, made_by)
                 self._writer = MetricsWriter(self.path, resume_after=done)
                 self._ledger = LedgerWriter(self.path, resume_after=done)
 
@@ -144,7 +228,7 @@ class RunFolder:
         seconds: float,
         checked: Mapping[str, float],
     ) -> list[Row]:
-        """Returns the rows of a chunk of rounds, and notes the first whose loss is not finite.
+        """Returns the rows of a chunk of rounds.
 
         Args:
           stretch: what the rounds belong to.
@@ -157,6 +241,11 @@ class RunFolder:
         rows = []
         for i in range(count):
             values = {name: float(value[i]) for name, value in metrics.items()}
+            found = {name: values.pop(name) for name in FAULTS}
+            self._faults[done + i + 1] = found
+            if found["all_zero"] and stretch.place not in self._still:
+                self._still.add(stretch.place)
+                self.warn(all_zero(stretch.phase.name, done + i + 1))
             uplink, downlink = self._schedule.traffic(done + i + 1)
             row: Row = {"round": done + i + 1, "phase": stretch.phase.name}
             if "loss" in values:  # a method need not have one
@@ -164,13 +253,15 @@ class RunFolder:
             row |= values | {"uplink_bytes": uplink, "downlink_bytes": downlink}
             rows.append(row | {"seconds": seconds})
         rows[-1] |= checked
-        bad = [row["round"] for row in rows if not np.isfinite(row.get("train_loss", 0.0))]
-        self.diverged_round = bad[0] if bad else None
         return rows
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Writes rows, and remembers the last one's accuracies if it was evaluated."""
+        """Writes rows; notes where the run diverged, and what the last one was evaluated at."""
         row, progress = rows[-1], self._progress
+        faults, self._faults = self._faults, {}
+        self.divergence = next(
+            filter(None, (divergence_in(row, faults.get(row["round"], {})) for row in rows)), None
+        )
         if "test_accuracy" in row:
             progress["final_accuracy"] = row["test_accuracy"]
             if row["round"] == self._schedule.pivot:
@@ -195,7 +286,8 @@ class RunFolder:
         low_uplink, low_passes = self._schedule.of_low_client(done)
         summary = {
             "rounds": done,
-            "diverged_round": self.diverged_round,
+            "diverged_round": None if self.divergence is None else self.divergence.round,
+            "divergence": None if self.divergence is None else self.divergence.why,
             "pivot_accuracy": pivot,
             "final_accuracy": final,
             "best_val_accuracy": self._progress["best_val_accuracy"],
@@ -215,8 +307,15 @@ class RunFolder:
             if processes.is_first():
                 rows = read_metrics(self.path / "metrics.jsonl")
                 curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
-                workdir.write_json(self.path / "summary.json", summary)
+                workdir.write_json(self.path / workdir.SUMMARY, summary)
         return summary
+
+    def _say(self, note: str) -> None:
+        """Notes what was found damaged, and says it even where nothing else is said."""
+        self.warn(note)
+        for text in self.news():
+            if processes.is_first():
+                print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _seconds(self) -> float:
         return self._progress["seconds"] + time.perf_counter() - self._began

@@ -92,6 +92,15 @@ class Schedule(NamedTuple):
         """Returns the stretch that a round (from 1) belongs to."""
         return next(s for s in self.stretches if s.start < round_idx <= s.end)
 
+    def replayed(self, after: int, until: int) -> list[int]:
+        """Returns the rounds ``after < round <= until`` of phases that can be replayed."""
+        return [
+            round_idx
+            for s in self.stretches
+            if s.phase.replays
+            for round_idx in range(max(s.start, after) + 1, min(s.end, until) + 1)
+        ]
+
     def ended(self, place: int, done: int) -> "Schedule":
         """Returns the schedule of the same run whose phase ``place`` ends after round ``done``."""
         saved, check = self.stretches[place].end - done, self.stretches[place].phase.check

@@ -1,46 +1,68 @@
-"""Stopping when asked to: by SIGINT and SIGTERM."""
+"""Stopping when asked to: by Ctrl-C, by SIGTERM, by a terminal that was closed.
+
+What was ignored when the process began stays so: ``nohup`` ignores SIGHUP, and a shell's ``&``
+SIGINT.
+"""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+Handler = Callable[[int, FrameType | None], object]
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT or SIGTERM came; a second one acts at once.
+    """Yields a function that tells whether a signal to stop came; a second one acts at once.
 
     In another thread than the main one, which alone can have handlers, it is always False.
     """
     received = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, earlier[number])
+        restore()
 
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    restore = _set(handle)
     try:
         yield lambda: bool(received)
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        restore()
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM act like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def interrupting_signals() -> Iterator[None]:
+    """Makes all signals to stop act like Ctrl-C: they raise KeyboardInterrupt."""
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    restore = _set(interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        restore()
+
+
+def ignore_signals() -> None:
+    """Ignores signals to stop from now on: the process is about to end anyway."""
+    _set(signal.SIG_IGN)
+
+
+def _set(handler: Handler | signal.Handlers) -> Callable[[], None]:
+    """Sets the handler of what is not ignored; returns what puts back the earlier ones."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    caught = [one for one in STOPPING if signal.getsignal(one) is not signal.SIG_IGN]
+    earlier = {one: signal.signal(one, handler) for one in caught}
+
+    def restore() -> None:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+    return restore

@@ -1,0 +1,58 @@
+"""When a run has diverged, and in words why: it stops there, and keeps the last good checkpoint."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Of cross-entropies: at a hundred classes chance is 4.6; at 1e6 logits are off by as much, and the
+# next steps overflow.
+LARGEST_LOSS = 1e6
+FAULTS = ("bad_clients", "first_bad_client", "all_zero")  # metrics of ``core.round``
+_EVALUATED = ("test_loss", "test_accuracy")  # there may be no validation examples
+
+
+class Divergence(NamedTuple):
+    """The first round whose numbers are of no use.
+
+    Attributes:
+      round: of the run.
+      why: in words, on one line.
+    """
+
+    round: int
+    why: str
+
+
+def divergence_in(row: Mapping[str, Any], faults: Mapping[str, float]) -> Divergence | None:
+    """Returns what makes a row of ``metrics.jsonl`` the last one, or None if nothing does.
+
+    Args:
+      row: of the round.
+      faults: what the round found wrong with its messages, by ``FAULTS``.
+    """
+    why = _why(row, faults)
+    return None if why is None else Divergence(row["round"], f"round {row['round']}: {why}")
+
+
+def all_zero(phase: str, round_idx: int) -> str:
+    """Returns the warning about a round in which clients measured no difference at all."""
+    return (
+        f"round {round_idx} ({phase}): every scalar of every client is exactly zero, so nothing "
+        "moves; its steps are too small for the precision of the losses: raise eps"
+    )
+
+
+def _why(row: Mapping[str, Any], faults: Mapping[str, float]) -> str | None:
+    bad, loss = int(faults.get("bad_clients", 0)), row.get("train_loss", 0.0)
+    if bad:
+        first = int(faults["first_bad_client"])
+        who = f"client {first}" if bad == 1 else f"{bad} clients, {first} the first of them,"
+        return f"what {who} sent is not finite"
+    if not math.isfinite(loss):
+        return "the loss is not finite, though what each client sent is"
+    if loss > LARGEST_LOSS:
+        return f"the loss is {loss:.1e}; above {LARGEST_LOSS:.0e} steps are about to overflow"
+    if not math.isfinite(row.get("update_norm", 0.0)):
+        return "the update is not finite, though what each client sent is: it overflows"
+    broken = [name for name in _EVALUATED if not math.isfinite(row.get(name, 0.0))]
+    return f"{broken[0]} is not finite" if broken else None
