@@ -1,0 +1,195 @@
+"""Commands that are told to stop, or killed, at any moment: stories of real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import zo_fl
+from tests import tiny
+from zo_fl import train
+from zo_fl.host.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 120  # seconds, of anything here
+ENDLESS = (
+    "--config=configs/quickstart.py",
+    "--config.data.name=synthetic",
+    "--config.model.name=mlp",
+    "--config.model.norm=none",
+    "--config.run.num_devices=1",
+    "--config.run.rounds_per_jit=5",
+    "--config.run.checkpoint_every=5",
+    "--config.warmup.num_rounds=30000",
+)
+
+
+def start(module, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{module}", *ENDLESS, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, *processes):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), processes[0].stderr.read()
+        time.sleep(0.02)
+
+
+def catches(process, number):
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status")
+    caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux who catches what")
+@pytest.mark.parametrize("seconds", (0.0, 0.7, 1.4, 2.1))
+@pytest.mark.parametrize("numbers", ((signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)))
+def test_a_signal_before_training_is_one_line_and_130(tmp_path, seconds, numbers):
+    process = start("main", f"--workdir={tmp_path / 'run'}")
+    wait_for(lambda: catches(process, signal.SIGTERM), process)
+    time.sleep(seconds)
+    for number in numbers:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, said
+    assert said.count("\n") == 1, said
+
+
+SWEEP = """
+from zo_fl.config.sweeps import Point, Sweep
+
+def get_sweep(config):
+    points = [Point(name, "c", {"algorithm": "fedavg", "warmup.lr": rate})
+              for name, rate in (("a", 0.01), ("b", 0.02))]
+    return Sweep("two endless runs", "", points)
+"""
+
+
+def test_the_runs_of_a_sweep_end_with_it_and_it_goes_on_where_they_were(tmp_path):
+    sweep = tmp_path / "pair.py"
+    sweep.write_text(SWEEP)
+    root = tmp_path / "runs"
+    folders = [root / "pair" / f"{name}--c" / "0" for name in "ab"]
+    arguments = (f"--sweep={sweep}", "--seeds=1", f"--workdir={root}", "--jobs=2")
+
+    def owners():
+        return [json.loads((folder / ".owner.json").read_text())["pid"] for folder in folders]
+
+    def rows():
+        paths = [folder / "metrics.jsonl" for folder in folders]
+        return [path.read_text().count("\n") if path.exists() else 0 for path in paths]
+
+    process = start("sweep", *arguments)
+    wait_for(lambda: min(rows()) > 10, process)
+    with start("sweep", *arguments) as second:
+        _, said = second.communicate(timeout=TIMEOUT)
+    assert second.returncode == 2 and said.count("\n") == 1, said
+    assert f"in use by process {process.pid}" in said
+    seen = set()
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGHUP):
+        children = owners()
+        assert not seen & set(children)
+        seen |= set(children)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=TIMEOUT)
+        if number == signal.SIGHUP:
+            assert process.returncode == 130 and "to resume" in said
+            break
+        wait_for(lambda: not any(map(alive, children)))  # noqa: B023
+        saved = [max(int(p.name) for p in (f / "checkpoints/rounds").iterdir()) for f in folders]
+        assert min(saved) > 10
+        process = start("sweep", *arguments)
+        wait_for(lambda: min(n - m for n, m in zip(rows(), saved, strict=True)) > 0, process)  # noqa: B023
+    assert not any(map(alive, seen))
+    for folder in folders:
+        rounds = [row["round"] for row in read_metrics(folder / "metrics.jsonl")]
+        assert rounds == list(range(1, len(rounds) + 1))
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# Imports once and has forks of itself run, 20 of which it kills a random time after they have
+# written something.
+KILLS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from zo_fl import train
+
+folder, config, draws = Path(sys.argv[1]), json.load(sys.stdin), random.Random(0)
+
+def size():
+    path = folder / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+def begin():
+    child = os.fork()
+    if not child:
+        train.run(config, folder, quiet=True)
+        os._exit(0)
+    return child
+
+kills = 0
+while kills < 20:
+    child, before = begin(), size()
+    while size() <= before and not os.waitpid(child, os.WNOHANG)[0]:
+        time.sleep(0.002)
+    time.sleep(draws.uniform(0, 0.15))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills += 1
+assert not (folder / "summary.json").exists(), "it ended before it was killed 20 times"
+assert os.waitstatus_to_exitcode(os.waitpid(begin(), 0)[1]) == 0
+print(kills)
+"""
+
+
+def test_a_run_that_is_killed_20_times_ends_as_one_that_never_was(tmp_path):
+    config = tiny.config(
+        "zowarmup",
+        warmup__num_rounds=20,
+        zo__num_rounds=100,
+        run__rounds_per_jit=1,
+        run__eval_every=50,
+    )
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLS, str(tmp_path / "killed")],
+        cwd=ROOT,
+        input=json.dumps(config),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert told.stdout == "20\n", told.stderr
+    config["run"] |= {"rounds_per_jit": 50, "checkpoint_every": 50}
+    train.run(config, tmp_path / "whole", quiet=True)
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(path)]
+        for path in (tmp_path / name / "metrics.jsonl" for name in ("killed", "whole"))
+    ]
+    assert rows[0] == rows[1]
+    models = (jax.tree.leaves(zo_fl.load(tmp_path / name).params) for name in ("killed", "whole"))
+    for one, other in zip(*models, strict=True):
+        np.testing.assert_array_equal(one, other)
