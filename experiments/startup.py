@@ -5,7 +5,6 @@ whatever error the import that it hit makes of it: here it ends the process in o
 that a sweep has started also learns here to end with it.
 """
 
-import contextlib
 import os
 import pathlib
 import signal
@@ -15,7 +14,6 @@ import time
 
 PARENT = "ZO_FL_PARENT"  # environment variable: the process to end with
 INTERRUPTED = 130
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _POLL_SECONDS = 1.0
 
 
@@ -34,15 +32,12 @@ def begin(package: str) -> None:
 def end_with(parent: int) -> None:
     """Has this process told to stop, by SIGTERM, when its parent is gone, however that ended.
 
+    By looking every second, not by Linux's PR_SET_PDEATHSIG: that comes once for each thread of a
+    dying parent, and a second signal stops a run without saving.
+
     Args:
       parent: the process that started this one.
     """
-    if sys.platform == "linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Elsewhere, and for a parent that was gone before.
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
