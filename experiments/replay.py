@@ -9,7 +9,6 @@ late joiner does: nothing but the model at the phase's start, keys and scalars i
 """
 
 import hashlib
-import time
 from pathlib import Path
 
 import jax
@@ -17,11 +16,8 @@ import numpy as np
 from absl import flags
 
 import zo_fl
-from zo_fl import config as configs
-from zo_fl import experiment
-from zo_fl.core.errors import ConfigError
-from zo_fl.host import ledger, units, workdir
-from zo_fl.trainer import Own, Trainer
+from zo_fl.host import ledger, units
+from zo_fl.replay import Replay
 
 from . import cli
 
@@ -30,31 +26,19 @@ def main(argv: list[str]) -> int:
     """Rebuilds, prints a line, returns the exit status."""
     del argv
     path = Path(flags.FLAGS.workdir)
-    saved = workdir.read_json(path / "config.json")
-    if saved is None:
-        raise ConfigError(f"{path} holds no run; change --workdir")
-    if saved.get("model"):
-        raise ConfigError(f"{path} holds a run of a model that is not in its config")
+    replay = Replay(path)
     entries = ledger.read(path)
     wanted = flags.FLAGS.round or (entries[-1].round if entries else 0)
-    config = configs.resolve(configs.read_by(saved["config"]))
-    config["run"]["data"] = "device"  # shapes are all that is asked of them
-    built = experiment.build(config)
-    began = time.perf_counter()
-    trainer = Trainer(built, [config], [path], began, True, lambda: False, Own())
-    state = trainer.rebuilt(wanted)
+    state = replay.state(wanted)
     found = digest(state.params)
     size = units.num_bytes((path / ledger.FILE_NAME).stat().st_size)
     print(f"round {wanted}, from {size} of scalars: parameters {found}")
     if not flags.FLAGS.verify:
         return 0
-    (folder,) = trainer.folders
-    if folder.checkpoints.latest_round() == wanted:
-        own, what = folder.checkpoints.restore(wanted, state)[0].params, "checkpoint"
-    elif wanted == trainer.schedule.end:
-        own, what = zo_fl.load(path).params, "model"
+    if replay.latest_round() == wanted or wanted != replay.schedule.end:
+        own, what = replay.saved(wanted, state).params, "checkpoint"
     else:
-        raise ConfigError(f"{path} has no checkpoint of round {wanted} any more; change --round")
+        own, what = zo_fl.load(path).params, "model"
     same = digest(own) == found
     print(f"the run's own {what}: {'equal, bit for bit' if same else 'different'}")
     return 0 if same else 1

@@ -20,17 +20,16 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl import trained
 from zo_fl.core import keys
-from zo_fl.core.chunk import Lanes, make_check, make_chunk, recorded_shapes
-from zo_fl.core.errors import ConfigError
+from zo_fl.core.chunk import Lanes, make_check, make_chunk
 from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
-from zo_fl.host import evaluate, ledger, processes, rounding, streaming
+from zo_fl.host import evaluate, processes, rounding, streaming
 from zo_fl.host.divergence import FAULTS
 from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
-from zo_fl.host.run_folder import Ended, RunFolder, ended_of, resume
+from zo_fl.host.run_folder import Ended, RunFolder, resume
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
 
 OnRound = Callable[[dict[str, Any]], object]
@@ -114,7 +113,7 @@ class Trainer:
 
         def like(done: int, ended: Ended) -> ServerState:
             self._end(ended)
-            return self._initial_state(self.schedule.stretch_of(done))
+            return self.initial_state(self.schedule.stretch_of(done))
 
         folder.adopt(donor, like)
 
@@ -130,9 +129,9 @@ class Trainer:
             for place in range(len(self.schedule.stretches)):
                 stretch = self.schedule.stretches[place]
                 if before is not None and done == stretch.start:
-                    params, model_state = self._model(before, state)
+                    params, model_state = self.model_of(before, state)
                     carried = state.strategy_state
-                    state = self._first_state(stretch, params, model_state, done)
+                    state = self.first_state(stretch, params, model_state, done)
                     if stretch.phase.continues:
                         state = state._replace(strategy_state=carried)
                 before = stretch
@@ -142,58 +141,13 @@ class Trainer:
                     if processes.any_of(self.interrupted()) and self._alive():
                         self._save(state, done)
                         raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
-        self._save_models(self._model(self.schedule.stretches[-1], state))
+        self._save_models(self.model_of(self.schedule.stretches[-1], state))
 
     def _planned(self) -> list[Planned]:
         return [
             Planned(s.phase.name, s.end - s.start, s.phase.pass_equivalents)
             for s in self.schedule.stretches
         ]
-
-    def rebuilt(self, round_idx: int) -> ServerState:
-        """Returns the state after a round, from its phase's first state and the ledger alone.
-
-        Raises:
-          ConfigError: the round does not replay, the ledger or the first state is missing, or an
-            entry of it is damaged.
-        """
-        (folder,) = self.folders
-        latest = folder.checkpoints.latest_round() or 0
-        self._end(ended_of(folder.checkpoints.progress(latest)) if latest else [])
-        if not 0 < round_idx <= self.schedule.end:
-            raise ConfigError(f"round {round_idx}; allowed: 1 to {self.schedule.end}")
-        stretch = self.schedule.stretch_of(round_idx)
-        if not stretch.phase.replays:
-            raise ConfigError(
-                f"round {round_idx} is of phase {stretch.phase.name}, in which clients send more "
-                "than scalars: it cannot be rebuilt from them"
-            )
-        entries = [e for e in ledger.read(folder.path) if stretch.start < e.round <= round_idx]
-        if [e.round for e in entries] != list(range(stretch.start + 1, round_idx + 1)):
-            last = entries[-1].round if entries else stretch.start
-            raise ConfigError(f"{folder.path}: the ledger has no round {last + 1}")
-        state = self._start_of(stretch)
-        algorithm = make_algorithm(stretch.phase, self.built.engine)
-        data = self.built.data_of(stretch.phase)
-        like = recorded_shapes(algorithm, state, data, self.run_key)
-        apply = jax.jit(algorithm.apply, compiler_options=self.built.engine.compiler_options)
-        for entry in entries:
-            sent, statistics = jax.tree.unflatten(jax.tree.structure(like), entry.leaves)
-            after = apply(state, sent, self.run_key)
-            state = after._replace(model_state=jax.device_put(statistics, self.replicated))
-        return state
-
-    def _start_of(self, stretch: Stretch) -> ServerState:
-        """Returns the first state of a phase, from what was kept of the one before."""
-        if not stretch.start:
-            return self._initial_state(stretch)
-        before = self.schedule.stretches[stretch.place - 1]
-        (folder,) = self.folders
-        state, _ = folder.checkpoints.restore(stretch.start, self._initial_state(before))
-        first = self._first_state(stretch, *self._model(before, state), stretch.start)
-        if stretch.phase.continues:
-            first = first._replace(strategy_state=state.strategy_state)
-        return first
 
     def _rounds(self, place: int, state: ServerState, done: int) -> Iterator:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
@@ -264,7 +218,7 @@ class Trainer:
         }
         return state, measured, bool(is_over)
 
-    def _plan(self, ended: Ended) -> None:
+    def plan(self, ended: Ended) -> None:
         """Plans anew, with phases that ended early."""
         self.schedule = self.planned
         for folder in self.folders:
@@ -305,7 +259,7 @@ class Trainer:
         measured = {}
         due = stop % self.options["eval_every"] == 0 or stop == stretch.end
         if due and self._is_worth_evaluating(stretch, stop):
-            model = self._model(stretch, state)
+            model = self.model_of(stretch, state)
             for name, examples in self.sets.items():
                 values = jax.device_get(self.evaluate(*model, examples))
                 measured |= {f"{name}_{key}": value for key, value in values.items()}
@@ -333,7 +287,7 @@ class Trainer:
         # A run of what only prepares is where others start from.
         return not all(one.phase.prepares for one in self.schedule.stretches)
 
-    def _model(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
+    def model_of(self, stretch: Stretch, state: ServerState) -> tuple[PyTree, PyTree]:
         """Returns the parameters and statistics that a phase has arrived at."""
         data = None if self.built.engine.streamed else self.built.data
         return self.models[stretch.place](state, data)
@@ -342,12 +296,12 @@ class Trainer:
         """Returns the runs that have not diverged."""
         return [folder for folder in self.folders if folder.divergence is None]
 
-    def _initial_state(self, stretch: Stretch) -> ServerState:
+    def initial_state(self, stretch: Stretch) -> ServerState:
         """Returns the first state of the run, as the phase of ``stretch`` would have it."""
         params, model_state = self.initial
-        return self._first_state(stretch, params, model_state, 0)
+        return self.first_state(stretch, params, model_state, 0)
 
-    def _first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
+    def first_state(self, stretch: Stretch, params, model_state, done) -> ServerState:
         """Returns a phase's first state: the model goes on, the optimizer starts afresh."""
         init = self.lanes.lift(stretch.phase.init, (0, 0, None))
         return jax.jit(init, out_shardings=self.replicated)(params, model_state, np.int32(done))
@@ -369,13 +323,13 @@ class Trainer:
         """Returns the latest state that all runs have saved, or the initial one, and its round."""
 
         def like(done: int, ended: Ended) -> list[ServerState]:
-            self._plan(ended)
-            state = self._initial_state(self.schedule.stretch_of(done))
+            self.plan(ended)
+            state = self.initial_state(self.schedule.stretch_of(done))
             return [self.lanes.take(state, i) for i in range(len(self.folders))]
 
         done, states = resume(self.folders, like)
         if not done:
-            return self._initial_state(self.schedule.stretches[0]), 0
+            return self.initial_state(self.schedule.stretches[0]), 0
         if self.lanes.size == 1:
             return states[0], done
         return jax.device_put(self.lanes.stack(states), self.replicated), done

@@ -1,26 +1,17 @@
 """Phase two is its first state and a ledger of scalars, which rebuild any round bit for bit."""
 
-import time
-
 import chex
 import numpy as np
 import pytest
 
 import zo_fl
 from tests import tiny
-from zo_fl import config as configs
-from zo_fl import experiment, train
+from zo_fl import train
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import ledger
-from zo_fl.trainer import Own, Trainer
+from zo_fl.replay import Replay
 
 BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients": 4}
-
-
-def trainer_of(config, path):
-    resolved = configs.resolve(config)
-    built = experiment.build(resolved)
-    return Trainer(built, [resolved], [path], time.perf_counter(), True, lambda: False, Own())
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +24,18 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(finished):
-    config, path = finished
+    _, path = finished
     assert [entry.round for entry in ledger.read(path)] == [3, 4, 5, 6]
-    trainer = trainer_of(config, path)
-    chex.assert_trees_all_equal(trainer.rebuilt(6).params, zo_fl.load(path).params)
-    (folder,) = trainer.folders
+    replay = Replay(path)
+    found = dict(replay.states([2, 3, 5, 6]))
+    assert list(found) == [2, 3, 5, 6]
+    chex.assert_trees_all_equal(found[6].params, zo_fl.load(path).params)
     for round_idx in (5, 6):  # the latest two
-        rebuilt = trainer.rebuilt(round_idx)
-        chex.assert_trees_all_equal(rebuilt, folder.checkpoints.restore(round_idx, rebuilt)[0])
+        chex.assert_trees_all_equal(found[round_idx], replay.saved(round_idx, found[round_idx]))
     with pytest.raises(ConfigError, match="round 2 is of phase warmup, in which clients send more"):
-        trainer.rebuilt(2)
+        replay.state(2)
     with pytest.raises(ConfigError, match="round 7; allowed: 1 to 6"):
-        trainer.rebuilt(7)
+        replay.state(7)
 
 
 @pytest.mark.slow
@@ -65,10 +56,9 @@ def test_statistics_moments_pools_and_what_a_head_starts_from_are_rebuilt_too(
         block, group, field = key.split("__")
         config[block][group][field] = changes[key]
     summary = train.run(config, tmp_path, quiet=True)
-    trainer = trainer_of(config, tmp_path)
-    rebuilt = trainer.rebuilt(summary["rounds"])
-    (folder,) = trainer.folders
-    chex.assert_trees_all_equal(rebuilt, folder.checkpoints.restore(summary["rounds"], rebuilt)[0])
+    replay = Replay(tmp_path)
+    rebuilt = replay.state(summary["rounds"])
+    chex.assert_trees_all_equal(rebuilt, replay.saved(summary["rounds"], rebuilt))
 
 
 @pytest.mark.slow

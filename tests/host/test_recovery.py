@@ -1,5 +1,6 @@
 """Folders that something has damaged: where a run goes on, what is said, what is kept."""
 
+import gc
 import json
 import re
 import shutil
@@ -39,6 +40,13 @@ def config():
 def rows_of(folder):
     rows = read_metrics(folder / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What orbax has given up is collected here, where the filter above holds."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,15 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder. What a killed process left half-written there is removed.
+      read_only: nothing is: the folder may be another process's, which is saving.
     """
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | Path, read_only: bool = False):
         root = Path(workdir).absolute() / "checkpoints"
         # A filter, because orbax logs from threads of its own too. Adding it again changes nothing.
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self._rounds = _manager(root / "rounds", KEPT)
-        self._pivot = _manager(root / "pivot", _ALL)
+        self._rounds = _manager(root / "rounds", KEPT, read_only)
+        self._pivot = _manager(root / "pivot", _ALL, read_only)
         self._damaged = root / "damaged"
 
     def save(
@@ -186,14 +187,16 @@ class Checkpoints:
             raise Damaged(f"{self._path(round_idx)} cannot be read ({why})") from error
 
 
-def _manager(path: Path, num_kept: int) -> ocp.CheckpointManager:
+def _manager(path: Path, num_kept: int, read_only: bool) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=LatestN(num_kept),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=False,
+        read_only=read_only,
     )
-    with files.storing(path):
-        path.mkdir(parents=True, exist_ok=True)
+    if not read_only:
+        with files.storing(path):
+            path.mkdir(parents=True, exist_ok=True)
     handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 

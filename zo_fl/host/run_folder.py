@@ -3,6 +3,7 @@
 Of several processes all save their part of a checkpoint, and the first writes everything else.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,6 @@ class RunFolder:
 
     def __init__(self, path: Path, schedule: Schedule, began: float):
         self.path, self._schedule, self._began = path, schedule, began
-        self.checkpoints = Checkpoints(path)
         self.divergence: Divergence | None = None
         self._faults: dict[int, dict[str, float]] = {}  # of rounds that are not written yet
         self._still: set[int] = set()  # places of phases in which nothing moved, which was said
@@ -89,6 +89,11 @@ class RunFolder:
             "ledger_from": 0,  # the ledger is whole from this round on
         }
 
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The folder's own; opened when they are asked for first."""
+        return Checkpoints(self.path)
+
     def adopt(self, donor: Path, like: Callable[[int, Ended], ServerState]) -> None:
         """Takes over a finished run's last checkpoint and metrics, unless the run has begun.
 
@@ -102,7 +107,7 @@ class RunFolder:
         """
         if self.checkpoints.latest_round() is not None:
             return
-        saved = Checkpoints(donor)
+        saved = Checkpoints(donor, read_only=True)
         done = saved.latest_round()
         if done is None:
             raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")

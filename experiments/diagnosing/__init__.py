@@ -1,0 +1,1 @@
+"""What ``experiments.diagnose`` measures, and the page that it makes of it."""

@@ -1,0 +1,143 @@
+"""What is said of a zeroth-order phase is what a direct computation says."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import diagnose
+from experiments.diagnosing import page
+from experiments.diagnosing.measures import Bought, OneRound
+from experiments.diagnosing.page import Diagnosis
+from tests import tiny
+from zo_fl import train
+from zo_fl.core.errors import ConfigError
+from zo_fl.replay import Replay
+
+ROOT = Path(__file__).parents[2]
+CHANGES = dict(warmup__num_rounds=3, warmup__lr=1e-3, zo__num_rounds=4, zo__lr=1e-4)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    train.run(tiny.config("zowarmup", **CHANGES), path, quiet=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(path):
+    return diagnose.diagnose(Replay(path))
+
+
+@pytest.mark.slow
+def test_cosines_are_those_of_the_steps_with_the_gradient_of_all_examples(path, found):
+    replay = Replay(path)
+    assert [one.round for one in found.rounds] == [4, 5, 7]
+    states = dict(replay.states([3, 4]))
+    clients, task = replay.built.federation.clients, replay.built.task
+    # Every client has all its examples in the phase: the mean loss over the union of them.
+    rows = np.concatenate(
+        [
+            np.asarray(clients.client_indices[i])[: int(clients.client_sizes[i])]
+            for i in range(len(clients.client_sizes))
+        ]
+    )
+    examples = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], clients.examples)
+
+    def loss(params):
+        return jnp.mean(task.losses(params, {}, examples, np.ones(len(rows), bool), False)[0])
+
+    gradient = jax.tree.leaves(jax.grad(loss)(states[3].params))
+    step = jax.tree.leaves(jax.tree.map(jnp.subtract, states[4].params, states[3].params))
+    flat = [
+        np.concatenate([np.ravel(leaf) for leaf in one]).astype(float) for one in (gradient, step)
+    ]
+    cosine = -flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    first = found.rounds[0]
+    assert first.cosine == pytest.approx(cosine, rel=1e-3)
+    assert first.directions == 8 * 3 and first.coordinates == np.count_nonzero(flat[1])
+    assert first.expected == pytest.approx(math.sqrt(24 / (24 + first.coordinates - 1)))
+    assert first.update_norm == pytest.approx(np.linalg.norm(flat[1]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_else_the_passes_would_have_bought_is_what_runs_arrive_at(path, found, tmp_path):
+    own, head, first_order = found.bought
+    summary = json.loads((path / "summary.json").read_text())
+    assert own.accuracy == pytest.approx(summary["final_accuracy"], abs=1e-6)
+    assert own.accuracy == pytest.approx(found.after.mean(), abs=1e-6)  # as many of each class
+    assert found.before.mean() == pytest.approx(summary["pivot_accuracy"], abs=1e-6)
+    ridge = train.run(tiny.config("fedavg+ridge", **CHANGES), tmp_path, quiet=True)
+    assert head.accuracy == pytest.approx(ridge["final_accuracy"], abs=0.011)
+    assert first_order.passes <= own.passes and first_order.accuracy > 0.1
+    assert "first-order rounds of everyone: 8" in first_order.name  # 3 passes against 2 S = 6
+
+
+@pytest.mark.slow
+def test_scalars_below_the_precision_of_losses_are_found_out(tmp_path):
+    config = tiny.config("zowarmup", **CHANGES | {"zo__eps": 1e-10})
+    train.run(config, tmp_path, quiet=True)
+    noisy = diagnose.diagnose(Replay(tmp_path), ["4"])
+    (one,) = noisy.rounds
+    assert one.noise > one.signal
+    assert "more noise than signal" in page.warnings(noisy)[0]
+
+
+@pytest.mark.slow
+def test_differences_at_a_good_distance_are_signal(found):
+    assert all(one.signal > 10 * one.noise for one in found.rounds)
+
+
+@pytest.mark.slow
+def test_rounds_that_there_are_not_and_runs_without_scalars_are_one_line(path, tmp_path):
+    with pytest.raises(ConfigError, match="--rounds=3 is not allowed; allowed: 4 to 7"):
+        diagnose.diagnose(Replay(path), ["3"])
+    train.run(tiny.config("fedavg", warmup__num_rounds=1), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="no phase in which clients send scalars"):
+        diagnose.diagnose(Replay(tmp_path))
+
+
+def example(**changes):
+    base = Diagnosis(
+        "a run",
+        "zo",
+        [OneRound(5, 0.09, 0.1, 24, 2000, 0.1, 1.0, 0.01)],
+        np.array([0.5, 0.3]),
+        np.array([0.5, 0.4]),
+        [Bought("this phase: zo", 0.45, 100.0), Bought("zero rate: statistics alone", 0.41, 100.0)],
+    )
+    return base._replace(**changes)
+
+
+def test_warnings_are_about_what_stands_out_and_nothing_else():
+    assert page.warnings(example()) == []
+    drop = page.warnings(example(after=np.array([0.3, 0.6])))
+    assert drop == ["Classes 0 lost more than 10 points each."]
+    (off,) = page.warnings(example(rounds=[example().rounds[0]._replace(cosine=0.04)]))
+    assert off.startswith("Round 5: the step has a cosine of 0.0400")
+    bought = [example().bought[0], Bought("zero rate: statistics alone", 0.44, 100.0)]
+    assert "explain 80 %" in page.warnings(example(bought=bought))[0]
+    bought = [example().bought[0], Bought("closed-form head of everyone", 0.6, 5.0)]
+    (better,) = page.warnings(example(bought=bought))
+    assert better == (
+        "Closed-form head of everyone would have given 60.0 % for 0.05 times the passes of this "
+        "phase, which gave 45.0 %."
+    )
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_page_that_needs_nothing_else(path):
+    command = [sys.executable, "-m", "experiments.diagnose", f"--workdir={path}", "--rounds=7"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Rounds against the exact gradient" in done.stdout and "written to" in done.stdout
+    html = (path / "diagnosis.html").read_text()
+    assert html.count("<img") == 3 and "http" not in html.replace("http://www.w3.org", "")
+    assert json.loads((path / "diagnosis.json").read_text())["rounds"][0]["round"] == 7
