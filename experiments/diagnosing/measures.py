@@ -174,14 +174,14 @@ def bought_otherwise(replay: Replay, stretch: Stretch, start: ServerState) -> li
         (phase,) = [phase for phase in still.phases if phase.name == name]
         found.append(Bought("zero rate: statistics alone", *_run(still, [phase], start)))
     head = _same_data(configs.changed(replay.config, {"algorithm": "ridge"}), replay)
-    found.append(Bought("closed-form head of everyone", *_run(head, head.phases, start)))
+    found.append(Bought("a closed-form head of everyone", *_run(head, head.phases, start)))
     first_order = {"algorithm": "fedavg", "warmup.tiers": "all", "warmup.num_rounds": 1}
     first_order |= {"warmup.cohort_size": 0, "warmup.stop": "fixed"}
     one = _same_data(configs.changed(replay.config, first_order), replay)
     affordable = int(budget // one.phases[0].pass_equivalents)
     if affordable:
         phases = [one.phases[0]._replace(num_rounds=affordable)]
-        label = f"first-order rounds of everyone: {affordable}"
+        label = f"{affordable} first-order rounds of everyone"
         found.append(Bought(label, *_run(one, phases, start)))
     return found
 

@@ -51,17 +51,19 @@ def warnings(found: Diagnosis) -> list[str]:
                 f"({one.noise:.2g} against {one.signal:.2g}): raise eps, or the precision."
             )
         if one.cosine < one.expected / 2:
+            why = "clients disagree about the way" if one.signal > 10 * one.noise else "noise"
             lines.append(
                 f"Round {one.round}: the step has a cosine of {one.cosine:.4f} with the descent "
-                f"direction, {one.directions} directions in {one.coordinates:,} coordinates give "
-                f"{one.expected:.4f}: clients disagree, or scalars are noise."
+                f"direction; {one.directions} directions in {one.coordinates:,} coordinates give "
+                f"{one.expected:.4f} where all clients have the same gradient: {why}."
             )
     own, *others = found.bought
     gain = own.accuracy - float(found.before.mean())
     lost = np.flatnonzero(found.before - found.after > _CLASS_DROP)
     if len(lost):
         which = ", ".join(map(str, lost))
-        lines.append(f"Classes {which} lost more than {100 * _CLASS_DROP:.0f} points each.")
+        noun, each = ("Class", "") if len(lost) == 1 else ("Classes", " each")
+        lines.append(f"{noun} {which} lost more than {100 * _CLASS_DROP:.0f} points{each}.")
     for other in others:
         its = other.accuracy - float(found.before.mean())
         if other.name.startswith("zero rate"):
@@ -142,7 +144,12 @@ def _cosines(rounds: Sequence[OneRound]) -> Figure:
     places = np.arange(len(rounds))
     for shift, label, colour, values in (
         (-0.2, "measured", style.COLOURS[0], [one.cosine for one in rounds]),
-        (0.2, "as many random directions would", style.GREY, [one.expected for one in rounds]),
+        (
+            0.2,
+            "as many directions where clients agree",
+            style.GREY,
+            [one.expected for one in rounds],
+        ),
     ):
         axes.bar(places + shift, values, 0.36, label=label, color=colour)
     axes.set_xticks(places, [str(one.round) for one in rounds])
@@ -178,7 +185,7 @@ def _bought(bought: Sequence[Bought], start: float) -> Figure:
     axes.barh(places, [100 * one.accuracy for one in bought], 0.6, color=colours)
     for place, one in zip(places, bought, strict=True):
         axes.annotate(
-            f"{one.passes:.2g} passes",
+            f"{one.passes:,.0f} passes",
             (100 * one.accuracy, place),
             (3, 0),
             textcoords="offset points",
@@ -189,7 +196,7 @@ def _bought(bought: Sequence[Bought], start: float) -> Figure:
     axes.set_yticks(places, [one.name for one in bought])
     axes.axvline(100 * start, color=style.INK, linewidth=1, linestyle=":")
     axes.set_xlabel("test accuracy, %; dotted: the phase's first model")
-    axes.margins(x=0.25)
+    axes.margins(x=0.3)
     decorate(axes)
     return figure
 
