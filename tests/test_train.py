@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -13,8 +14,9 @@ import zo_fl
 from tests import tiny
 from zo_fl import train
 from zo_fl.core.errors import ConfigError
-from zo_fl.host import run_folder
+from zo_fl.host import files, run_folder
 from zo_fl.host.checkpoint import Checkpoints
+from zo_fl.host.files import StorageError
 
 pytestmark = pytest.mark.slow
 
@@ -191,6 +193,27 @@ def test_a_folder_has_one_owner(tmp_path):
 
     train.run(config, tmp_path, quiet=True, on_round=another)
     assert refused == [True]
+
+
+def test_a_full_disk_is_one_line_and_with_space_again_the_run_goes_on(
+    tmp_path, monkeypatch, finished
+):
+    usage = shutil.disk_usage(tmp_path)
+
+    def fill(row):
+        if row["round"] == 6:
+            monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage._replace(free=7))
+
+    with pytest.raises(StorageError) as caught:
+        train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True, on_round=fill)
+    expected = (
+        r"cannot write .*/rounds/6: No space left on device \(\d+ bytes to be written, 7 free\)"
+    )
+    assert re.fullmatch(expected, str(caught.value))
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).rounds() == [3]
+    train.run(tiny.config(**OVERRIDES), tmp_path, quiet=True)
+    assert rows_of(tmp_path) == rows_of(finished[0])
 
 
 def test_what_a_run_goes_on_with_is_noted_if_it_is_not_what_it_began_with(tmp_path):

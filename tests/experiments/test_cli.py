@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments import cli
+from zo_fl.core.errors import ConfigError
+from zo_fl.host.files import StorageError
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +104,28 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(answers, number):
     assert status == 2, stderr
     assert stdout == "" and stderr.count("\n") == 1, stderr
     assert BAD_INPUT[number][1] in stderr
+
+
+@pytest.mark.parametrize(
+    "raised, status, said",
+    (
+        (ConfigError("a field\n is wrong"), 2, "error: a field is wrong\n"),
+        (StorageError(28, "cannot write x"), 1, "error: cannot write x; make room for it, then"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ),
+)
+def test_what_a_command_raises_is_one_line_and_a_status(raised, status, said, monkeypatch, capsys):
+    def main(argv):
+        raise raised
+
+    monkeypatch.setattr(cli.app, "run", lambda wrapped, flags_parser: wrapped([]))
+    ignored = []
+    monkeypatch.setattr(cli, "ignore_signals", lambda: ignored.append(True))
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    printed = capsys.readouterr().err
+    assert end.value.code == status and printed.startswith(said) and printed.count("\n") == 1
+    assert bool(ignored) == (status == 130)
 
 
 def test_no_config_is_one_line_that_names_one():

@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
 from zo_fl.core.errors import ConfigError
+from zo_fl.host import workdir
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 
 
@@ -132,3 +133,9 @@ def test_damage_elsewhere_names_the_line(tmp_path):
 
 def test_no_file_means_no_rows(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_json_lacks_is_null_in_a_summary_too(tmp_path):
+    workdir.write_json(tmp_path / "a.json", {"best": math.nan, "all": [1.5, math.inf], "n": 3})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"best": None, "all": [1.5, None], "n": 3} and "NaN" not in text
