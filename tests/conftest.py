@@ -4,8 +4,10 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could configure it")
@@ -34,6 +36,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # A folder a process (pytest-xdist runs several), apart from the user's own cache.
 os.environ["ZO_FL_CACHE"] = tempfile.mkdtemp(prefix="zo_fl_tests_")
 atexit.register(shutil.rmtree, os.environ["ZO_FL_CACHE"], ignore_errors=True)
+
+# Tests send signals to processes that they start; those would ignore what this one was started to
+# ignore, as nohup and a shell's & do, and never end.
+if threading.current_thread() is threading.main_thread():
+    for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        _number = getattr(signal, _name, None)
+        if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+            signal.signal(_number, _handler)
 
 # Tracing makes millions of small objects that live: looking for garbage among them after every few
 # hundred took a twelfth of the suite's time.

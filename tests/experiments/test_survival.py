@@ -1,5 +1,6 @@
 """Commands that are told to stop, or killed, at any moment: stories of real processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -34,14 +35,25 @@ ENDLESS = (
 )
 
 
-def start(module, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{module}", *ENDLESS, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start():
+    """Starts endless commands, none of which outlives the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(module, *arguments):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", f"experiments.{module}", *ENDLESS, *arguments],
+                    cwd=ROOT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def wait_for(condition, *processes):
@@ -62,7 +74,7 @@ def catches(process, number):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux who catches what")
 @pytest.mark.parametrize("seconds", (0.0, 0.7, 1.4, 2.1))
 @pytest.mark.parametrize("numbers", ((signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)))
-def test_a_signal_before_training_is_one_line_and_130(tmp_path, seconds, numbers):
+def test_a_signal_before_training_is_one_line_and_130(start, tmp_path, seconds, numbers):
     process = start("main", f"--workdir={tmp_path / 'run'}")
     wait_for(lambda: catches(process, signal.SIGTERM), process)
     time.sleep(seconds)
@@ -81,7 +93,7 @@ def get_sweep(config):
 """
 
 
-def test_the_run_of_a_sweep_ends_with_it_and_it_goes_on_where_that_was(tmp_path):
+def test_the_run_of_a_sweep_ends_with_it_and_it_goes_on_where_that_was(start, tmp_path):
     sweep = tmp_path / "endless.py"
     sweep.write_text(SWEEP)
     folder = tmp_path / "runs" / "endless" / "a--c" / "0"
@@ -100,8 +112,8 @@ def test_the_run_of_a_sweep_ends_with_it_and_it_goes_on_where_that_was(tmp_path)
         child = owner()
         assert child not in seen
         if not seen:
-            with start("sweep", *arguments) as second:
-                _, said = second.communicate(timeout=TIMEOUT)
+            second = start("sweep", *arguments)
+            _, said = second.communicate(timeout=TIMEOUT)
             assert second.returncode == 2 and said.count("\n") == 1, said
             assert f"in use by process {process.pid}" in said
         seen.add(child)
