@@ -19,12 +19,12 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.host import workdir
 from zo_fl.host.files import write_whole
 from zo_fl.host.schedule import Stretch
-from zo_fl.replay import Replay
 
 from . import cli
 from .diagnosing import measures, page
 from .diagnosing.measures import Bought
 from .diagnosing.page import Diagnosis
+from .replaying import Replay
 from .reporting import text_tables
 
 

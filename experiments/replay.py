@@ -17,9 +17,9 @@ from absl import flags
 
 import zo_fl
 from zo_fl.host import ledger, units
-from zo_fl.replay import Replay
 
 from . import cli
+from .replaying import Replay
 
 
 def main(argv: list[str]) -> int:

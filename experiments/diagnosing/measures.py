@@ -20,7 +20,8 @@ from zo_fl.core.types import Array, ModelState, Params, ServerState
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate
 from zo_fl.host.schedule import Stretch
-from zo_fl.replay import Replay
+
+from ..replaying import Replay
 
 _STEP = {"two_point": lambda eps: 2 * eps, "forward": lambda eps: eps, "jvp": lambda eps: 1.0}
 

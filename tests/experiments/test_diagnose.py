@@ -15,10 +15,10 @@ from experiments import diagnose
 from experiments.diagnosing import page
 from experiments.diagnosing.measures import Bought, OneRound
 from experiments.diagnosing.page import Diagnosis
+from experiments.replaying import Replay
 from tests import tiny
 from zo_fl import train
 from zo_fl.core.errors import ConfigError
-from zo_fl.replay import Replay
 
 ROOT = Path(__file__).parents[2]
 CHANGES = dict(warmup__num_rounds=3, warmup__lr=1e-3, zo__num_rounds=4, zo__lr=1e-4)

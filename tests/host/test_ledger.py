@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import zo_fl
+from experiments.replaying import Replay
 from tests import tiny
 from zo_fl import train
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import ledger
-from zo_fl.replay import Replay
 
 BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients": 4}
 
