@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, that they resume, and how they fail."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from zo_fl import train
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import files, run_folder
 from zo_fl.host.checkpoint import Checkpoints
+from zo_fl.host.divergence import divergence_in
 from zo_fl.host.files import StorageError
 
 pytestmark = pytest.mark.slow
@@ -170,7 +172,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_round(tmp_path):
 def test_a_last_update_that_overflows_is_no_success(tmp_path):
     config = tiny.config("zo", zo__num_rounds=1, zo__lr=1e38)
     summary = train.run(config, tmp_path, quiet=True)
-    assert summary["diverged_round"] == 1 and "overflows" in summary["divergence"]
+    assert summary["diverged_round"] == 1 and "update is not finite" in summary["divergence"]
+
+
+def test_a_probe_that_overflows_alone_stops_nothing():
+    row = {"round": 3, "train_loss": 1.0, "update_norm": 0.5}
+    faults = {"bad_clients": 1.0, "first_bad_client": 4.0}
+    assert divergence_in(row, faults) is None
+    found = divergence_in(row | {"update_norm": math.inf}, faults)
+    assert found is not None and found.why == "round 3: what client 4 sent is not finite"
 
 
 def test_steps_too_small_for_the_precision_are_a_warning(tmp_path):

@@ -43,16 +43,25 @@ def all_zero(phase: str, round_idx: int) -> str:
 
 
 def _why(row: Mapping[str, Any], faults: Mapping[str, float]) -> str | None:
-    bad, loss = int(faults.get("bad_clients", 0)), row.get("train_loss", 0.0)
-    if bad:
-        first = int(faults["first_bad_client"])
-        who = f"client {first}" if bad == 1 else f"{bad} clients, {first} the first of them,"
-        return f"what {who} sent is not finite"
+    loss = row.get("train_loss", 0.0)
     if not math.isfinite(loss):
-        return "the loss is not finite, though what each client sent is"
+        return _blame(faults) or "the loss is not finite, though what each client sent is"
     if loss > LARGEST_LOSS:
         return f"the loss is {loss:.1e}; above {LARGEST_LOSS:.0e} steps are about to overflow"
     if not math.isfinite(row.get("update_norm", 0.0)):
-        return "the update is not finite, though what each client sent is: it overflows"
+        return _blame(faults) or "the update is not finite, though what each client sent is"
     broken = [name for name in _EVALUATED if not math.isfinite(row.get(name, 0.0))]
     return f"{broken[0]} is not finite" if broken else None
+
+
+def _blame(faults: Mapping[str, float]) -> str | None:
+    """Returns whose numbers are not finite.
+
+    Alone they end nothing: a probe that overflows is left out of its client's mean.
+    """
+    bad = int(faults.get("bad_clients", 0))
+    if not bad:
+        return None
+    first = int(faults["first_bad_client"])
+    who = f"client {first}" if bad == 1 else f"{bad} clients, {first} the first of them,"
+    return f"what {who} sent is not finite"
