@@ -66,14 +66,14 @@ def diagnose(replay: Replay, rounds: list[str] | None = None) -> Diagnosis:
     built, passes = replay.built, stretch.phase.pass_equivalents * (stretch.end - stretch.start)
     models = [(state.params, state.model_state) for state in (start, end)]
     before, after = (measures.by_class(built, *model) for model in models)
-    own = Bought(
-        f"this phase: {stretch.phase.name}", measures.accuracy_of(built, *models[1]), passes
-    )
+    first, last = (measures.accuracy_of(built, *model) for model in models)
+    own = Bought(f"this phase: {stretch.phase.name}", last, passes)
     config = replay.config
     return Diagnosis(
         f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}",
         stretch.phase.name,
         [measures.one_round(replay, stretch, states[one - 1]) for one in chosen],
+        first,
         before,
         after,
         [own, *measures.bought_otherwise(replay, stretch, start)],

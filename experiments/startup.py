@@ -56,5 +56,5 @@ def _is_command(package: str) -> bool:
 
 
 def _end(number: int, frame: object) -> None:
-    os.write(2, b"interrupted before anything was done\n")
+    os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)

@@ -124,7 +124,7 @@ def mean_gradient(
     of_batch = task.has_statistics and block.get("bn_policy") in batch_statistics.OF_THE_BATCH
 
     @jax.jit
-    def of_client(params, model_state, client):
+    def of_client(params, model_state, data, client):
         batch = trees.squeeze(cohorts.gather(data, client[None]))
         losses_of = client_losses.of_client(task, block.get("loss", "ce"), batch)
 
@@ -136,7 +136,7 @@ def mean_gradient(
 
     sum_, count = optax.tree.zeros_like(state.params), 0.0
     for client in ids:
-        gradient, examples = of_client(state.params, state.model_state, jnp.int32(client))
+        gradient, examples = of_client(state.params, state.model_state, data, jnp.int32(client))
         sum_, count = optax.tree.add(sum_, gradient), count + examples
     return optax.tree.scale(1 / count, sum_)
 

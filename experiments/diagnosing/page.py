@@ -28,7 +28,8 @@ class Diagnosis(NamedTuple):
       title: which run.
       phase: name.
       rounds: some of the phase's.
-      before: ``f64[classes]`` accuracies at its start.
+      start: accuracy at its start.
+      before: ``f64[classes]`` accuracies there.
       after: at its end.
       bought: what the phase itself bought, then what others would have.
     """
@@ -36,6 +37,7 @@ class Diagnosis(NamedTuple):
     title: str
     phase: str
     rounds: list[OneRound]
+    start: float
     before: np.ndarray
     after: np.ndarray
     bought: list[Bought]
@@ -58,14 +60,14 @@ def warnings(found: Diagnosis) -> list[str]:
                 f"{one.expected:.4f} where all clients have the same gradient: {why}."
             )
     own, *others = found.bought
-    gain = own.accuracy - float(found.before.mean())
+    gain = own.accuracy - found.start
     lost = np.flatnonzero(found.before - found.after > _CLASS_DROP)
     if len(lost):
         which = ", ".join(map(str, lost))
         noun, each = ("Class", "") if len(lost) == 1 else ("Classes", " each")
         lines.append(f"{noun} {which} lost more than {100 * _CLASS_DROP:.0f} points{each}.")
     for other in others:
-        its = other.accuracy - float(found.before.mean())
+        its = other.accuracy - found.start
         if other.name.startswith("zero rate"):
             if gain > 0 and its > gain / 2:
                 lines.append(
@@ -95,7 +97,7 @@ def tables(found: Diagnosis) -> list[TextTable]:
         for one in found.rounds
     ]
     headers = ["Round", "Cosine", "Expected", "Directions", "Coordinates", "Step", "Signal / noise"]
-    start = float(found.before.mean())
+    start = found.start
     bought = [["the model at its start", f"{100 * start:.1f} %", "", "0"]] + [
         [
             one.name,
@@ -116,7 +118,7 @@ def figures(found: Diagnosis) -> dict[str, Figure]:
     return {
         "cosines": _cosines(found.rounds),
         "classes": _classes(found.before, found.after),
-        "bought": _bought(found.bought, float(found.before.mean())),
+        "bought": _bought(found.bought, found.start),
     }
 
 

@@ -73,7 +73,8 @@ def test_what_else_the_passes_would_have_bought_is_what_runs_arrive_at(path, fou
     summary = json.loads((path / "summary.json").read_text())
     assert own.accuracy == pytest.approx(summary["final_accuracy"], abs=1e-6)
     assert own.accuracy == pytest.approx(found.after.mean(), abs=1e-6)  # as many of each class
-    assert found.before.mean() == pytest.approx(summary["pivot_accuracy"], abs=1e-6)
+    assert found.start == pytest.approx(summary["pivot_accuracy"], abs=1e-6)
+    assert found.before.mean() == pytest.approx(found.start, abs=1e-6)
     ridge = train.run(tiny.config("fedavg+ridge", **CHANGES), tmp_path, quiet=True)
     assert head.accuracy == pytest.approx(ridge["final_accuracy"], abs=0.011)
     assert first_order.passes <= own.passes and first_order.accuracy > 0.1
@@ -109,6 +110,7 @@ def example(**changes):
         "a run",
         "zo",
         [OneRound(5, 0.09, 0.1, 24, 2000, 0.1, 1.0, 0.01)],
+        0.4,
         np.array([0.5, 0.3]),
         np.array([0.5, 0.4]),
         [Bought("this phase: zo", 0.45, 100.0), Bought("zero rate: statistics alone", 0.41, 100.0)],
