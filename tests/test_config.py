@@ -14,7 +14,7 @@ from experiments import cli
 from tests import tiny
 from zo_fl import algorithms, config, models, train, trainer
 from zo_fl.clients.first_order import LOCAL_SGD, LocalSGD
-from zo_fl.clients.zeroth_order import PROBING, Probing
+from zo_fl.clients.probing import PROBING, Probing
 from zo_fl.core import fields, server_optimizers
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.phase import PARTICIPATION, Participation

@@ -8,7 +8,8 @@ import pytest
 
 from tests import tiny
 from zo_fl.algorithms import fedkseed
-from zo_fl.clients import directions, zeroth_order
+from zo_fl.clients import directions, local_steps
+from zo_fl.clients.probing import Probing
 from zo_fl.core import keys, trees
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import take
@@ -54,12 +55,10 @@ def test_one_local_step_is_the_main_method_and_its_local_rate_changes_nothing():
 
 @pytest.mark.parametrize("steps", (2, 4, 6))
 def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size(steps):
-    built = tiny.build("zo", zo__local_steps=steps)
-    phase, _, _, (record,) = run(built, rounds=1)
+    phase, _, _, (record,) = run(tiny.build("zo", zo__local_steps=steps), rounds=1)
     assert record.messages.shape == (8, steps, 3) and phase.forward_passes == 8 * 225 * 6
-    fields = take(zeroth_order.Probing, tiny.config(zo__local_steps=steps)["zo"])
-    prober = zeroth_order.make_prober(built.task, fields, local_lr=0.1)
-    rows, mask = zeroth_order._steps(prober, jnp.ones(225, bool), keys.run_key(0))
+    fields = take(Probing, tiny.config(zo__local_steps=steps)["zo"])
+    rows, mask = local_steps.draw(fields, jnp.ones(225, bool), keys.run_key(0))
     assert rows.shape == (steps, -(-225 // steps))
     assert sorted(np.asarray(rows)[np.asarray(mask)]) == list(range(225))
 

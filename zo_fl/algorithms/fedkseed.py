@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import batch_statistics, estimators, zeroth_order
-from zo_fl.clients.zeroth_order import Prober, Probing
+from zo_fl.clients import batch_statistics, estimators, precision_check, zeroth_order
+from zo_fl.clients.probing import Prober, Probing, make_prober
 from zo_fl.core import keys
 from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group
@@ -96,13 +96,13 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bo
       ConfigError: a cohort that cannot be drawn.
     """
     who, lr, candidates = take(Participation, block), block["lr"], block["candidate_seeds"]
-    prober = zeroth_order.make_prober(problem.task, take(Probing, block), lr)
+    prober = make_prober(problem.task, take(Probing, block), lr)
     size = cohort_size(problem, who)
     drawn = size * prober.fields.local_steps * prober.fields.num_directions
     group = make_group(
         problem,
         pool_strategy(prober, candidates, adaptive, uniform=block["weights"] == "uniform"),
-        lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
+        prober.forward_passes,
         who,
     )
     aggregation = pool_aggregation(prober, candidates, adaptive, size, drawn)
@@ -141,7 +141,7 @@ def pool_strategy(
         sizes = jnp.minimum(jnp.abs(coefficients) * prober.fields.num_directions, CLIP)
         return Pool(accumulators, zeros.at[drawn].add(sizes), zeros.at[drawn].add(1.0))
 
-    twice = zeroth_order.scalars_twice(prober)
+    twice = precision_check.scalars_twice(prober)
     return ClientStrategy(client_update, decode, replays=True, scalars_twice=twice)
 
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import batch_statistics, scalars, subspaces, zeroth_order
-from zo_fl.clients.zeroth_order import Prober, Probing
+from zo_fl.clients import batch_statistics, precision_check, rebuilding, subspaces, zeroth_order
+from zo_fl.clients.probing import Prober, Probing, make_prober
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Participation, Phase, Problem, make_group
@@ -55,11 +55,11 @@ def phases(problem: Problem, *, fedzo: Mapping[str, Any]) -> tuple[Phase, ...]:
     dimension = subspaces.dimension(fedzo["params"], fedzo["density"], params)
     eps = fedzo["radius"] / math.sqrt(max(dimension, 1))
     probing = take(Probing, {**fedzo, "distribution": "sphere", "eps": eps, "tau": 1.0})
-    prober = zeroth_order.make_prober(problem.task, probing, fedzo["local_lr"])
+    prober = make_prober(problem.task, probing, fedzo["local_lr"])
     group = make_group(
         problem,
         delta_strategy(prober),
-        lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
+        prober.forward_passes,
         take(Participation, fedzo),
     )
     aggregation = Aggregation(
@@ -73,12 +73,12 @@ def delta_strategy(prober: Prober) -> ClientStrategy:
     """Returns the strategy whose message is ``delta = before - after`` of local steps."""
 
     def client_update(state: ServerState, batch: ClientBatch, run_key: Array) -> ClientResult:
-        root = scalars.directions_root(state, run_key, batch.client_id)
+        root = rebuilding.directions_root(state, run_key, batch.client_id)
         probes = zeroth_order.probe(
-            prober, state, batch, run_key, lambda step: scalars.step_keys(prober, root, step)
+            prober, state, batch, run_key, lambda step: rebuilding.step_keys(prober, root, step)
         )
         weight = (probes.size > 0).astype(jnp.float32)
         delta = optax.tree.sub(state.params, probes.params)
         return ClientResult(delta, weight, probes.statistics, {"loss": probes.loss})
 
-    return ClientStrategy(client_update, scalars_twice=zeroth_order.scalars_twice(prober))
+    return ClientStrategy(client_update, scalars_twice=precision_check.scalars_twice(prober))

@@ -17,9 +17,9 @@ step size is S * |cohort| times smaller for the same update).
 from collections.abc import Mapping
 from typing import Any
 
-from zo_fl.clients import zeroth_order
-from zo_fl.clients.scalars import scalar_aggregation, scalar_strategy
-from zo_fl.clients.zeroth_order import PROBING, Probing
+from zo_fl.clients.probing import PROBING, Probing, make_prober
+from zo_fl.clients.rebuilding import scalar_aggregation
+from zo_fl.clients.scalars import scalar_strategy
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, take
 from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, cohort_size, make_group
@@ -79,14 +79,12 @@ def zeroth_order_clients(
     who, fields = take(Participation, block), take(Probing, block)
     is_sum, shared = block["aggregation"] == "sum", block["seed_policy"] == "shared"
     scale = cohort_size(problem, who) * fields.num_directions if is_sum else 1
-    prober = zeroth_order.make_prober(
-        problem.task, fields, block["local_lr"] or block["lr"] * scale
-    )
+    prober = make_prober(problem.task, fields, block["local_lr"] or block["lr"] * scale)
     uniform = block["weights"] == "uniform" or is_sum
     group = make_group(
         problem,
         scalar_strategy(prober, shared=shared, uniform=uniform),
-        lambda clients, examples: zeroth_order.forward_passes(prober, clients, examples),
+        prober.forward_passes,
         who,
     )
     return group, scalar_aggregation(prober, shared, scale), scale

@@ -1,14 +1,12 @@
-"""Clients that send scalars, and how anyone rebuilds the update from them and the keys."""
+"""Clients that send scalars: the differences of their losses along directions of known keys."""
 
-import jax
 import jax.numpy as jnp
-import optax
 
-from zo_fl.clients import batch_statistics, estimators, zeroth_order
-from zo_fl.clients.zeroth_order import Prober
-from zo_fl.core import keys
-from zo_fl.core.strategy import Aggregation, ClientStrategy
-from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, ServerState
+from zo_fl.clients import precision_check, zeroth_order
+from zo_fl.clients.probing import Prober
+from zo_fl.clients.rebuilding import directions_root, rebuild, step_keys
+from zo_fl.core.strategy import ClientStrategy
+from zo_fl.core.types import ClientBatch, ClientResult, ServerState
 
 
 def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStrategy:
@@ -16,7 +14,7 @@ def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStr
 
     Args:
       prober: how losses are probed.
-      shared: the server rebuilds from the mean of the messages, see ``scalar_aggregation``.
+      shared: the server rebuilds from the mean of the messages, see ``rebuilding``.
       uniform: clients count the same, whatever their number of examples.
     """
 
@@ -39,49 +37,5 @@ def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStr
         decode,
         replays=True,
         one_model=one_model,
-        scalars_twice=zeroth_order.scalars_twice(prober),
+        scalars_twice=precision_check.scalars_twice(prober),
     )
-
-
-def scalar_aggregation(prober: Prober, shared: bool, scale: float) -> Aggregation:
-    """Returns the server's side of ``scalar_strategy``.
-
-    Args:
-      prober: how losses are probed.
-      shared: the mean update is scalars, from which the gradient is rebuilt once.
-      scale: factor on the mean gradient.
-    """
-
-    def finalize(mean_update, state: ServerState, run_key):
-        if shared:
-            mean_update = rebuild(
-                prober, mean_update, directions_root(state, run_key, None), state.params
-            )
-        return optax.tree.scale(scale, mean_update), state.strategy_state
-
-    return Aggregation(
-        finalize=finalize, finalize_state=batch_statistics.finalize_state(prober.fields.bn_policy)
-    )
-
-
-def step_keys(prober: Prober, root: Array, step: Array) -> Array:
-    """Returns ``key[S]``: the directions of a local step, by one count over all steps."""
-    first = step * prober.fields.num_directions
-    indices = first + jnp.arange(prober.fields.num_directions)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, indices)
-
-
-def rebuild(prober: Prober, scalars: Array, root: Array, like: Params) -> Params:
-    """Returns the sum of the k gradient estimates of scalars ``f32[k, S]``, like ``like``."""
-    steps = jnp.arange(scalars.shape[0])
-    all_keys = jax.vmap(lambda step: step_keys(prober, root, step))(steps).reshape(-1)
-    coefficients = jax.vmap(prober.estimator.coefficients)(scalars).reshape(-1)
-    zeros = optax.tree.zeros_like(like)
-    return estimators.combine(prober.add_direction, coefficients, all_keys, zeros)
-
-
-def directions_root(state: ServerState, run_key: Array, client_id: Array | None) -> Array:
-    """Returns the key of a client's directions in this round, or of all clients'."""
-    round_key = keys.round_key(run_key, state.round_idx)
-    root = round_key if client_id is None else keys.client_key(round_key, client_id)
-    return keys.stream(root, "directions")
