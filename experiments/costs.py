@@ -4,7 +4,8 @@
 
 Beside the paper's figures stand its formulas, evaluated for this model, and what was measured:
 bytes from the shapes of the real messages, memory from the compiled client step, with ``--time``
-its time. Exit status 2 for bad input.
+its time. Where the server reads only sums of what clients send, secure aggregation can hide the
+single messages. Exit status 2 for bad input.
 """
 
 from typing import NamedTuple
@@ -112,6 +113,7 @@ def _group_rows(config, built, phase: Phase, group: Group, num_params: int, size
     name = f"{phase.name}, {group.name}" if group.name else phase.name
     replays = all(other.strategy.replays for other in phase.groups)
     yield from _rows(name, group, traffic, memory, reference, PAPER.get(phase.name, {}), replays)
+    yield "", "the server reads", "", "", "sums" if phase.sums_suffice else "each message"
     if _TIME.value:
         params, model_state = built.task.init(built.run_key)
         seconds = client_step.step_seconds(step, phase, params, model_state, built.data_of(phase))

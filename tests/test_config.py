@@ -13,11 +13,14 @@ from ml_collections import ConfigDict
 from experiments import cli
 from tests import tiny
 from zo_fl import algorithms, config, models, train, trainer
+from zo_fl.clients import faults
+from zo_fl.clients.faults import Faults
 from zo_fl.clients.first_order import LOCAL_SGD, LocalSGD
 from zo_fl.clients.probing import PROBING, Probing
-from zo_fl.core import fields, server_optimizers
+from zo_fl.core import fields, robust, server_optimizers
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.phase import PARTICIPATION, Participation
+from zo_fl.core.robust import Robust
 from zo_fl.data import federated
 from zo_fl.host import schedule
 from zo_fl.host.devices import make_engine
@@ -188,7 +191,10 @@ def test_what_is_declared_is_what_the_functions_take():
     assert set(PROBING) == set(Probing._fields)
     assert set(PARTICIPATION) == set(Participation._fields)
     read = {block for part in algorithms.ALGORITHMS for block in algorithms.blocks_of(part)}
-    assert set(config.blocks()) == read | {"algorithm", "seed", "data", "model", "run"}
+    common = {"algorithm", "seed", "data", "model", "faults", "robust", "run"}
+    assert set(config.blocks()) == read | common
+    assert set(faults.BLOCK) == set(Faults._fields)
+    assert fields.defaults(robust.BLOCK) == Robust()._asdict()
 
 
 def test_every_field_of_the_run_block_is_read():

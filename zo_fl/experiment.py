@@ -13,10 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zo_fl import algorithms, models
+from zo_fl.clients import faults
+from zo_fl.clients.faults import Faults
 from zo_fl.core import keys, task
 from zo_fl.core.engine import Engine
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.phase import Phase, Problem
+from zo_fl.core.robust import Robust
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, Dataset, FederatedData
 from zo_fl.data import federated
@@ -104,13 +107,17 @@ def assemble(
         return own_task(model, federation.dataset)
 
     learning = make_task(1.0)
+    data, validation = federation.clients, federation.validation
     problem = Problem(learning, make_task, federation.clients, federation.validation)
-    phases = algorithms.create(config["algorithm"], problem, config)
+    rules, wrong = Robust(**config["robust"]), Faults(**config["faults"])
+    phases = tuple(
+        faults.inject(phase._replace(robust=rules), learning, wrong, len(data.client_sizes))
+        for phase in algorithms.create(config["algorithm"], problem, config)
+    )
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
-    data, validation = federation.clients, federation.validation
     if engine.streamed:
         _check_streamed(phases)
     else:

@@ -36,10 +36,20 @@ def new_figure(title: str, height: float, width: float = 7.2) -> Figure:
     return figure
 
 
-def add_legend(figure: Figure, axes: Axes, note: str = "") -> None:
-    """Puts the legend below the axes, where nothing is drawn, and a line of explanation."""
-    found = zip(*axes.get_legend_handles_labels(), strict=True)
-    shown = sorted(found, key=lambda entry: "the paper" in entry[1])  # ours first
+def add_legend(figure: Figure, axes: Axes | Sequence[Axes], note: str = "") -> None:
+    """Puts the legend below the axes, where nothing is drawn, and a line of explanation.
+
+    Args:
+      figure: theirs.
+      axes: of several, what has the same name has one entry.
+      note: the explanation.
+    """
+    found: dict[str, Any] = {}
+    for one in [axes] if isinstance(axes, Axes) else axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    entries = [(handle, label) for label, handle in found.items()]
+    shown = sorted(entries, key=lambda entry: "the paper" in entry[1])  # ours first
     if shown:
         # A letter of 9 points is about 5 wide, and the mark before it 35.
         longest = 35 + 5 * max(len(label) for _, label in shown)
@@ -69,6 +79,11 @@ def colours(rows: Sequence[str]) -> dict[str, str]:
             taken += 1
         chosen[row] = all_of_them[_METHODS.get(row, free[(taken - 1) % len(free)])]
     return chosen
+
+
+def words_before(text: str) -> str:
+    """Returns what is before the first number of a column's name, ``tau`` of ``tau 0.25``."""
+    return re.split(r"\d", text, maxsplit=1)[0].strip()
 
 
 def number_in(text: str) -> float:

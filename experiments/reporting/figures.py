@@ -50,6 +50,8 @@ def _draw_results(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure
         return draw_lines(sweep, cells, title, "scale of the directions, tau")
     if table == "Figure 7":
         return draw_variance(sweep, cells, f"{title}: spread of the results" if title else "")
+    if sweep.record.get("axis"):
+        return draw_panels(sweep, cells, title)
     return draw_dots(sweep, cells, title)
 
 
@@ -107,6 +109,31 @@ def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], title: str, x_label: str
     axes.set_ylabel(_measure(sweep))
     axes.set_xticks(xs, [f"{x:g}" for x in xs])
     figure_style.add_legend(figure, axes, _SEEDS)
+    return figure
+
+
+def draw_panels(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
+    """Returns accuracy against the number in each column's name, a panel for the words before it.
+
+    A row has no line in a panel of which it has no column of its own.
+    """
+    names = [name for name in dict.fromkeys(map(figure_style.words_before, sweep.columns)) if name]
+    figure = _new_figure(title, 1.2 + 2.2 * len(names or [""]))
+    panels = figure.subplots(len(names) or 1, sharex=False, sharey=True, squeeze=False)[:, 0]
+    for name, axes in zip(names or [""], panels, strict=True):
+        decorate(axes)
+        for row, colour in figure_style.colours(sweep.rows).items():
+            shown = [
+                cell
+                for cell in cells
+                if cell.row == row and figure_style.words_before(cell.column) in (name, "")
+            ]
+            if any(figure_style.words_before(cell.column) == name for cell in shown):
+                _draw_line(axes, shown, 0.0, colour)
+        axes.set_title(plain(name), loc="left", fontsize=10, color=INK)
+    panels[-1].set_xlabel(sweep.record["axis"])
+    figure.supylabel(_measure(sweep), fontsize=10, color=INK)
+    figure_style.add_legend(figure, list(panels), _SEEDS)
     return figure
 
 

@@ -21,6 +21,7 @@ def make(
         "table": sweep.table,
         "reference": sweep.reference,
         "quantity": sweep.quantity,
+        "axis": sweep.axis,
         "config": config_file,
         "overrides": dict(given),
         "command": command,

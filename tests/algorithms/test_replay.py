@@ -39,6 +39,21 @@ def test_a_late_joiner_that_replays_equals_one_that_never_left(algorithm):
     follow_whole_phase(tiny.build(algorithm))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    (
+        {"faults__dropout": 0.6},
+        {"faults__straggler": 0.5},
+        {"faults__nan": 0.3, "faults__byzantine": 0.25, "robust__rule": "clip"},
+        {"faults__byzantine": 0.25, "robust__rule": "median", "zo__seed_policy": "shared"},
+        {"robust__max_norm": 1e-3, "robust__rule": "trimmed_mean"},
+    ),
+    ids=str,
+)
+def test_rounds_of_clients_that_misbehave_are_rebuilt_too(wrong):
+    follow_whole_phase(tiny.build("zo", **wrong))
+
+
 def follow_whole_phase(built):
     """Replays four rounds from their records alone, and compares the whole state, bit for bit."""
     (phase,) = built.phases

@@ -42,13 +42,14 @@ def make(root, rows=("High Res Only", "ZOWarmUp"), columns=("10/90",), seeds=(0,
       rows: of the table.
       columns: of the table.
       seeds: of every point.
-      changes: ``name``, ``table``, ``reference``, ``quantity`` and ``title`` of the sweep,
-        ``accuracy(row, column, seed)``, and ``config``, dotted fields.
+      changes: ``name``, ``table``, ``reference``, ``quantity``, ``axis`` and ``title`` of the
+        sweep, ``accuracy(row, column, seed)``, and ``config``, dotted fields.
     """
     given = {"name": "s", "table": "Table 2", "reference": "High Res Only", "quantity": "accuracy"}
-    given |= {"title": "A title", "accuracy": accuracy, "config": {}} | changes
+    given |= {"title": "A title", "axis": "", "accuracy": accuracy, "config": {}} | changes
     points = [Point(row, column, {}) for row in rows for column in columns]
-    sweep = Sweep(given["title"], given["table"], points, given["reference"], given["quantity"])
+    fields = ("title", "table", "reference", "quantity", "axis")
+    sweep = Sweep(points=points, **{name: given[name] for name in fields})
     command = "python -m experiments.sweep --sweep=<s>"
     content = record.make(sweep, "configs/quickstart.py", {}, command, seeds)
     record.write(root / given["name"] / "sweep.json", content)

@@ -26,8 +26,10 @@ KINDS = {
     "direction": {"rows": ("Gaussian", "Other"), "columns": TAUS, "table": "Figure 6"},
     "num_directions": {"rows": ("ZOWarmUp",), "columns": DIRECTIONS, "table": "Figure 7"},
     "timed": {"table": "", "quantity": "seconds"},
+    "faults": {"columns": ("0 %", "silent 10 %", "liars 10 %"), "axis": "share of the clients, %"},
 }
 PANELS = {"splits": 2, "methods": 10, "pivot": 1, "direction": 2, "num_directions": 1, "timed": 1}
+PANELS |= {"faults": 3}
 
 
 def only(root):

@@ -150,7 +150,7 @@ def sum_over(
         def body(sums, part):
             examples, mask = part
             features = of_examples(task, at_once, state, examples, basis)
-            held = jax.nn.one_hot(_labels(task, examples), task.num_classes) * mask[:, None]
+            held = jax.nn.one_hot(labels(task, examples), task.num_classes) * mask[:, None]
             # A client whose features are not finite drops out, but padding cannot make it.
             return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
@@ -199,8 +199,16 @@ def _views(task: Task, looking: Looking, examples: Examples) -> list[Examples]:
     return [examples, task.mirror(examples)] if looking.mirror else [examples]
 
 
-def _labels(task: Task, examples: Examples) -> Array:
+def labels(task: Task, examples: Examples) -> Array:
+    """Returns the classes ``i32[n]`` of examples, or of ``Kept``."""
     return examples.labels if isinstance(examples, Kept) else task.labels(examples)
+
+
+def relabel(task: Task, examples: Examples, others: Array) -> Examples:
+    """Returns examples, or ``Kept``, with other classes ``i32[n]``."""
+    if isinstance(examples, Kept):
+        return examples._replace(labels=others)
+    return task.relabel(examples, others)
 
 
 def moments(

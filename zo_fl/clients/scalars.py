@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from zo_fl.clients import precision_check, zeroth_order
 from zo_fl.clients.probing import Prober
 from zo_fl.clients.rebuilding import directions_root, rebuild, step_keys
-from zo_fl.core.strategy import ClientStrategy
+from zo_fl.core.strategy import ClientStrategy, as_sent
 from zo_fl.core.types import ClientBatch, ClientResult, ServerState
 
 
@@ -27,14 +27,12 @@ def scalar_strategy(prober: Prober, *, shared: bool, uniform: bool) -> ClientStr
         return ClientResult(probes.scalars, weight, probes.statistics, {"loss": probes.loss})
 
     def decode(message, client_id, state: ServerState, run_key):
-        if shared:
-            return message
         return rebuild(prober, message, directions_root(state, run_key, client_id), state.params)
 
     one_model = shared and prober.fields.local_steps == 1
     return ClientStrategy(
         client_update,
-        decode,
+        as_sent if shared else decode,
         replays=True,
         one_model=one_model,
         scalars_twice=precision_check.scalars_twice(prober),

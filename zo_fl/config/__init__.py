@@ -16,7 +16,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zo_fl import algorithms, models
-from zo_fl.core import fields
+from zo_fl.clients import faults
+from zo_fl.core import fields, robust
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.fields import Block, Field, Rule
 from zo_fl.core.precision import PRECISIONS
@@ -53,6 +54,8 @@ def blocks() -> Block:
         ),
         "data": federated.BLOCK,
         "model": models.BLOCK,
+        "faults": faults.BLOCK,
+        "robust": robust.BLOCK,
         **algorithms.blocks(),
         "run": RUN,
     }
@@ -104,7 +107,7 @@ def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
     known = resolve({"algorithm": config["algorithm"]})
     parts = algorithms.parts(known["algorithm"])
     read = {block for part in parts for block in algorithms.blocks_of(part)}
-    names = {"algorithm", "seed", "data", "model", "run", *read}
+    names = {"algorithm", "seed", "data", "model", "faults", "robust", "run", *read}
     resolved = resolve({name: config[name] for name in names if name in config})
     return {name: resolved[name] for name in sorted(names)} | {"algorithm": "+".join(parts)}
 

@@ -33,6 +33,8 @@ class Sweep(NamedTuple):
       reference: the row that others are compared to, paired by seed; "" for none.
       quantity: what a cell shows: ``accuracy`` on the test set, ``validation`` where something is
         tuned, or ``seconds`` (a round).
+      axis: what the number in a column's name says, where results are drawn against it; words
+        before the number are the name of a panel, and a column without them is in all panels.
     """
 
     title: str
@@ -40,6 +42,7 @@ class Sweep(NamedTuple):
     points: list[Point]
     reference: str = ""
     quantity: str = "accuracy"
+    axis: str = ""
 
 
 def split_name(high_fraction: float) -> str:

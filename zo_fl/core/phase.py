@@ -14,7 +14,8 @@ import optax
 
 from zo_fl.core import cohorts
 from zo_fl.core.fields import Block, Field
-from zo_fl.core.strategy import Aggregation, ClientStrategy, Group, SampleCohort
+from zo_fl.core.robust import Robust
+from zo_fl.core.strategy import Aggregation, ClientStrategy, Group, SampleCohort, as_sent
 from zo_fl.core.task import Task
 from zo_fl.core.types import (
     HIGH,
@@ -137,6 +138,7 @@ class Phase(NamedTuple):
       keeping: what may be computed when the phase begins, to be looked at instead of examples; the
         same object in phases that follow each other is computed once.
       check: what may end it before its rounds are over.
+      robust: how the server reads messages that it cannot trust.
     """
 
     name: str
@@ -151,11 +153,24 @@ class Phase(NamedTuple):
     on_validation: bool = False
     keeping: Keeping | None = None
     check: Check | None = None
+    robust: Robust = Robust()
 
     @property
     def replays(self) -> bool:
         """Whether a round follows from what clients send in it, keys and the state before."""
         return all(group.strategy.replays for group in self.groups)
+
+    @property
+    def sums_suffice(self) -> bool:
+        """Whether the server needs only the sum of what clients send: secure aggregation fits.
+
+        Not where each message is rebuilt along directions of the client's own, or judged beside the
+        others.
+        """
+        read_singly = (
+            group.strategy.replays and group.strategy.decode is not as_sent for group in self.groups
+        )
+        return not self.robust.looks_at_all and not any(read_singly)
 
     @property
     def cohort_size(self) -> int:

@@ -10,30 +10,22 @@ of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole,
 client, and every device rebuilds the same update from them and the keys: no model ever crosses
 between devices, just as none crosses between clients and server. That second half alone is
 ``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
+Where a rule looks at all updates at once (``robust``), dense ones are stacked instead of summed.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.core import cohorts, keys, trees
+from zo_fl.core import cohorts, keys, reduction, trees
 from zo_fl.core.engine import AXIS, Engine
 from zo_fl.core.phase import Phase
+from zo_fl.core.reduction import Sums
 from zo_fl.core.strategy import ClientStrategy, FederatedAlgorithm, Group, RoundRecord
-from zo_fl.core.types import Array, ClientResult, Cohort, FederatedData, PyTree, ServerState
-
-
-class _Sums(NamedTuple):
-    """Sums over clients, each client times its weight (``update``: times 1 for a plain sum)."""
-
-    update: PyTree
-    model_state: PyTree
-    metrics: dict[str, Array]
-    weight: Array
+from zo_fl.core.types import Array, ClientResult, Cohort, FederatedData, ServerState
 
 
 def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
@@ -55,7 +47,10 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
 
     def apply(state: ServerState, records: Sequence[RoundRecord], run_key) -> ServerState:
         nothing = [None] * len(records)
-        return step(state, _reduce(phase, records, nothing, state, run_key), run_key)
+        new = step(state, reduction.reduce(phase, records, nothing, state, run_key), run_key)
+        if phase.robust.tolerant:
+            new = _unless_empty([jnp.sum(record.weights) for record in records], new, state)
+        return new
 
     def round_(state: ServerState, data: FederatedData, run_key):
         round_key = keys.round_key(run_key, state.round_idx)
@@ -67,96 +62,54 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
             cohorts.append(cohort)
             outcomes.append(_run_cohort(phase, group, engine, size, state, data, cohort, run_key))
         sums = [outcome for outcome, _, _, _ in outcomes]
-        records = tuple(
+        sent = tuple(
             RoundRecord(cohort, messages, weights)
             for cohort, (_, messages, weights, _) in zip(cohorts, outcomes, strict=True)
         )
-        new = step(state, _reduce(phase, records, sums, state, run_key), run_key)
-        # No weight at all (every client dropped out) leaves NaN in the metrics, which stops the
-        # run.
-        metrics = _mean([s.metrics for s in sums], [s.weight for s in sums])
-        metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
-        metrics |= _faults(cohorts, [bad for _, _, _, bad in outcomes], records)
+        new = step(state, reduction.reduce(phase, sent, sums, state, run_key), run_key)
         uploads = [s for s in sums if jax.tree.leaves(s.model_state)]
-        uploaded = _mean([s.model_state for s in uploads], [s.weight for s in uploads])
+        uploaded = reduction.mean([s.model_state for s in uploads], [s.weight for s in uploads])
         model_state = aggregation.finalize_state(state.model_state, uploaded)
-        return new._replace(model_state=model_state), metrics, records
+        new = new._replace(model_state=model_state)
+        weights = [s.weight for s in sums]
+        if phase.robust.tolerant:
+            new = _unless_empty(weights, new, state)
+        # No weight at all leaves NaN in the metrics: it stops the run, unless that is tolerated.
+        metrics = reduction.mean([s.metrics for s in sums], weights)
+        metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
+        records = tuple(
+            record if group.strategy.replays else record._replace(messages=(), weights=())
+            for group, record in zip(groups, sent, strict=True)
+        )
+        metrics |= _faults(phase, cohorts, [bad for _, _, _, bad in outcomes], records, weights)
+        return new, metrics, records
 
     return FederatedAlgorithm(phase.init, round_, apply)
 
 
-def _add(*summands: PyTree) -> PyTree:
-    return jax.tree.map(lambda first, *others: sum(others, first), *summands)
-
-
-def _mean(sums: Sequence[PyTree], weights: Sequence[Array]) -> PyTree:
-    """Returns the sum of some trees over the sum of their weights; ``{}`` of no trees."""
-    if not sums:
-        return {}
-    return trees.scale_down(_add(*sums), _add(*weights))
-
-
-def _reduce(phase: Phase, records, sums, state: ServerState, run_key) -> PyTree:
-    """Returns the weighted mean of all clients' updates, or their sum, as the aggregation asks.
-
-    Where a group replays, from its messages alone: the server and a late joiner do the same sums,
-    bit for bit.
-    """
-    weights = [
-        jnp.sum(record.weights) if group.strategy.replays else part.weight
-        for group, record, part in zip(phase.groups, records, sums, strict=True)
-    ]
-    total = None
-    if phase.aggregation.reduce == "mean":
-        total = jnp.maximum(_add(*weights), 1e-12)
-
-    def reduced(group: Group, record: RoundRecord, part) -> PyTree:
-        if group.strategy.replays:
-            return _decode_record(group.strategy, record, state, run_key, total)
-        return part.update if total is None else trees.scale_down(part.update, total)
-
-    parts = map(reduced, phase.groups, records, sums)
-    return _add(*parts)
-
-
-def _decode_record(strategy, record: RoundRecord, state, run_key, total: Array | None) -> PyTree:
-    """Returns the sum of a group's decoded messages, in the cohort's order, each times its share.
-
-    Args:
-      strategy: of the group.
-      record: what was sent.
-      state: the server's, before the round.
-      run_key: ``key[]``.
-      total: ``f32[]`` weight of all clients of all groups; None for a plain sum.
-    """
-    state = state._replace(opt_state=())
-
-    def add(sum_, item):
-        message, client_id, weight = item
-        update = strategy.decode(message, client_id, state, run_key)
-        share = _unit(weight) if total is None else weight / total
-        # A padding client's message may be NaN, and 0 * NaN would spread.
-        return jax.tree.map(
-            lambda t, u: t + share * jnp.where(weight > 0, u, 0), sum_, update
-        ), None
-
-    items = (record.messages, record.cohort.client_ids, record.weights)
-    first = jax.tree.map(lambda leaf: leaf[0], items)
-    shapes = jax.eval_shape(strategy.decode, first[0], first[1], state, run_key)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, items)[0]
+def _unless_empty(weights: Sequence[Array], new: ServerState, old: ServerState) -> ServerState:
+    """Returns the new state; the old one, a round later, if nobody's answer counts."""
+    stays = old._replace(round_idx=new.round_idx)
+    return jax.tree.map(lambda a, b: jnp.where(reduction.add(*weights) > 0, a, b), new, stays)
 
 
 def _faults(
-    cohorts: Sequence[Cohort], bad: Sequence[Array], records: Sequence[RoundRecord]
+    phase: Phase,
+    cohorts: Sequence[Cohort],
+    bad: Sequence[Array],
+    records: Sequence[RoundRecord],
+    weights: Sequence[Array],
 ) -> dict[str, Array]:
     """Returns metrics of what is wrong with a round's messages; see ``host.divergence``.
 
     Args:
+      phase: of the round.
       cohorts: of the groups.
       bad: of each, ``bool[C]``: who sent what is not finite.
       records: what was sent, where messages are scalars.
+      weights: ``f32[]`` of each group's answers.
     """
+    is_empty = (reduction.add(*weights) == 0) & phase.robust.tolerant
     ids = jnp.concatenate([cohort.client_ids for cohort in cohorts])
     flags = jnp.concatenate(bad)
     scalars = [
@@ -165,25 +118,21 @@ def _faults(
         for leaf in jax.tree.leaves(record.messages)
         if jnp.issubdtype(leaf.dtype, jnp.floating)  # whole numbers may well be zero
     ]
-    all_zero = ~jnp.any(jnp.concatenate(scalars)) if scalars else jnp.bool(False)
+    all_zero = ~jnp.any(jnp.concatenate(scalars)) & ~is_empty if scalars else jnp.bool(False)
     found = {
         "bad_clients": jnp.sum(flags),
         "first_bad_client": jnp.min(jnp.where(flags, ids, jnp.iinfo(ids.dtype).max)),
         "all_zero": all_zero,
+        "is_empty": is_empty,
     }
     return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
 def _is_finite(result: ClientResult) -> Array:
-    """Returns whether all numbers of a message, and what was measured beside, are finite."""
-    leaves = jax.tree.leaves((result.message, result.metrics))
+    """Returns whether all numbers of a message, and what travels beside it, are finite."""
+    leaves = jax.tree.leaves((result.message, result.model_state, result.metrics))
     # Zero times what is finite is zero: a sum takes a quarter of the time of a conjunction.
     return jnp.isfinite(jnp.sum(jnp.stack([jnp.sum(0.0 * leaf) for leaf in leaves])))
-
-
-def _unit(weights: Array) -> Array:
-    """Returns 1 for every client that takes part, 0 for padding and drop-outs."""
-    return (weights > 0).astype(weights.dtype)
 
 
 def _run_cohort(
@@ -192,13 +141,12 @@ def _run_cohort(
     """Runs every client once.
 
     Returns:
-      Summed results; the messages and their weights if the strategy replays; who of the cohort sent
-      what is not finite.
+      Summed results; the messages and their weights if the strategy replays, the updates and
+      weights if the aggregation looks at all of them; who of the cohort sent what is not finite.
     """
-    share = _unit if phase.aggregation.reduce == "sum" else lambda weights: weights
 
     def on_device(state, data, cohort, run_key):
-        run = _scan_chunks(group.strategy, share, chunk_size, engine.unroll, state, data, run_key)
+        run = _scan_chunks(phase, group.strategy, chunk_size, engine.unroll, state, data, run_key)
         sums, *sent = run(cohort)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
@@ -217,19 +165,21 @@ def _run_cohort(
 
 
 def _scan_chunks(
-    strategy: ClientStrategy, share, chunk_size: int, unroll: int, state, data, run_key
+    phase: Phase, strategy: ClientStrategy, chunk_size: int, unroll: int, state, data, run_key
 ):
-    """Returns ``cohort -> (sums, messages, weights, bad)`` that accumulates over chunks of clients.
+    """Returns ``cohort -> (sums, sent, weights, bad)`` that accumulates over chunks of clients.
 
     Accumulating keeps memory flat in the number of clients; stacking updates would not.
     """
+    stacks = phase.robust.looks_at_all and not strategy.replays
 
     def one_client(batch):
         result = strategy.client_update(state, batch, run_key)
         if strategy.replays:
-            return result, (), _is_finite(result)
+            sent = phase.robust.bounded(result.message)
+            return result._replace(message=sent), (), _is_finite(result)
         update = strategy.decode(result.message, batch.client_id, state, run_key)
-        return result, update, _is_finite(result)
+        return result, phase.robust.bounded(update), _is_finite(result)
 
     def run_chunk(chunk: Cohort):
         batch = cohorts.gather(data, chunk.client_ids)
@@ -238,14 +188,18 @@ def _scan_chunks(
             result, update, is_finite = trees.expand(one_client(trees.squeeze(batch)))
         else:
             result, update, is_finite = jax.vmap(one_client)(batch)
-        weights = jnp.where(chunk.valid, result.weight, 0.0)
-        sums = _Sums(
-            trees.weighted_sum(update, share(weights)),
+        counts = chunk.valid & is_finite if phase.robust.tolerant else chunk.valid
+        weights = jnp.where(counts, result.weight, 0.0)
+        sums = Sums(
+            () if stacks else trees.weighted_sum(update, reduction.shares(phase)(weights)),
             *trees.weighted_sum((result.model_state, result.metrics), weights),
             weight=jnp.sum(weights),
         )
-        sent = (result.message, weights) if strategy.replays else ((), ())
-        return sums, (*sent, ~is_finite & (weights > 0))
+        sent = ((), ())
+        if strategy.replays or stacks:
+            sent = (result.message if strategy.replays else update, weights)
+        answers = chunk.valid & (result.weight > 0)
+        return sums, (*sent, ~is_finite & (chunk.valid if phase.robust.tolerant else answers))
 
     def run(cohort: Cohort):
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), cohort)

@@ -132,7 +132,8 @@ def _model(state: ServerState) -> PyTree:
     return state.params, state.model_state
 
 
-def _as_sent(message: Message, client_id: Array, state: ServerState, run_key: Array) -> PyTree:
+def as_sent(message: Message, client_id: Array, state: ServerState, run_key: Array) -> PyTree:
+    """Returns a message that means what it says."""
     del client_id, state, run_key
     return message
 
@@ -156,7 +157,7 @@ class ClientStrategy(NamedTuple):
     """
 
     client_update: ClientUpdate
-    decode: Decode = _as_sent
+    decode: Decode = as_sent
     receives: Receives = _model
     replays: bool = False
     one_model: bool = False

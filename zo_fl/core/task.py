@@ -33,6 +33,7 @@ class Task(NamedTuple):
         example.
       loss_of_logits: ``(logits f32[n, classes], examples) -> f32[n]``, in float32.
       labels: ``examples -> i32[n]``, the classes.
+      relabel: ``(examples, i32[n]) -> examples``, with other classes.
       features: ``(params, model_state, examples, mask, layers=()) -> f32[n, d]``: the input of the
         last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
         averaged over all axes but the first and the last, side by side. Running statistics.
@@ -52,6 +53,7 @@ class Task(NamedTuple):
     losses: Callable[..., tuple[Array, ModelState]]
     loss_of_logits: Callable[[Array, Examples], Array]
     labels: Callable[[Examples], Array]
+    relabel: Callable[[Examples, Array], Examples]
     features: Callable[..., Array]
     augment: Callable[[Array, Examples], Examples]
     mirror: Callable[[Examples], Examples]
@@ -137,6 +139,7 @@ def classification(
         losses,
         _cross_entropy,
         _labels,
+        _relabel,
         features,
         _augment,
         _mirror,
@@ -186,6 +189,10 @@ def _cross_entropy(logits: Array, examples: Examples) -> Array:
 
 def _labels(examples: Examples) -> Array:
     return examples["label"]
+
+
+def _relabel(examples: Examples, labels: Array) -> Examples:
+    return examples | {"label": labels}
 
 
 def _augment(key: Array, examples: Examples) -> Examples:

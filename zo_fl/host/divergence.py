@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 # Of cross-entropies: at a hundred classes chance is 4.6; at 1e6 logits are off by as much, and the
 # next steps overflow.
 LARGEST_LOSS = 1e6
-FAULTS = ("bad_clients", "first_bad_client", "all_zero")  # metrics of ``core.round``
+# Metrics of ``core.round``.
+FAULTS = ("bad_clients", "first_bad_client", "all_zero", "is_empty")
 _EVALUATED = ("test_loss", "test_accuracy")  # there may be no validation examples
 
 
@@ -43,6 +44,8 @@ def all_zero(phase: str, round_idx: int) -> str:
 
 
 def _why(row: Mapping[str, Any], faults: Mapping[str, float]) -> str | None:
+    if faults.get("is_empty"):  # nobody answered: no harm; or with numbers that are none: the end
+        return _blame(faults)
     loss = row.get("train_loss", 0.0)
     if not math.isfinite(loss):
         return _blame(faults) or "the loss is not finite, though what each client sent is"

@@ -1,0 +1,221 @@
+"""Clients that stay silent, answer late, send NaN, or lie."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zo_fl
+from tests import tiny
+from zo_fl import train
+from zo_fl.clients import faults as faults_
+from zo_fl.clients.faults import Faults
+from zo_fl.core import keys
+from zo_fl.core.errors import ConfigError
+from zo_fl.host.metrics import read_metrics
+
+METHODS = ("fedavg_all", "zo", "fedkseed", "ridge")
+OF_MANY_KINDS = dict(faults__dropout=0.4, faults__straggler=0.3, faults__nan=0.1, seed=1)
+NONE = Faults(0.0, 0.0, 0.0, 0.0, "sign_flip", 1.0)
+
+
+def rounds(built, place=0, count=1, drop=None):
+    """Returns states before and after each of some rounds of a phase, and the last metrics.
+
+    Args:
+      built: the experiment.
+      place: of the phase.
+      count: rounds.
+      drop: ``bool[K]``, clients that are no part of any cohort.
+    """
+    phase = built.phases[place]
+    if drop is not None:
+        groups = [
+            group._replace(
+                sample_cohort=lambda key, group=group: without(group.sample_cohort(key), drop)
+            )
+            for group in phase.groups
+        ]
+        phase = phase._replace(groups=tuple(groups))
+    states, metrics = [tiny.start(built, phase)], {}
+    step = jax.jit(tiny.algorithm(built, phase).round)
+    for _ in range(count):
+        state, metrics, _ = step(states[-1], built.data, built.run_key)
+        states.append(state)
+    return states, metrics
+
+
+def without(cohort, drop):
+    return cohort._replace(valid=cohort.valid & ~jnp.asarray(drop)[cohort.client_ids])
+
+
+def fates(built, faults, round_idx=0, clients=8):
+    one = lambda client: faults_.fate(faults, clients, built.run_key, round_idx, client)  # noqa: E731
+    return jax.vmap(one)(jnp.arange(clients))
+
+
+def test_as_many_as_asked_for_and_others_in_each_round():
+    built, some = tiny.build("zo"), NONE._replace(dropout=0.3, nan=0.1)
+    many = [fates(built, some, round_idx, clients=200) for round_idx in range(20)]
+    assert abs(np.mean([fate.silent for fate in many]) - 0.3) < 0.03
+    assert abs(np.mean([fate.broken for fate in many]) - 0.1) < 0.02
+    assert (many[0].silent != many[1].silent).any()
+
+
+def test_liars_are_the_same_in_every_round_and_as_many_as_asked_for():
+    built, some = tiny.build("zo"), NONE._replace(byzantine=0.25)
+    first, later = (fates(built, some, round_idx).lies for round_idx in (0, 7))
+    assert first.sum() == 2
+    np.testing.assert_array_equal(first, later)
+
+
+@pytest.mark.parametrize("fault", ("dropout", "nan"))
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_round_goes_on_without_those_who_do_not_answer_with_numbers(algorithm, fault):
+    built = tiny.build(algorithm, **{f"faults__{fault}": 0.5})
+    fate = fates(built, NONE._replace(**{fault: 0.5}))
+    drop = np.asarray(fate.silent | fate.broken)
+    assert 0 < drop.sum() < 8
+    place = len(built.phases) - 1 if algorithm != "ridge" else 0
+    (_, after), metrics = rounds(built, place)
+    (_, expected), _ = rounds(tiny.build(algorithm), place, drop=drop)
+    chex.assert_trees_all_close(after.params, expected.params, rtol=1e-6, atol=1e-7)
+    assert metrics["bad_clients"] == (drop.sum() if fault == "nan" else 0)
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_round_that_nobody_answers_leaves_the_state_as_it_was(algorithm):
+    (before, after), metrics = rounds(tiny.build(algorithm, faults__dropout=1.0))
+    chex.assert_trees_all_equal(after._replace(round_idx=0), before._replace(round_idx=0))
+    assert after.round_idx == 1 and metrics["is_empty"] and not metrics["bad_clients"]
+
+
+@pytest.mark.parametrize("algorithm", ("fedavg_all", "zo"))
+def test_late_answers_are_those_of_the_round_before(algorithm):
+    fields = dict(run__rounds_per_jit=1, **{f"{algorithm}__lr": 1e-2} if algorithm == "zo" else {})
+    late = tiny.build(algorithm, faults__straggler=1.0, **fields)
+    states, _ = rounds(late, count=2)
+    (_, in_time), _ = rounds(tiny.build(algorithm, **fields), count=1)
+    first, second = (
+        jax.tree.map(lambda a, b: a - b, before.params, after.params)
+        for before, after in itertools.pairwise(states)
+    )
+    # There is no round before the first; everyone answers the first one's question in the second.
+    chex.assert_trees_all_close(states[1].params, in_time.params, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(second, first, rtol=1e-3, atol=2e-6)
+
+
+def test_nobody_can_be_late_where_all_share_one_round_s_directions():
+    with pytest.raises(ConfigError, match="straggler is 0.2, and the server of phase decomfl"):
+        tiny.build("decomfl", faults__straggler=0.2)
+
+
+@pytest.mark.parametrize(("attack", "factor"), (("sign_flip", -2.0), ("scale", 2.0)))
+@pytest.mark.parametrize("algorithm", ("fedavg_all", "zo"))
+def test_where_everyone_lies_the_update_is_the_lie(algorithm, attack, factor):
+    lying = dict(faults__byzantine=1.0, faults__attack=attack, faults__strength=2.0)
+    (before, honest), _ = rounds(tiny.build(algorithm))
+    (_, lied), _ = rounds(tiny.build(algorithm, **lying))
+    expected = jax.tree.map(lambda a, b: a + factor * (b - a), before.params, honest.params)
+    chex.assert_trees_all_close(lied.params, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_is_as_large_as_what_it_replaces():
+    (before, honest), _ = rounds(tiny.build("fedavg_all"))
+    lying = dict(faults__byzantine=1.0, faults__attack="noise")
+    (_, noise), _ = rounds(tiny.build("fedavg_all", **lying))
+    sizes = [
+        np.linalg.norm(after.params["head"]["kernel"] - before.params["head"]["kernel"])
+        for after in (honest, noise)
+    ]
+    cosine = np.vdot(
+        honest.params["head"]["kernel"] - before.params["head"]["kernel"],
+        noise.params["head"]["kernel"] - before.params["head"]["kernel"],
+    ) / np.prod(sizes)
+    # Of 8 independent ones the mean is about a third as long, the honest ones agree in part.
+    assert 0.2 < sizes[1] / sizes[0] < 1.5 and abs(cosine) < 0.2
+
+
+@pytest.mark.parametrize("algorithm", ("fedavg_all", "ridge"))
+def test_liars_about_labels_learn_the_mirrored_ones(algorithm):
+    lying = dict(faults__byzantine=1.0, faults__attack="labels")
+    mirrored, honest = tiny.build(algorithm, **lying), tiny.build(algorithm)
+    classes = honest.task.num_classes
+    examples = honest.data.examples
+    others = honest.task.relabel(examples, classes - 1 - honest.task.labels(examples))
+    honest = honest._replace(data=honest.data._replace(examples=others))
+    chex.assert_trees_all_close(
+        rounds(mirrored)[0][-1].params, rounds(honest)[0][-1].params, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rule", ("median", "trimmed_mean", "clip"))
+@pytest.mark.parametrize("algorithm", ("fedavg_all", "zo", "heterofl", "ridge"))
+def test_a_rule_bounds_what_one_liar_does(algorithm, rule):
+    lying = dict(faults__byzantine=0.125, faults__attack="scale", faults__strength=1e4)
+    fields = dict(zo__seed_policy="shared") if algorithm == "zo" else {}
+    (before, honest), _ = rounds(tiny.build(algorithm, **fields))
+    (_, lied), _ = rounds(tiny.build(algorithm, **fields, **lying))
+    (_, defended), _ = rounds(
+        tiny.build(algorithm, **fields, **lying, robust__rule=rule, robust__trim=0.2)
+    )
+
+    def distance(state):
+        moved = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), state.params, honest.params)
+        return float(sum(jax.tree.leaves(moved)))
+
+    assert distance(defended) < distance(lied) / (2 if algorithm in ("ridge", "heterofl") else 100)
+    assert distance(before) > 0
+
+
+def test_the_mean_of_shared_directions_is_what_a_rule_without_liars_nearly_gives():
+    fields = dict(zo__seed_policy="shared", zo__weights="uniform")
+    (_, mean), _ = rounds(tiny.build("zo", **fields))
+    (_, trimmed), _ = rounds(
+        tiny.build("zo", **fields, robust__rule="trimmed_mean", robust__trim=0)
+    )
+    chex.assert_trees_all_close(mean.params, trimmed.params, rtol=1e-5, atol=1e-6)
+
+
+class TestRuns:
+    def test_a_run_stopped_and_resumed_ends_bit_identical(self, tmp_path):
+        def stop(row):
+            if row["round"] == 3:
+                raise KeyboardInterrupt
+
+        config = tiny.config(**OF_MANY_KINDS)
+        train.run(config, tmp_path / "whole", quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, tmp_path / "cut", quiet=True, on_round=stop)
+        train.run(config, tmp_path / "cut", quiet=True)
+        whole, cut = (zo_fl.load(tmp_path / name).params for name in ("whole", "cut"))
+        chex.assert_trees_all_equal(whole, cut)
+
+    def test_rounds_that_nobody_answers_have_no_loss_and_end_nothing(self, tmp_path):
+        summary = train.run(tiny.config("fedavg", faults__dropout=1.0), tmp_path, quiet=True)
+        rows = read_metrics(tmp_path / "metrics.jsonl")
+        assert [row["train_loss"] for row in rows] == [None, None]
+        assert summary["rounds"] == 2 and summary["diverged_round"] is None
+
+    def test_where_nobody_has_numbers_the_run_has_diverged(self, tmp_path):
+        summary = train.run(tiny.config("zo", faults__nan=1.0), tmp_path, quiet=True)
+        assert summary["divergence"] == (
+            "round 1: what 8 clients, 0 the first of them, sent is not finite"
+        )
+
+    def test_who_lies_beyond_all_bounds_stops_a_run_that_is_not_tolerant(self, tmp_path):
+        config = tiny.config("fedavg_all", warmup__lr=1e30)
+        assert train.run(config, tmp_path / "a", quiet=True)["diverged_round"] == 1
+        config = tiny.config("fedavg_all", warmup__lr=1e30, robust__tolerant=True)
+        assert train.run(config, tmp_path / "b", quiet=True)["diverged_round"] == 1
+
+
+def test_each_client_draws_its_own_noise():
+    message = jnp.ones((50,))
+    first, second = (
+        faults_._noise(message, keys.client_key(keys.run_key(0), client), 2.0) for client in (0, 1)
+    )
+    assert abs(np.std(first) - 2) < 0.6 and abs(np.corrcoef(first, second)[0, 1]) < 0.5
