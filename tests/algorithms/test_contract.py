@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny
 from zo_fl.algorithms import ALGORITHMS
 from zo_fl.core import cohorts, keys, trees
-from zo_fl.core.chunk import make_chunk
 from zo_fl.core.engine import Engine
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Cohort
@@ -148,21 +146,6 @@ def test_whoever_pads_a_cohort_changes_nothing(phases):
         got, padded, _ = with_cohort(item, two, padding=[7, 6, 5, 4, 3, 2])
         chex.assert_trees_all_equal(got.params, reference.params)
         assert metrics == padded
-
-
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_a_chunk_of_rounds_on_four_devices_equals_as_many_single_rounds_on_one(name):
-    items = zip(phases_of(name), phases_of(name, devices=4), run_all(name), strict=True)
-    for single, item, (reference, history, _) in items:
-        built, phase = item.value  # two clients on each device
-        chunk = make_chunk(tiny.algorithm(built, phase), capacity=5)
-        start = jax.tree.map(jnp.copy, single.start())  # a chunk donates its state
-        start = jax.device_put(start, NamedSharding(built.mesh, PartitionSpec()))
-        state, metrics = chunk(start, built.data_of(phase), built.run_key, jnp.int32(2))
-        chex.assert_trees_all_close(state.params, reference.params, **TOLERANCE)
-        for name_, values in metrics.items():
-            expected = [one[name_] for one in history]
-            np.testing.assert_allclose(values, [*expected, 0, 0, 0], rtol=2e-4, atol=1e-5)
 
 
 def test_reported_bytes_are_the_bytes_of_the_messages(phases):
