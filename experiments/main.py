@@ -21,7 +21,7 @@ from absl import flags
 from zo_fl import config, train, trainer
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import processes, signals
-from zo_fl.host.progress import print_closing_table, print_seeds_table
+from zo_fl.host.closing import print_closing_table, print_seeds_table
 
 from . import cli, distributed, startup
 

@@ -1,7 +1,6 @@
-"""What a person sees of a run: a live bar, or a line an evaluation, and a last table."""
+"""What a person sees of a run: a live bar, or a line an evaluation."""
 
 import statistics
-import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from rich.console import Console
 
 from zo_fl.host import units
 
-WIDTH = 80
 _RECENT = 5  # chunks that the pace is estimated from
 
 
@@ -207,69 +205,6 @@ class Progress:
         return None if mark == "≥ " and not seconds else f"{mark}{units.duration(seconds)} left"
 
 
-def closing_table(summary: Mapping[str, Any]) -> str:
-    """Returns a run's summary as a table, at most 80 columns wide; missing entries are left out.
-
-    Args:
-      summary: what ``train.run`` returns, and optionally ``workdir``. Accuracies are fractions,
-        sizes bytes, times seconds; each may be None.
-    """
-    rows = _of_phases(summary.get("phases") or []) + [
-        (label, show(summary[key]))
-        for key, (label, show) in _SUMMARY.items()
-        if summary.get(key) is not None
-    ]
-    width = max((len(label) for label, _ in rows), default=0)
-    lines = []
-    for label, text in rows:
-        # Folded, not shortened: a path is there to be copied.
-        parts = textwrap.wrap(text, WIDTH - width - 3, break_on_hyphens=False) or [""]
-        lines += [
-            f" {label:{width}}  {parts[0]}",
-            *(" " * (width + 3) + part for part in parts[1:]),
-        ]
-    rule = "─" * max(map(len, lines), default=0)
-    return "\n".join([rule, *lines, rule])
-
-
-def _of_phases(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Returns a line a phase with its gain, where there are more than the pivot tells of."""
-    if len(phases) < 3:
-        return []
-    rows, before = [], None
-    for phase in phases:
-        reached = phase["test_accuracy"]
-        gain = "" if before is None else f"  ({units.points(reached - before)})"
-        rows.append((f"after {phase['phase']}", units.percent(reached) + gain))
-        before = reached
-    return rows
-
-
-def print_closing_table(summary: Mapping[str, Any]) -> None:
-    """Prints ``closing_table(summary)``."""
-    print(closing_table(summary))
-
-
-def print_seeds_table(summaries: Sequence[Mapping[str, Any]], path: Any) -> None:
-    """Prints mean(standard deviation) of the accuracies of several seeds, in percent.
-
-    Args:
-      summaries: what ``train.run_seeds`` returns.
-      path: folder of their folders.
-    """
-    rows = {
-        "seeds": str(len(summaries)),
-        "test accuracy at the pivot": _spread(summaries, "pivot_accuracy"),
-        "test accuracy at the end": _spread(summaries, "final_accuracy"),
-        "gain after the pivot": _spread(summaries, "delta_lo"),
-        "time": units.duration(max(summary["wall_seconds"] for summary in summaries)),
-        "results in": str(path),
-    }
-    rows = {label: text for label, text in rows.items() if text}
-    width = max(map(len, rows))
-    print("\n".join(f" {label:{width}}  {text}" for label, text in rows.items()))
-
-
 def mean_rows(of_runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Returns the rows of a chunk, averaged over runs that are computed side by side."""
     return [
@@ -281,28 +216,6 @@ def mean_rows(of_runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
         }
         for row in zip(*of_runs, strict=True)
     ]
-
-
-def _spread(summaries: Sequence[Mapping[str, Any]], field: str) -> str:
-    values = [100 * summary[field] for summary in summaries if summary[field] is not None]
-    if not values:
-        return ""
-    spread = f"({statistics.stdev(values):.1f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} %"
-
-
-_SUMMARY: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "pivot_accuracy": ("test accuracy at the pivot", units.percent),
-    "final_accuracy": ("test accuracy at the end", units.percent),
-    "delta_lo": ("gain after the pivot", units.points),
-    "best_val_accuracy": ("best validation accuracy", units.percent),
-    "uplink_bytes": ("sent by clients", units.num_bytes),
-    "low_uplink_bytes": ("of it by a low-resource one", units.num_bytes),
-    "downlink_bytes": ("sent to clients", units.num_bytes),
-    "forward_passes": ("forward passes", units.integer),
-    "wall_seconds": ("time", units.duration),
-    "workdir": ("results in", str),
-}
 
 
 def _live_bar(console: Console, total: int, done: int):
