@@ -151,6 +151,12 @@ def test_another_config_does_not_touch_a_run_s_folder(finished):
         train.run(tiny.config(**OVERRIDES | {"zo__lr": 0.5}), path, quiet=True)
 
 
+def test_without_validation_examples_there_is_no_best_round(tmp_path):
+    summary = train.run(tiny.config("ridge_cg", data__val_fraction=0.0), tmp_path, quiet=True)
+    assert summary["best_val_accuracy"] is None and summary["accuracy_at_best_val"] is None
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
 def test_high_res_only_is_phase_one_alone(tmp_path, finished):
     summary = train.run(tiny.config("fedavg", **OVERRIDES), tmp_path, quiet=True)
     assert summary["pivot_accuracy"] is None and summary["delta_lo"] is None

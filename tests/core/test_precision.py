@@ -9,7 +9,8 @@ from jax.lax import Precision
 
 from tests import tiny
 from zo_fl import models
-from zo_fl.core import task
+from zo_fl.core import precision, task
+from zo_fl.core.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -88,11 +89,11 @@ def test_every_product_has_the_precision_forward_and_backward(
 )
 def test_each_phase_has_its_own_precision(warmup, zo):
     built = tiny.build("zowarmup", **{"warmup__precision": warmup, "zo__precision": zo})
-    for phase, precision in zip(built.phases, (warmup, zo), strict=True):
+    for phase, name in zip(built.phases, (warmup, zo), strict=True):
         state = tiny.start(built, phase)
         found = products(tiny.algorithm(built, phase).round, state, built.data, built.run_key)
         has_narrow = any(v.aval.dtype == jnp.bfloat16 for eqn in found for v in eqn.invars)
-        assert has_narrow == (precision == "bfloat16"), phase.name
+        assert has_narrow == (name == "bfloat16"), phase.name
 
 
 def test_the_scalars_of_a_coarser_precision_are_farther_from_the_exact_ones():
@@ -114,3 +115,11 @@ def test_the_scalars_of_a_coarser_precision_are_farther_from_the_exact_ones():
         for precision in ("float32", "bfloat16")
     ]
     assert errors[0] < 2e-6 < 1e-4 < errors[1] < 0.2
+
+
+def test_what_this_process_cannot_compute_with_is_refused():
+    assert "float64" not in precision.available()
+    with jax.enable_x64(True):
+        assert "float64" in precision.available()
+    with pytest.raises(ConfigError, match=r"zo.precision='float64' is not allowed; allowed"):
+        tiny.build("zo", zo__precision="float64")

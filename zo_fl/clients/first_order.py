@@ -12,11 +12,10 @@ import numpy as np
 import optax
 
 from zo_fl.clients import client_losses
-from zo_fl.core import cohorts, keys
+from zo_fl.core import cohorts, keys, precision
 from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field
 from zo_fl.core.phase import Problem
-from zo_fl.core.precision import PRECISIONS
 from zo_fl.core.strategy import ClientStrategy
 from zo_fl.core.task import Task
 from zo_fl.core.types import (
@@ -63,7 +62,7 @@ LOCAL_SGD: Block = {
     "momentum": Field(0.0, "client momentum", at_least=0, below=1),
     "weight_decay": Field(0.0, "client weight decay, coupled (L2)", at_least=0),
     "augment": Field(True, "random crop and flip"),
-    "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+    "precision": Field("float32", "of products: zo_fl/core/precision.py", precision.available),
     "microbatch": Field(
         0, "examples back-propagated at once; 0 = a step's; no batch statistics", at_least=0
     ),

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 
 from zo_fl.clients import batch_statistics, client_losses, directions, estimators, subspaces
+from zo_fl.core import precision
 from zo_fl.core.fields import Block, Field
-from zo_fl.core.precision import PRECISIONS
 from zo_fl.core.task import Task
 
 
@@ -53,7 +53,7 @@ PROBING: Block = {
     ),
     "microbatch": Field(0, "examples a forward pass; 0 = all of a step at once", at_least=0),
     "augment": Field(False, "random crop and flip"),
-    "precision": Field("float32", "of products: zo_fl/core/precision.py", PRECISIONS),
+    "precision": Field("float32", "of products: zo_fl/core/precision.py", precision.available),
     "loss": client_losses.FIELD,
 }
 

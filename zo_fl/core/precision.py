@@ -14,6 +14,8 @@ the scalars are in ``experiments/PERFORMANCE.md``. JAX's own default on recent G
 TensorFloat-32, and bfloat16 on TPUs; here it is always float32 unless a config says otherwise.
 """
 
+import jax
+import jax.dtypes
 import jax.numpy as jnp
 
 from zo_fl.core.types import Array
@@ -25,6 +27,12 @@ _CHOICES = {
     "float64": (jnp.float64, "highest"),
 }
 PRECISIONS = tuple(_CHOICES)
+
+
+def available() -> list[str]:
+    """Returns the names of those that this process can compute with."""
+    wide = jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64
+    return [name for name in PRECISIONS if name != "float64" or wide]
 
 
 def activation_dtype(name: str) -> type:

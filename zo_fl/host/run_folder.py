@@ -21,6 +21,7 @@ from zo_fl.host.divergence import FAULTS, Divergence, all_zero, divergence_in
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule, Stretch
+from zo_fl.host.units import is_number
 
 Row = dict[str, Any]
 Ended = list[tuple[int, int]]
@@ -275,7 +276,8 @@ class RunFolder:
                 reached = {key: row[key] for key in ("phase", "round", "test_accuracy")}
                 progress["phases"] = [*progress["phases"], reached]
             best = progress["best_val_accuracy"]
-            if best is None or row["val_accuracy"] > best:
+            # NaN of no validation examples is the best of nothing.
+            if is_number(row["val_accuracy"]) and (best is None or row["val_accuracy"] > best):
                 progress["best_val_accuracy"] = row["val_accuracy"]
                 progress["accuracy_at_best_val"] = row["test_accuracy"]
         if processes.is_first():
