@@ -23,7 +23,7 @@ from zo_fl.core.robust import Robust
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, Dataset, FederatedData
 from zo_fl.data import federated
-from zo_fl.host import processes
+from zo_fl.host import privacy, processes
 from zo_fl.host.devices import make_engine
 from zo_fl.models.layers import BATCH_NORM_MOMENTUM
 
@@ -118,6 +118,7 @@ def assemble(
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
+    privacy.require(phases)
     if engine.streamed:
         _check_streamed(phases)
     else:

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
+from zo_fl.clients.probing import Probing, release
 from zo_fl.core import server_optimizers
-from zo_fl.core.fields import Block, Field, changed, without
+from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Phase, Problem
 from zo_fl.core.strategy import Aggregation
 from zo_fl.core.types import Array, Params, ServerState
@@ -79,7 +80,8 @@ def phases(problem: Problem, *, baffle: Mapping[str, Any]) -> tuple[Phase, ...]:
         return moved(state.strategy_state, state.params, ema).params, state.model_state
 
     averaged = averaging(aggregation, ema)
-    return (Phase("baffle", baffle["num_rounds"], (group,), averaged, optimizer, evaluated),)
+    phase = Phase("baffle", baffle["num_rounds"], (group,), averaged, optimizer, evaluated)
+    return (phase._replace(release=release(take(Probing, {**baffle, **FIXED}), problem)),)
 
 
 def clip_by_largest(limit: float) -> optax.GradientTransformation:

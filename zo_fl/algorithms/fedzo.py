@@ -23,7 +23,7 @@ import optax
 
 from zo_fl.algorithms import zo
 from zo_fl.clients import batch_statistics, precision_check, rebuilding, subspaces, zeroth_order
-from zo_fl.clients.probing import Prober, Probing, make_prober
+from zo_fl.clients.probing import Prober, Probing, make_prober, release
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Participation, Phase, Problem, make_group
@@ -66,7 +66,8 @@ def phases(problem: Problem, *, fedzo: Mapping[str, Any]) -> tuple[Phase, ...]:
         finalize_state=batch_statistics.finalize_state(prober.fields.bn_policy)
     )
     optimizer = server_optimizers.create(lr=fedzo["lr"], **fedzo["server"])
-    return (Phase("fedzo", fedzo["num_rounds"], (group,), aggregation, optimizer),)
+    phase = Phase("fedzo", fedzo["num_rounds"], (group,), aggregation, optimizer)
+    return (phase._replace(release=release(probing, problem)),)
 
 
 def delta_strategy(prober: Prober) -> ClientStrategy:

@@ -14,11 +14,12 @@ number: below float32, correlations within [-1, 1] and one deviation a feature. 
 that a client does not hold are not sent.
 
 What leaks: a client's class counts and sums. Sums are what secure aggregation hides; it needs all
-columns, see ``README.md``.
+columns, see ``README.md``. ``bound`` and ``noise`` hide single examples (``clients.privacy``).
 
 Sources: AFL (arXiv 2405.16240), Fed3R (2406.01116).
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,14 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.clients import candidates, features, sketches
+from zo_fl.clients import candidates, features, privacy, sketches
 from zo_fl.clients.features import LOOKING, Looking
+from zo_fl.clients.privacy import Privacy
 from zo_fl.clients.sketches import SKETCH, Sketch
-from zo_fl.core import closed_form, encodings, trees
+from zo_fl.core import closed_form, encodings, keys, trees
 from zo_fl.core.closed_form import Basis, Heads, Moments
 from zo_fl.core.encodings import ENCODINGS
+from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field, take
-from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, make_group
+from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, cohort_size, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
 from zo_fl.core.types import Array, ClientBatch, ClientResult, ServerState
 
@@ -52,6 +55,7 @@ BLOCKS: dict[str, Block] = {
         "encoding": Field("float32", "of what is sent", ENCODINGS),
         **SKETCH,
         **LOOKING,
+        **privacy.FIELDS,
     }
 }
 
@@ -95,10 +99,12 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
       ConfigError: a sketch that is too large, or nothing to choose a penalty by.
     """
     task = problem.task
-    looking, sketch = take(Looking, ridge), take(Sketch, ridge)
+    looking, sketch, private = take(Looking, ridge), take(Sketch, ridge), take(Privacy, ridge)
+    who = take(Participation, ridge)
     encoding, penalties = ridge["encoding"], np.array(ridge["penalties"], np.float32)
     dim, classes = features.shapes(task)
     sketches.check(sketch, dim)
+    _check_private(ridge)
     size, population = sketch.sketch or dim, len(problem.clients.client_sizes)
     rounds = min(ridge["num_rounds"], 1)
     keeping = features.keeping(task, looking)
@@ -118,9 +124,14 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
 
     def client_update(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
         basis = sketches.drawn(sketch, dim, state, run_key)
-        sums = features.moments(task, looking, state, batch, basis)
+        bounded = functools.partial(privacy.bounded_features, private)
+        sums = features.moments(task, looking, state, batch, basis, bounded)
         is_new = state.strategy_state.joined[batch.client_id] == 0
         weight = features.weight(batch, sums) * is_new
+        own = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
+        noise_key, views = keys.stream(own, "privacy"), 1 + looking.mirror
+        cohort = cohort_size(problem, who)
+        sums = privacy.noisy_moments(private, sums, cohort, views, noise_key)
         return ClientResult(to_message(encoding, sums), weight, {}, {})
 
     def decode(message: Message, client_id, state: ServerState, run_key):
@@ -136,7 +147,8 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         before: RidgeState = state.strategy_state
         basis = sketches.drawn(sketch, dim, state, run_key)
         sums = add(before.sums, sums)
-        heads = closed_form.ridge(sums, jnp.asarray(penalties))
+        likely = closed_form.semidefinite(sums) if private.noise else sums
+        heads = closed_form.ridge(likely, jnp.asarray(penalties))
         heads = heads if basis is None else closed_form.unfold(basis, heads)
         after = before._replace(sums=sums, joined=before.joined + joined, heads=heads)
         return candidates.with_middle(task.head, state, heads, sums.class_counts), after
@@ -147,12 +159,13 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
     strategy = ClientStrategy(
         client_update, decode, receives, one_model=True, sent_bytes=sent_bytes
     )
-    group = make_group(problem, strategy, features.passes(looking), take(Participation, ridge))
+    group = make_group(problem, strategy, features.passes(looking), who)
     aggregation = Aggregation(init=init, reduce="sum", assign=assign)
     needs_basis = bool(sketch.sketch) and sketch.basis == "principal"
     start = (sketches.phase(problem, "ridge basis", rounds, looking, init, find_basis, keeping),)
     main = Phase("ridge sums", ridge["num_rounds"], (group,), aggregation, None)
-    main = main._replace(continues=needs_basis, keeping=keeping)
+    revealed = privacy.release(private, once=True)
+    main = main._replace(continues=needs_basis, keeping=keeping, release=revealed)
     end = candidates.phases(
         problem,
         "ridge",
@@ -164,6 +177,25 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         keeping=keeping,
     )
     return candidates.in_order("ridge", (*(start if needs_basis else ()), main, *end))
+
+
+def _check_private(ridge: Mapping[str, Any]) -> None:
+    """Checks that with noise nothing else is asked of clients, which none would hide.
+
+    Raises:
+      FieldError: something is.
+    """
+    if not ridge["noise"]:
+        return
+    if len(ridge["penalties"]) > 1:
+        raise FieldError(
+            "penalties",
+            f"={ridge['penalties']!r}: clients choose; allowed with noise: one of them",
+        )
+    if ridge["calibrate"]:
+        raise FieldError("calibrate", "=True asks clients again; allowed with noise: False")
+    if ridge["sketch"] and ridge["basis"] == "principal":
+        raise FieldError("basis", "='principal' is made of sums too; allowed with noise: random")
 
 
 def add(sums: Moments, more: Moments) -> Moments:

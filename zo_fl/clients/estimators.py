@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.clients.directions import AddDirection
+from zo_fl.core.errors import FieldError
 from zo_fl.core.types import Array, Params
 from zo_fl.models.conv import forward_mode
 
@@ -66,7 +67,9 @@ class Estimator(NamedTuple):
     passes: int
 
 
-def create(name: str, add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
+def create(
+    name: str, add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
+) -> Estimator:
     """Returns the estimator ``name`` of ``ESTIMATORS``.
 
     Args:
@@ -74,11 +77,17 @@ def create(name: str, add_direction: AddDirection, *, eps: float, num_directions
       add_direction: from ``directions.create``.
       eps: perturbation scale, > 0; ``jvp`` has none.
       num_directions: S >= 1.
+      bound: on the loss difference of each example, 0 for none.
+
+    Raises:
+      FieldError: a bound for ``jvp``, which sees no single examples.
     """
-    return ESTIMATORS[name](add_direction, eps=eps, num_directions=num_directions)
+    return ESTIMATORS[name](add_direction, eps=eps, num_directions=num_directions, bound=bound)
 
 
-def two_point(add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
+def two_point(
+    add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
+) -> Estimator:
     """Returns the antithetic two-point estimator (SPSA averaged over S directions).
 
         scalar_m = F(w + eps z_m) - F(w - eps z_m)
@@ -99,7 +108,7 @@ def two_point(add_direction: AddDirection, *, eps: float, num_directions: int) -
         signs = jnp.tile(jnp.array([1.0, -1.0]), num_directions)
         passes = jax.lax.map(one_pass, (jnp.repeat(keys, 2, axis=0), signs))
         plus, minus = passes[0::2], passes[1::2]
-        scalars = jax.vmap(_mean, in_axes=(0, None))(plus - minus, weights)
+        scalars = jax.vmap(_mean, in_axes=(0, None))(_bounded(plus - minus, bound), weights)
         means = jax.vmap(_mean, in_axes=(0, None))((plus + minus) / 2, weights)
         return Estimate(scalars, jnp.mean(means, where=jnp.isfinite(means)))
 
@@ -109,7 +118,9 @@ def two_point(add_direction: AddDirection, *, eps: float, num_directions: int) -
     return Estimator(estimate, coefficients, passes=2 * num_directions)
 
 
-def forward(add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
+def forward(
+    add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
+) -> Estimator:
     """Returns the forward difference: S + 1 passes instead of 2 S, with an error of order eps.
 
         scalar_m = F(w + eps z_m) - F(w),    gradient = 1/S sum_m scalar_m / eps z_m
@@ -124,7 +135,8 @@ def forward(add_direction: AddDirection, *, eps: float, num_directions: int) -> 
         passes = jax.lax.map(
             lambda item: losses(_moved(add_direction, params, item[0], item[1])), (keys, scales)
         )
-        scalars = jax.vmap(_mean, in_axes=(0, None))(passes[1:] - passes[:1], weights)
+        differences = _bounded(passes[1:] - passes[:1], bound)
+        scalars = jax.vmap(_mean, in_axes=(0, None))(differences, weights)
         return Estimate(scalars, _mean(passes[0], weights))
 
     def coefficients(scalars):
@@ -133,7 +145,9 @@ def forward(add_direction: AddDirection, *, eps: float, num_directions: int) -> 
     return Estimator(estimate, coefficients, passes=num_directions + 1)
 
 
-def jvp(add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
+def jvp(
+    add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
+) -> Estimator:
     """Returns the forward gradient: exact directional derivatives by forward-mode differentiation.
 
         scalar_m = <grad F(w), z_m>,    gradient = 1/S sum_m scalar_m z_m
@@ -144,6 +158,8 @@ def jvp(add_direction: AddDirection, *, eps: float, num_directions: int) -> Esti
     Source: Baydin et al. 2022 (arXiv 2202.08587).
     """
     del eps
+    if bound:
+        raise FieldError("bound", f"={bound:g}: jvp has no differences of examples; allowed: 0")
 
     def estimate(losses, weights, params, keys):
         def one(key):
@@ -158,6 +174,13 @@ def jvp(add_direction: AddDirection, *, eps: float, num_directions: int) -> Esti
         return finite_mean_coefficients(scalars, 1.0)
 
     return Estimator(estimate, coefficients, passes=2 * num_directions)
+
+
+def _bounded(differences: Array, bound: float) -> Array:
+    """Returns loss differences within [-bound, bound]; one that is not finite says nothing then."""
+    if not bound:
+        return differences
+    return jnp.clip(jnp.nan_to_num(differences, nan=0.0), -bound, bound)
 
 
 def finite_mean_coefficients(scalars: Array, step: float) -> Array:

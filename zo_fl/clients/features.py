@@ -217,16 +217,26 @@ def moments(
     state: ServerState,
     batch: ClientBatch,
     basis: Basis | None = None,
+    bounded: Callable[[Array], Array] = lambda features: features,
 ) -> Moments:
     """Returns the sums that ridge regression needs, over all examples of a client.
 
     Half of the products of a Gram matrix are left out, because it is symmetric.
+
+    Args:
+      task: model and data.
+      looking: how.
+      state: of the server.
+      batch: the client's examples, or ``Kept``.
+      basis: what the features are seen on.
+      bounded: ``f32[m, d] -> f32[m, d]``, what features are replaced by, one example at a time.
     """
     dim, classes = shapes(task)
     dim = dim if basis is None else basis.directions.shape[1]
 
     def add(sums, features, labels):
         gram, class_sums, class_counts = sums
+        features = bounded(features)
         gram = jax.tree.map(jnp.add, gram, closed_form.gram_rows(features))
         class_sums = class_sums + closed_form.full_product(features.T, labels)
         return gram, class_sums, class_counts + labels.sum(0)

@@ -22,7 +22,11 @@ def scalars_twice(prober: Prober) -> ScalarsTwice | None:
     if fields.precision == "float32":
         return None
     estimator = estimators.create(
-        fields.estimator, prober.add_direction, eps=fields.eps, num_directions=_COMPARED
+        fields.estimator,
+        prober.add_direction,
+        eps=fields.eps,
+        num_directions=_COMPARED,
+        bound=fields.bound,
     )
 
     def compare(state: ServerState, batch: ClientBatch, run_key: Array) -> Array:

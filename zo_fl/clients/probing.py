@@ -4,9 +4,19 @@ from typing import NamedTuple
 
 import jax
 
-from zo_fl.clients import batch_statistics, client_losses, directions, estimators, subspaces
+from zo_fl.clients import (
+    batch_statistics,
+    client_losses,
+    directions,
+    estimators,
+    privacy,
+    subspaces,
+)
+from zo_fl.clients.privacy import Privacy
 from zo_fl.core import precision
+from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field
+from zo_fl.core.phase import Problem, Release
 from zo_fl.core.task import Task
 
 
@@ -31,6 +41,13 @@ class Probing(NamedTuple):
     augment: bool
     precision: str
     loss: str
+    bound: float
+    noise: float
+
+    @property
+    def privacy(self) -> Privacy:
+        """Of an example."""
+        return Privacy(self.bound, self.noise)
 
 
 PROBING: Block = {
@@ -55,6 +72,7 @@ PROBING: Block = {
     "augment": Field(False, "random crop and flip"),
     "precision": Field("float32", "of products: zo_fl/core/precision.py", precision.available),
     "loss": client_losses.FIELD,
+    **privacy.FIELDS,
 }
 
 
@@ -82,6 +100,27 @@ class Prober(NamedTuple):
         return clients * (seen * self.estimator.passes + unperturbed)
 
 
+def release(fields: Probing, problem: Problem) -> Release | None:
+    """Returns what a phase of such clients reveals of one example.
+
+    Raises:
+      FieldError: noise without a bound, or where an example moves the losses of others.
+    """
+    if not fields.noise:
+        return None
+    if problem.task.has_statistics and fields.bn_policy != "frozen":
+        raise FieldError(
+            "bn_policy",
+            f"={fields.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
+            "with noise: frozen",
+        )
+    if fields.loss != "ce":
+        raise FieldError("loss", f"={fields.loss!r} depends on all labels; allowed with noise: ce")
+    examples, steps = problem.clients.client_indices.shape[1], fields.local_steps
+    batches_an_epoch = -(-examples // (fields.batch_size or -(-examples // steps)))
+    return privacy.release(fields.privacy, times=-(-steps // batches_an_epoch))
+
+
 def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
     """Returns the prober of a config block.
 
@@ -100,7 +139,11 @@ def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
         directions.create(fields.distribution, fields.tau), fields.params, fields.density, like
     )
     estimator = estimators.create(
-        fields.estimator, add_direction, eps=fields.eps, num_directions=fields.num_directions
+        fields.estimator,
+        add_direction,
+        eps=fields.eps,
+        num_directions=fields.num_directions,
+        bound=fields.bound,
     )
     task = task.with_precision(fields.precision)
     return Prober(task, add_direction, estimator, fields, local_lr)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zo_fl.clients import batch_statistics, client_losses, estimators, local_steps
+from zo_fl.clients import batch_statistics, client_losses, estimators, local_steps, privacy
 from zo_fl.clients.local_steps import Microbatches, Order
 from zo_fl.clients.probing import Prober
 from zo_fl.core import keys
@@ -70,9 +70,11 @@ def probe(
         losses = losses_on(prober, batch, state.model_state, seen)
         step_keys = draw_keys(index)
         estimate = prober.estimator.estimate(losses, seen.weights, params, step_keys)
-        coefficients = -prober.local_lr * prober.estimator.coefficients(estimate.scalars)
+        noise_key = jax.random.fold_in(keys.stream(client_key, "privacy"), index)
+        scalars = privacy.noisy_scalars(fields.privacy, estimate.scalars, seen.weights, noise_key)
+        coefficients = -prober.local_lr * prober.estimator.coefficients(scalars)
         after = estimators.combine(prober.add_direction, coefficients, step_keys, params)
-        return after, (estimate.scalars, estimate.loss)
+        return after, (scalars, estimate.loss)
 
     if fields.local_steps == 1:  # no loop: the local weights are not computed unless asked for
         after, sent = step(state.params, (jnp.int32(0), local_steps.first(order)))

@@ -139,6 +139,17 @@ def mean_and_covariance(moments: Moments) -> tuple[Array, Array]:
     return mean, unpack(moments.gram, dim) / count - jnp.outer(mean, mean)
 
 
+def semidefinite(moments: Moments) -> Moments:
+    """Returns the sums nearest to noisy ones that examples can have: variances are not negative."""
+    counts = jnp.maximum(moments.class_counts, 0)
+    moments = moments._replace(class_counts=counts)
+    mean, covariance = mean_and_covariance(moments)
+    variances, vectors = jnp.linalg.eigh(covariance)
+    covariance = full_product(vectors * jnp.maximum(variances, 0)[None], vectors.T)
+    second = (covariance + jnp.outer(mean, mean)) * jnp.maximum(counts.sum(), 1)
+    return moments._replace(gram=pack(lambda i, j: second[i:j, i:], len(mean)))
+
+
 def within_covariance(moments: Moments) -> Array:
     """Returns ``f32[d, d]``, the covariance within classes, pooled."""
     dim = moments.class_sums.shape[0]

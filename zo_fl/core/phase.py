@@ -119,6 +119,20 @@ class Check(NamedTuple):
     hands_over: bool = False
 
 
+class Release(NamedTuple):
+    """What clients reveal of one example in a phase, as differential privacy counts it.
+
+    Attributes:
+      noise: standard deviation of Gaussian noise, as a multiple of the most that an example moves.
+      times: messages of a round that an example is in.
+      once: whether it is in those of one round only, not in those of every round.
+    """
+
+    noise: float
+    times: int
+    once: bool
+
+
 class Phase(NamedTuple):
     """A stretch of rounds of one algorithm: a description, without the devices that it runs on.
 
@@ -139,6 +153,7 @@ class Phase(NamedTuple):
         same object in phases that follow each other is computed once.
       check: what may end it before its rounds are over.
       robust: how the server reads messages that it cannot trust.
+      release: what clients reveal of an example; None promises nothing.
     """
 
     name: str
@@ -154,6 +169,7 @@ class Phase(NamedTuple):
     keeping: Keeping | None = None
     check: Check | None = None
     robust: Robust = Robust()
+    release: Release | None = None
 
     @property
     def replays(self) -> bool:

@@ -17,11 +17,15 @@ def closing_table(summary: Mapping[str, Any]) -> str:
       summary: what ``train.run`` returns, and optionally ``workdir``. Accuracies are fractions,
         sizes bytes, times seconds; each may be None.
     """
-    rows = _of_phases(summary.get("phases") or []) + [
-        (label, show(summary[key]))
-        for key, (label, show) in _SUMMARY.items()
-        if summary.get(key) is not None
-    ]
+    rows = (
+        _of_phases(summary.get("phases") or [])
+        + _of_privacy(summary.get("privacy"))
+        + [
+            (label, show(summary[key]))
+            for key, (label, show) in _SUMMARY.items()
+            if summary.get(key) is not None
+        ]
+    )
     width = max((len(label) for label, _ in rows), default=0)
     lines = []
     for label, text in rows:
@@ -46,6 +50,18 @@ def _of_phases(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         rows.append((f"after {phase['phase']}", units.percent(reached) + gain))
         before = reached
     return rows
+
+
+def _of_privacy(revealed: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Returns a line a phase that promises privacy, and one of those that do not."""
+    if not revealed:
+        return []
+    rows = [
+        (f"privacy of {phase}", f"epsilon {epsilon:.3g} at delta {revealed['delta']:g}")
+        for phase, epsilon in revealed["epsilon"].items()
+    ]
+    without = ", ".join(revealed["not_private"])
+    return [*rows, ("not private", without)] if without else rows
 
 
 def print_closing_table(summary: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import PyTree, ServerState
-from zo_fl.host import curves, processes, recovery, workdir
+from zo_fl.host import curves, privacy, processes, recovery, workdir
 from zo_fl.host.checkpoint import Checkpoints, Damaged
 from zo_fl.host.divergence import FAULTS, Divergence, all_zero, divergence_in
 from zo_fl.host.ledger import LedgerWriter
@@ -310,6 +310,9 @@ class RunFolder:
             "warnings": self._progress["warnings"],
             "wall_seconds": self._seconds(),
         }
+        revealed = privacy.account(self._schedule.stretches, done)
+        if revealed is not None:
+            summary["privacy"] = revealed
         with processes.agreed():
             if processes.is_first():
                 rows = read_metrics(self.path / "metrics.jsonl")
