@@ -82,8 +82,9 @@ def colours(rows: Sequence[str]) -> dict[str, str]:
 
 
 def words_before(text: str) -> str:
-    """Returns what is before the first number of a column's name, ``tau`` of ``tau 0.25``."""
-    return re.split(r"\d", text, maxsplit=1)[0].strip()
+    """Returns what is before the number in a column's name, ``tau`` of ``tau 0.25``; "" if none."""
+    words, *number = re.split(r"\d", text, maxsplit=1)
+    return words.strip() if number else ""
 
 
 def number_in(text: str) -> float:

@@ -115,7 +115,8 @@ def draw_lines(sweep: SweepRuns, cells: Sequence[Cell], title: str, x_label: str
 def draw_panels(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
     """Returns accuracy against the number in each column's name, a panel for the words before it.
 
-    A row has no line in a panel of which it has no column of its own.
+    A row has no line in a panel of which it has no column of its own; a column without a number is
+    a level in all of them.
     """
     names = [name for name in dict.fromkeys(map(figure_style.words_before, sweep.columns)) if name]
     figure = _new_figure(title, 1.2 + 2.2 * len(names or [""]))
@@ -130,11 +131,22 @@ def draw_panels(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
             ]
             if any(figure_style.words_before(cell.column) == name for cell in shown):
                 _draw_line(axes, shown, 0.0, colour)
-        axes.set_title(plain(name), loc="left", fontsize=10, color=INK)
+        if len(names) > 1:
+            axes.set_title(plain(name), loc="left", fontsize=10, color=INK)
+        _spread_out(axes, {number_in(c) for c in sweep.columns if name in c})
     panels[-1].set_xlabel(sweep.record["axis"])
     figure.supylabel(_measure(sweep), fontsize=10, color=INK)
     figure_style.add_legend(figure, list(panels), _SEEDS)
     return figure
+
+
+def _spread_out(axes: Axes, numbers: set[float]) -> None:
+    """Makes an axis logarithmic where its numbers are so far apart that they would crowd."""
+    xs = sorted(x for x in numbers if not math.isnan(x))
+    if xs and xs[0] > 0 and xs[-1] >= 20 * xs[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
 
 
 def draw_variance(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:

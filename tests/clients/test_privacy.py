@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from tests import tiny
-from zo_fl import train
+from zo_fl import config, train
 from zo_fl.clients import estimators, privacy
 from zo_fl.clients.privacy import Privacy
 from zo_fl.core import closed_form
@@ -119,9 +119,9 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(noise, times):
 
 @pytest.mark.slow
 def test_a_run_says_what_it_reveals_and_which_phases_promise_nothing(tmp_path):
-    config = tiny.config("fedavg+ridge+zo", ridge__bound=10.0, ridge__noise=1.0, **RIDGE)
-    config["zo"] |= {"bound": 0.01, "noise": 2.0}
-    revealed = train.run(config, tmp_path, quiet=True)["privacy"]
+    changed = tiny.config("fedavg+ridge+zo", ridge__bound=10.0, ridge__noise=1.0, **RIDGE)
+    changed["zo"] |= {"bound": 0.01, "noise": 2.0}
+    revealed = train.run(changed, tmp_path, quiet=True)["privacy"]
     assert revealed["not_private"] == ["warmup"] and revealed["delta"] == 1e-5
     assert revealed["epsilon"]["ridge"] == pytest.approx(accounting.epsilon(1.0, 1))
     assert revealed["epsilon"]["zo"] == pytest.approx(accounting.epsilon(2.0, tiny.ROUNDS))
@@ -138,7 +138,7 @@ def test_steps_over_several_epochs_count_several_times():
     ("algorithm", "fields", "words"),
     (
         ("zo", {"zo__noise": 1.0}, "config.zo.bound=0.0 bounds nothing"),
-        ("zo", {"zo__bound": 1.0, "zo__estimator": "jvp"}, "config.zo.bound=1: jvp has no"),
+        ("zo", {"zo__bound": 1.0, "zo__estimator": "jvp"}, "config.zo.bound=1: jvp bounds no"),
         ("zo", {"zo__bound": 1.0, "zo__noise": 1.0, "zo__loss": "wsm"}, "config.zo.loss='wsm'"),
         (
             "zo",
@@ -168,3 +168,14 @@ def test_without_the_accountant_noise_is_refused(monkeypatch):
     tiny.build("zo", zo__bound=1.0)
     with pytest.raises(ConfigError, match="pip install 'zo_fl"):
         tiny.build("zo", zo__bound=1.0, zo__noise=1.0)
+
+
+def test_the_sweep_has_the_epsilons_that_it_says():
+    sweep = config.call(config.find("privacy", "sweep", "sweeps"), "get_sweep", config.default())
+    points = [point for point in sweep.points if point.column.startswith("epsilon")]
+    assert len(points) == 12
+    for point in points[1::3]:
+        (noise,) = [value for name, value in point.overrides.items() if name.endswith("noise")]
+        times = 1 if "ridge.noise" in point.overrides else config.default().zo.num_rounds
+        said = float(point.column.removeprefix("epsilon "))
+        assert accounting.epsilon(noise, times) == pytest.approx(said, rel=0.02)

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients.probing import Probing, release
+from zo_fl.clients import private_scalars
+from zo_fl.clients.probing import Probing
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Phase, Problem
@@ -81,7 +82,11 @@ def phases(problem: Problem, *, baffle: Mapping[str, Any]) -> tuple[Phase, ...]:
 
     averaged = averaging(aggregation, ema)
     phase = Phase("baffle", baffle["num_rounds"], (group,), averaged, optimizer, evaluated)
-    return (phase._replace(release=release(take(Probing, {**baffle, **FIXED}), problem)),)
+    return (
+        phase._replace(
+            release=private_scalars.release(take(Probing, {**baffle, **FIXED}), problem)
+        ),
+    )
 
 
 def clip_by_largest(limit: float) -> optax.GradientTransformation:

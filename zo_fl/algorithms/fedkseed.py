@@ -28,8 +28,14 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import batch_statistics, estimators, precision_check, zeroth_order
-from zo_fl.clients.probing import Prober, Probing, make_prober, release
+from zo_fl.clients import (
+    batch_statistics,
+    estimators,
+    precision_check,
+    private_scalars,
+    zeroth_order,
+)
+from zo_fl.clients.probing import Prober, Probing, make_prober
 from zo_fl.core import keys
 from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Participation, Phase, Problem, cohort_size, make_group
@@ -106,7 +112,7 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bo
         who,
     )
     aggregation = pool_aggregation(prober, candidates, adaptive, size, drawn)
-    revealed = release(prober.fields, problem)
+    revealed = private_scalars.release(prober.fields, problem)
     return Phase(name, block["num_rounds"], (group,), aggregation, optax.sgd(lr), release=revealed)
 
 

@@ -22,8 +22,15 @@ import jax.numpy as jnp
 import optax
 
 from zo_fl.algorithms import zo
-from zo_fl.clients import batch_statistics, precision_check, rebuilding, subspaces, zeroth_order
-from zo_fl.clients.probing import Prober, Probing, make_prober, release
+from zo_fl.clients import (
+    batch_statistics,
+    precision_check,
+    private_scalars,
+    rebuilding,
+    subspaces,
+    zeroth_order,
+)
+from zo_fl.clients.probing import Prober, Probing, make_prober
 from zo_fl.core import server_optimizers
 from zo_fl.core.fields import Block, Field, changed, take, without
 from zo_fl.core.phase import Participation, Phase, Problem, make_group
@@ -67,7 +74,7 @@ def phases(problem: Problem, *, fedzo: Mapping[str, Any]) -> tuple[Phase, ...]:
     )
     optimizer = server_optimizers.create(lr=fedzo["lr"], **fedzo["server"])
     phase = Phase("fedzo", fedzo["num_rounds"], (group,), aggregation, optimizer)
-    return (phase._replace(release=release(probing, problem)),)
+    return (phase._replace(release=private_scalars.release(probing, problem)),)
 
 
 def delta_strategy(prober: Prober) -> ClientStrategy:

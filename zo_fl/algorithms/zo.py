@@ -17,7 +17,8 @@ step size is S * |cohort| times smaller for the same update).
 from collections.abc import Mapping
 from typing import Any
 
-from zo_fl.clients.probing import PROBING, Probing, make_prober, release
+from zo_fl.clients import private_scalars
+from zo_fl.clients.probing import PROBING, Probing, make_prober
 from zo_fl.clients.rebuilding import scalar_aggregation
 from zo_fl.clients.scalars import scalar_strategy
 from zo_fl.core import server_optimizers
@@ -63,7 +64,7 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any]) -> Phase:
     """
     optimizer = server_optimizers.create(lr=block["lr"], **block["server"])
     group, aggregation, _ = zeroth_order_clients(problem, block)
-    revealed = release(take(Probing, block), problem)
+    revealed = private_scalars.release(take(Probing, block), problem)
     return Phase(name, block["num_rounds"], (group,), aggregation, optimizer, release=revealed)
 
 

@@ -10,6 +10,7 @@ two losses of a pair agree to five or six digits (eps * tau = 7.5e-5), and a dif
 rounded means would be mostly rounding.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -80,9 +81,14 @@ def create(
       bound: on the loss difference of each example, 0 for none.
 
     Raises:
-      FieldError: a bound for ``jvp``, which sees no single examples.
+      FieldError: a bound where the estimator takes no ``bound``: it sees no single examples.
     """
-    return ESTIMATORS[name](add_direction, eps=eps, num_directions=num_directions, bound=bound)
+    function, given = ESTIMATORS[name], {"eps": eps, "num_directions": num_directions}
+    if bound:
+        if "bound" not in inspect.signature(function).parameters:
+            raise FieldError("bound", f"={bound:g}: {name} bounds no single examples; allowed: 0")
+        given["bound"] = bound
+    return function(add_direction, **given)
 
 
 def two_point(
@@ -145,9 +151,7 @@ def forward(
     return Estimator(estimate, coefficients, passes=num_directions + 1)
 
 
-def jvp(
-    add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
-) -> Estimator:
+def jvp(add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
     """Returns the forward gradient: exact directional derivatives by forward-mode differentiation.
 
         scalar_m = <grad F(w), z_m>,    gradient = 1/S sum_m scalar_m z_m
@@ -158,8 +162,6 @@ def jvp(
     Source: Baydin et al. 2022 (arXiv 2202.08587).
     """
     del eps
-    if bound:
-        raise FieldError("bound", f"={bound:g}: jvp has no differences of examples; allowed: 0")
 
     def estimate(losses, weights, params, keys):
         def one(key):
@@ -224,4 +226,8 @@ def _mean(values: Array, weights: Array) -> Array:
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
 
 
-ESTIMATORS = {"two_point": two_point, "forward": forward, "jvp": jvp}
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "two_point": two_point,
+    "forward": forward,
+    "jvp": jvp,
+}

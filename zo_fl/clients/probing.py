@@ -14,9 +14,7 @@ from zo_fl.clients import (
 )
 from zo_fl.clients.privacy import Privacy
 from zo_fl.core import precision
-from zo_fl.core.errors import FieldError
 from zo_fl.core.fields import Block, Field
-from zo_fl.core.phase import Problem, Release
 from zo_fl.core.task import Task
 
 
@@ -98,27 +96,6 @@ class Prober(NamedTuple):
         seen = self.fields.batch_size * self.fields.local_steps or examples
         unperturbed = examples if self.fields.bn_policy in batch_statistics.UPLOADED else 0
         return clients * (seen * self.estimator.passes + unperturbed)
-
-
-def release(fields: Probing, problem: Problem) -> Release | None:
-    """Returns what a phase of such clients reveals of one example.
-
-    Raises:
-      FieldError: noise without a bound, or where an example moves the losses of others.
-    """
-    if not fields.noise:
-        return None
-    if problem.task.has_statistics and fields.bn_policy != "frozen":
-        raise FieldError(
-            "bn_policy",
-            f"={fields.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
-            "with noise: frozen",
-        )
-    if fields.loss != "ce":
-        raise FieldError("loss", f"={fields.loss!r} depends on all labels; allowed with noise: ce")
-    examples, steps = problem.clients.client_indices.shape[1], fields.local_steps
-    batches_an_epoch = -(-examples // (fields.batch_size or -(-examples // steps)))
-    return privacy.release(fields.privacy, times=-(-steps // batches_an_epoch))
 
 
 def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:

@@ -17,13 +17,7 @@ def require(phases: Sequence[Phase]) -> None:
       ConfigError: ``dp-accounting`` is not installed.
     """
     if any(phase.release for phase in phases):
-        try:
-            import dp_accounting  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "noise for privacy is accounted for by dp-accounting, which is not installed: "
-                "pip install 'zo_fl[privacy]', or set noise to 0"
-            ) from None
+        _library()
 
 
 def account(stretches: Sequence[Stretch], done: int) -> dict[str, Any] | None:
@@ -56,11 +50,23 @@ def epsilon(noise: float, times: int) -> float:
     Args:
       noise: standard deviation, as a multiple of the most that an example moves a release.
       times: releases that the example is in.
-    """
-    import dp_accounting
-    from dp_accounting import pld
 
-    each = dp_accounting.GaussianDpEvent(noise)
-    accountant = pld.PLDAccountant()
-    accountant.compose(dp_accounting.SelfComposedDpEvent(each, times))
-    return float(accountant.get_epsilon(DELTA))
+    Raises:
+      ConfigError: as ``require``.
+    """
+    library, accountant = _library()
+    event = library.SelfComposedDpEvent(library.GaussianDpEvent(noise), times)
+    return float(accountant().compose(event).get_epsilon(DELTA))
+
+
+def _library() -> tuple[Any, Any]:
+    """Returns ``dp_accounting`` and the accountant that is exact for Gaussian noise."""
+    try:
+        import dp_accounting
+        from dp_accounting import pld
+    except ImportError:
+        raise ConfigError(
+            "noise for privacy is accounted for by dp-accounting, which is not installed: "
+            "pip install 'zo_fl[privacy]', or set noise to 0"
+        ) from None
+    return dp_accounting, pld.PLDAccountant
