@@ -82,11 +82,8 @@ def phases(problem: Problem, *, baffle: Mapping[str, Any]) -> tuple[Phase, ...]:
 
     averaged = averaging(aggregation, ema)
     phase = Phase("baffle", baffle["num_rounds"], (group,), averaged, optimizer, evaluated)
-    return (
-        phase._replace(
-            release=private_scalars.release(take(Probing, {**baffle, **FIXED}), problem)
-        ),
-    )
+    fields = take(Probing, {**baffle, **FIXED})
+    return (phase._replace(release=private_scalars.release(fields, problem)),)
 
 
 def clip_by_largest(limit: float) -> optax.GradientTransformation:
