@@ -97,7 +97,7 @@ def check(base, changes):
 
 @pytest.mark.slow
 @hypothesis.settings(
-    max_examples=12,
+    max_examples=10,
     derandomize=True,
     database=None,
     deadline=None,

@@ -69,7 +69,7 @@ def run_all_of(item):
 
 
 @functools.cache
-def round_of(item, clients_per_vmap=1):
+def round_of(item):
     """The phase's round as a jitted function of the cohorts of its groups."""
     built, phase = item.value
 
@@ -78,7 +78,7 @@ def round_of(item, clients_per_vmap=1):
             group._replace(sample_cohort=lambda key, cohort=cohort: cohort)
             for group, cohort in zip(phase.groups, cohorts, strict=True)
         ]
-        engine = Engine(built.mesh, clients_per_vmap)
+        engine = Engine(built.mesh, clients_per_vmap=1)
         return make_algorithm(phase._replace(groups=groups), engine).round(state, data, run_key)
 
     return jax.jit(one)
@@ -91,13 +91,13 @@ def drawn(item, state):
     return [group.sample_cohort(key) for group in phase.groups]
 
 
-def with_cohort(item, order, clients_per_vmap=1, padding=()):
+def with_cohort(item, order, padding=()):
     """One round with a given cohort in each group, of the size that it has anyway.
 
     ``order`` gives the ids of so many clients, ``padding`` takes no part, in the place of the last.
     """
     built, phase = item.value
-    step, cohorts = round_of(item, clients_per_vmap), []
+    step, cohorts = round_of(item), []
     for group in phase.groups:
         ids = list(order(group.cohort_size))
         valid = jnp.arange(group.cohort_size) < len(ids)
@@ -123,13 +123,6 @@ def test_the_state_keeps_its_shapes_and_dtypes_and_the_round_its_one_trace(name)
     for item, (after, _, step) in zip(phases_of(name), run_all(name), strict=True):
         chex.assert_trees_all_equal_shapes_and_dtypes(item.start(), after)
         assert step._cache_size() == 1
-
-
-def test_the_result_does_not_depend_on_clients_per_vmap(phases):
-    for item in phases:
-        reference = with_cohort(item, range)[0]
-        got = with_cohort(item, range, clients_per_vmap=3)[0]
-        chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_cohort(phases):

@@ -23,7 +23,7 @@ from zo_fl.host.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-BATCH_NORM = "zowarmup, CNN with batch statistics"
+BATCH_NORM = "zo, CNN with batch statistics"
 CASES = (*sorted(ALGORITHMS), BATCH_NORM)
 # Where clients are laid out otherwise sums are added up in another order.
 NEARLY = dict(rtol=1e-5, atol=1e-6)
@@ -35,8 +35,8 @@ def config(case, **changes):
     changes |= {"run__rounds_per_jit": 1}
     if case != BATCH_NORM:
         return tiny.config(case, **changes)
-    few = dict(data__num_clients=16, warmup__cohort_size=2, zo__cohort_size=2)
-    return tiny.config("zowarmup", model__name="cnn", model__norm="batch", **few, **changes)
+    few = dict(data__num_clients=40, zo__cohort_size=2)
+    return tiny.config("zo", model__name="cnn", model__norm="batch", **few, **changes)
 
 
 def run(case, path, **changes):
