@@ -123,17 +123,14 @@ def draw_panels(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
     panels = figure.subplots(len(names) or 1, sharex=False, sharey=True, squeeze=False)[:, 0]
     for name, axes in zip(names or [""], panels, strict=True):
         decorate(axes)
+        inside = [cell for cell in cells if figure_style.words_before(cell.column) in (name, "")]
         for row, colour in figure_style.colours(sweep.rows).items():
-            shown = [
-                cell
-                for cell in cells
-                if cell.row == row and figure_style.words_before(cell.column) in (name, "")
-            ]
+            shown = [cell for cell in inside if cell.row == row]
             if any(figure_style.words_before(cell.column) == name for cell in shown):
                 _draw_line(axes, shown, 0.0, colour)
         if len(names) > 1:
             axes.set_title(plain(name), loc="left", fontsize=10, color=INK)
-        _spread_out(axes, {number_in(c) for c in sweep.columns if name in c})
+        _spread_out(axes, {number_in(cell.column) for cell in inside})
     panels[-1].set_xlabel(sweep.record["axis"])
     figure.supylabel(_measure(sweep), fontsize=10, color=INK)
     figure_style.add_legend(figure, list(panels), _SEEDS)

@@ -55,6 +55,20 @@ def test_every_kind_of_sweep_is_drawn_as_png_and_svg(tmp_path, name):
         assert "</svg>" in path.with_suffix(".svg").read_text()
 
 
+@pytest.mark.parametrize(
+    ("columns", "scale"),
+    ((("0 %", "NaN 1 %", "NaN 30 %"), "linear"), (("none", "e 0.5", "e 16"), "log")),
+)
+def test_an_axis_is_logarithmic_where_numbers_are_far_apart_and_none_is_zero(
+    tmp_path, columns, scale
+):
+    fake_sweeps.make(tmp_path, columns=columns, axis="share", table="", reference="")
+    (axes,) = figures.of(only(tmp_path))["s"].axes
+    assert axes.get_xscale() == scale
+    drawn = {float(x) for line in axes.lines for x in line.get_xdata() if scale == "linear"}
+    assert not drawn or {0.0, 1.0, 30.0} <= drawn
+
+
 def test_half_a_sweep_is_drawn_and_an_empty_one_is_not(tmp_path):
     folders = fake_sweeps.make(tmp_path, columns=("10/90", "50/50"), seeds=(0,))
     for (row, column, _), folder in folders.items():
