@@ -190,9 +190,8 @@ def test_what_is_declared_is_what_the_functions_take():
     assert set(LOCAL_SGD) == set(LocalSGD._fields)
     assert set(PROBING) == set(Probing._fields)
     assert set(PARTICIPATION) == set(Participation._fields)
-    read = {block for part in algorithms.ALGORITHMS for block in algorithms.blocks_of(part)}
-    common = {"algorithm", "seed", "data", "model", "faults", "robust", "run"}
-    assert set(config.blocks()) == read | common
+    read = config.blocks_read(algorithms.ALGORITHMS)
+    assert set(config.blocks()) == read | {"algorithm", "seed", "run"}
     assert set(faults.BLOCK) == set(Faults._fields)
     assert fields.defaults(robust.BLOCK) == Robust()._asdict()
 

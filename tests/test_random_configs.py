@@ -67,8 +67,7 @@ def configs(draw):
     """Returns a tiny config with a few fields changed that its algorithm reads."""
     algorithm = draw(st.sampled_from(sorted({*algorithms.names()} - {"patches", "zowarmup"})))
     base = tiny.config(algorithm, data__val_fraction=0.1)
-    read = {block for part in algorithms.parts(algorithm) for block in algorithms.blocks_of(part)}
-    blocks = read | {"data", "model", "run", "faults", "robust"}
+    blocks = {"run"} | config.blocks_read(algorithms.parts(algorithm))
     fields = {
         name: field
         for name, field in declared(config.blocks())

@@ -299,6 +299,7 @@ def test_a_longer_warm_up_goes_on_from_a_shorter_one(tmp_path):
     (
         ({"seed": 1}, "config.seed=0, given 1"),
         ({"warmup__lr": 0.5}, "config.warmup.lr"),
+        ({"faults__dropout": 0.3}, "config.faults.dropout=0.0, given 0.3"),
         ({"warmup__num_rounds": 1}, "has 2 rounds, config.warmup.num_rounds=1"),
         ({"algorithm": "zo"}, "config.algorithm='zo' does not begin with it"),
     ),

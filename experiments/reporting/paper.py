@@ -68,7 +68,7 @@ def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figu
 
 def differences(required: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a phrase for each required field that a config has otherwise, and reads at all."""
-    read = {"data", "model", "algorithm"} | blocks_read(str(config.get("algorithm")))
+    read = {"algorithm"} | blocks_read(str(config.get("algorithm")))
 
     def value_of(field: str) -> Any:
         value = runs.dotted(config, field)  # None: of a version that had no such field
@@ -87,9 +87,10 @@ def _defaults() -> dict[str, Any]:
 
 
 def blocks_read(algorithm: str) -> set[str]:
-    """Returns the names of the config's blocks that an algorithm reads, beside data and model."""
-    parts = [part for part in algorithms.parts(algorithm) if part in algorithms.ALGORITHMS]
-    return {block for part in parts for block in algorithms.blocks_of(part)}
+    """Returns the names of the blocks that decide a run, also one of a method that is no more."""
+    return configs.blocks_read(
+        part for part in algorithms.parts(algorithm) if part in algorithms.ALGORITHMS
+    )
 
 
 def is_paper_data(config: Mapping[str, Any]) -> bool:

@@ -45,7 +45,7 @@ def read(root: Path, taken: Iterable[Path]) -> tuple[list[SweepRuns], list[str]]
 def fields_read(config: Mapping[str, Any]) -> Fields:
     """Returns a config's fields by dotted name, without blocks that its algorithm does not read."""
     algorithm = str(config.get("algorithm"))
-    kept = {"algorithm", "seed", "data", "model", "run"} | paper.blocks_read(algorithm)
+    kept = {"algorithm", "seed", "run"} | paper.blocks_read(algorithm)
     return configs.flatten({name: value for name, value in config.items() if name in kept})
 
 

@@ -133,7 +133,7 @@ def _warmups(
         shared = warm_starts.shared(one, [first])
         folder = root / "warmups" / _digest([shared, rounds])
         # Only what makes the warm-up: points that differ elsewhere share it.
-        blocks = ("data", "model", "run", "seed", *algorithms.blocks_of(first))
+        blocks = {"run", "seed"} | configs.blocks_read([first])
         own = {field: value for field, value in given.items() if field.split(".")[0] in blocks}
         found.setdefault(folder, (rounds, _digest(shared), own | {"algorithm": first}))
         after.append(folder)

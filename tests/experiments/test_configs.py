@@ -86,11 +86,7 @@ def test_the_five_splits_differ_in_nothing_but_the_share_of_high_resource_client
 )
 def test_no_forward_pass_of_imagenet32_takes_all_images_of_a_client_at_once(name):
     config = configs.resolve(load(name).get_config())
-    read = {
-        block
-        for part in algorithms.parts(config["algorithm"])
-        for block in algorithms.blocks_of(part)
-    }
+    read = configs.blocks_read(algorithms.parts(config["algorithm"]))
     probing = [config[block] for block in read if "num_directions" in config[block]]
     assert probing or config["algorithm"] in ("fedavg", "heterofl")
     assert all(0 < block["microbatch"] < 2000 for block in probing)

@@ -80,6 +80,9 @@ def test_the_sweeps_of_the_paper_get_all_its_figures_for_them(name, without):
         ("zo.cohort_size", 5),
         ("zo.eps", 1e-3),
         ("zo.num_directions", 9),
+        ("zo.noise", 0.5),
+        ("faults.dropout", 0.3),
+        ("robust.rule", "clip"),
     ],
 )
 def test_one_field_otherwise_and_the_figure_is_gone_and_the_field_named(field, value):

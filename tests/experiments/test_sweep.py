@@ -162,6 +162,15 @@ def test_equal_warmups_are_one_and_a_shorter_one_starts_a_longer_one(tmp_path):
     )
 
 
+def test_a_warmup_has_the_faults_of_its_points_and_the_server_s_rule(tmp_path):
+    fields = {"faults__byzantine": 0.2, "robust__rule": "clip"}
+    planned = plan([point("a"), point("b", **fields)], tmp_path)
+    of = {job.folder: job for job in planned}
+    honest, lied = (of[job.after] for job in planned if job.after)
+    assert lied.folder != honest.folder and "faults.byzantine" not in honest.overrides
+    assert lied.overrides["faults.byzantine"] == 0.2 and lied.overrides["robust.rule"] == "clip"
+
+
 def test_a_method_that_ends_by_choosing_is_no_start_of_a_longer_one(tmp_path):
     planned = plan([point("a", "ridge+zo"), point("b", "ridge+zo", ridge__num_rounds=2)], tmp_path)
     starts = [job for job in planned if job.folder.parent.name == "warmups"]

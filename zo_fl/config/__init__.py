@@ -7,7 +7,7 @@ exports ``get_config()``; it changes fields of ``default()``, or of another one,
 
 import importlib.util
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,16 @@ def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return traverse_util.unflatten_dict({**flat, **changes}, sep=".")
 
 
+def blocks_read(parts: Iterable[str]) -> set[str]:
+    """Returns the names of the blocks that decide what some methods do: every method's, and theirs.
+
+    Args:
+      parts: keys of ``ALGORITHMS``.
+    """
+    own = {block for part in parts for block in algorithms.blocks_of(part)}
+    return {"data", "model", "faults", "robust"} | own
+
+
 def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a run's method reads of its config, all of it checked.
 
@@ -105,8 +115,7 @@ def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = resolve({"algorithm": config["algorithm"]})
     parts = algorithms.parts(known["algorithm"])
-    read = {block for part in parts for block in algorithms.blocks_of(part)}
-    names = {"algorithm", "seed", "data", "model", "faults", "robust", "run", *read}
+    names = {"algorithm", "seed", "run"} | blocks_read(parts)
     resolved = resolve({name: config[name] for name in names if name in config})
     return {name: resolved[name] for name in sorted(names)} | {"algorithm": "+".join(parts)}
 

@@ -27,8 +27,7 @@ def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
       config: resolved.
       parts: keys of ``ALGORITHMS``, the first of those that the run's method stands for.
     """
-    read = {block for part in parts for block in algorithms.blocks_of(part)}
-    found = configs.flatten({name: config[name] for name in ("data", "model", *sorted(read))})
+    found = configs.flatten({name: config[name] for name in sorted(configs.blocks_read(parts))})
     found |= {f"run.{name}": config["run"][name] for name in _CADENCE}
     found |= {"seed": config["seed"], "algorithm": "+".join(parts)}
     if algorithms.is_extendable(parts[-1], config):
