@@ -148,13 +148,15 @@ def by_class(built: Experiment, params: Params, model_state: ModelState) -> np.n
     @jax.jit
     def counts(params, model_state, examples):
         def body(found, batch):
-            logits, _ = task.logits(params, model_state, batch.examples, batch.mask, False)
-            labels = task.labels(batch.examples)
-            one_hot = (labels[:, None] == jnp.arange(task.num_classes)[None]) & batch.mask[:, None]
+            examples, mask = batch
+            logits, _ = task.logits(params, model_state, examples, mask, False)
+            labels = task.labels(examples)
+            one_hot = (labels[:, None] == jnp.arange(task.num_classes)[None]) & mask[:, None]
             right = one_hot & (jnp.argmax(logits, -1) == labels)[:, None]
             return found + jnp.stack([right.sum(0), one_hot.sum(0)]), None
 
-        return jax.lax.scan(body, jnp.zeros((2, task.num_classes), jnp.int32), examples)[0]
+        batches = (examples.examples, examples.mask)
+        return jax.lax.scan(body, jnp.zeros((2, task.num_classes), jnp.int32), batches)[0]
 
     test = evaluate.make_set(built.federation.dataset.test, 500, built.engine.mesh)
     right, all_ = np.asarray(counts(params, model_state, test), np.float64)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zo_fl.host.curves import draw_curves
+from tests import tiny
+from zo_fl import train
+from zo_fl.host import curves
+from zo_fl.host.curves import draw_curves  # the real one, see conftest
 
 
 def rows(num_rounds=20, pivot=10, eval_every=5, **override):
@@ -79,3 +82,11 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     before = plt.get_fignums(), plt.get_backend()
     draw(tmp_path, rows(), title="a title that is very long " * 5, pivot_round=10)
     assert (plt.get_fignums(), plt.get_backend()) == before
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "draw_curves", draw_curves)
+    train.run(tiny.config(run__eval_every=1), tmp_path / "run", quiet=True)
+    picture = np.asarray(Image.open(tmp_path / "run" / "curves.png").convert("RGB"))
+    assert is_drawn(picture, TEST) and is_drawn(picture, SHADE)

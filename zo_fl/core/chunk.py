@@ -1,5 +1,6 @@
 """Several rounds, or a check, as one jitted program: what the trainer dispatches."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,16 +63,19 @@ def make_chunk(
     """
 
     def run_chunk(state: ServerState, data, run_key, num_rounds):
-        def one(state):
+        # Under jit the round is traced once, for its shapes and for the loop; inlined, nothing of
+        # that is left in the program.
+        @functools.partial(jax.jit, inline=True)
+        def one(state, data, run_key):
             state, metrics, sent = algorithm.round(state, data, run_key)
             return state, (metrics, () if recorded is None else (sent, state.model_state))
 
-        shapes = jax.eval_shape(one, state)[1]
+        shapes = jax.eval_shape(one, state, data, run_key)[1]
         buffers = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
 
         def body(i, carry):
             state, buffers = carry
-            state, measured = one(state)
+            state, measured = one(state, data, run_key)
             return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffers, measured)
 
         state, (metrics, kept) = jax.lax.fori_loop(0, num_rounds, body, (state, buffers))

@@ -17,46 +17,59 @@ from zo_fl.host import processes
 
 
 class EvaluationSet(NamedTuple):
-    """Examples cut into ``b`` batches of ``B``, padded; each batch is spread over the devices.
+    """Examples cut into batches of ``B``, padded; each batch is spread over the devices.
 
     Attributes:
       examples: leaves ``[b, B, ...]``.
       mask: ``bool[b, B]``, False for padding.
+      num_batches: ``i32[]`` batches up to the last example; those after it are not looked at.
     """
 
     examples: Examples
     mask: Array | np.ndarray
+    num_batches: Array | np.ndarray
 
 
-def make_set(examples: Examples, batch_size: int, mesh: Mesh) -> EvaluationSet:
+def make_set(
+    examples: Examples, batch_size: int, mesh: Mesh, capacity: int | None = None
+) -> EvaluationSet:
     """Returns the set on the devices.
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
       batch_size: examples a batch; rounded up to a multiple of the mesh's size.
       mesh: devices along ``"clients"``.
+      capacity: examples to have room for, at least M: sets of equal room share a program.
     """
-    count = len(jax.tree.leaves(examples)[0])
-    batch_size = -(-min(batch_size, max(count, 1)) // mesh.size) * mesh.size
-    whole = EvaluationSet(examples, np.ones(count, bool))
+    count = _count(examples)
+    room = max(count if capacity is None else capacity, 1)
+    batch_size = -(-min(batch_size, room) // mesh.size) * mesh.size
+    length = -(-room // batch_size) * batch_size
 
     def cut(array):
-        missing = -len(array) % batch_size
-        padded = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-        return padded.reshape(-1, batch_size, *array.shape[1:])
+        array = np.asarray(array)
+        missing = np.zeros((length - count, *array.shape[1:]), array.dtype)
+        return np.concatenate([array, missing]).reshape(-1, batch_size, *array.shape[1:])
 
-    sharding = NamedSharding(mesh, P(None, AXIS))
-    return processes.place(jax.tree.map(lambda leaf: cut(np.asarray(leaf)), whole), sharding)
+    batches = jax.tree.map(cut, (examples, np.ones(count, bool)))
+    placed = processes.place(batches, NamedSharding(mesh, P(None, AXIS)))
+    return EvaluationSet(*placed, np.int32(-(-count // batch_size)))
 
 
 def make_sets(federation: Federation, batch_size: int, mesh: Mesh) -> dict[str, EvaluationSet]:
-    """Returns the official test split, ``test``, and all clients' validation examples, ``val``."""
+    """Returns the official test split, ``test``, and all clients' validation examples, ``val``.
+
+    Both have the shapes of the larger one, so that the model is compiled once for both.
+    """
     dataset, rows = federation.dataset, federation.val_indices
     val = jax.tree.map(lambda leaf: leaf[rows], dataset.train)
-    return {
-        "test": make_set(dataset.test, batch_size, mesh),
-        "val": make_set(val, batch_size, mesh),
-    }
+    found = {"test": dataset.test, "val": val}
+    capacity = max(map(_count, found.values()))
+    return {name: make_set(one, batch_size, mesh, capacity) for name, one in found.items()}
+
+
+def _count(examples: Examples) -> int:
+    return len(jax.tree.leaves(examples)[0])
 
 
 def make_evaluate(
@@ -73,14 +86,14 @@ def make_evaluate(
     """
 
     def evaluate(params, model_state, examples: EvaluationSet):
-        def body(totals, batch: EvaluationSet):
-            logits, _ = task.logits(params, model_state, batch.examples, batch.mask, False)
-            losses = task.loss_of_logits(logits, batch.examples)
-            correct = jnp.argmax(logits, axis=-1) == task.labels(batch.examples)
-            new = jnp.stack([jnp.where(batch.mask, losses, 0).sum(), (correct & batch.mask).sum()])
-            return totals + new, None
+        def body(i, totals):
+            batch, mask = jax.tree.map(lambda leaf: leaf[i], (examples.examples, examples.mask))
+            logits, _ = task.logits(params, model_state, batch, mask, False)
+            losses = task.loss_of_logits(logits, batch)
+            correct = jnp.argmax(logits, axis=-1) == task.labels(batch)
+            return totals + jnp.stack([jnp.where(mask, losses, 0).sum(), (correct & mask).sum()])
 
-        totals, _ = jax.lax.scan(body, jnp.zeros(2), examples)
+        totals = jax.lax.fori_loop(0, examples.num_batches, body, jnp.zeros(2))
         loss, accuracy = totals / jnp.sum(examples.mask)
         return {"loss": loss, "accuracy": accuracy}
 
