@@ -51,9 +51,9 @@ def make_set(
         missing = np.zeros((length - count, *array.shape[1:]), array.dtype)
         return np.concatenate([array, missing]).reshape(-1, batch_size, *array.shape[1:])
 
-    batches = jax.tree.map(cut, (examples, np.ones(count, bool)))
-    placed = processes.place(batches, NamedSharding(mesh, P(None, AXIS)))
-    return EvaluationSet(*placed, np.int32(-(-count // batch_size)))
+    whole = jax.tree.map(cut, (examples, np.ones(count, bool)))
+    batches, mask = processes.place(whole, NamedSharding(mesh, P(None, AXIS)))
+    return EvaluationSet(batches, mask, np.int32(-(-count // batch_size)))
 
 
 def make_sets(federation: Federation, batch_size: int, mesh: Mesh) -> dict[str, EvaluationSet]:
