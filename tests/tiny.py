@@ -27,9 +27,10 @@ def config(algorithm="zowarmup", **overrides):
         config.model.update(name="patches", kernels=8, patch_size=4)
     config.gaussian_head.update(shrinkages=(0.1,), calibrate=False)
     config.ridge_cg.update(check_every=0, calibrate=False)
-    others = ("heterofl", "fedkseed", "decomfl", "fedzo", "baffle", "mezo", "ridge_cg", "head_sgd")
-    for method in others:
+    others = ("heterofl", "fedkseed", "decomfl", "fedzo", "baffle", "mezo")
+    for method in (*others, "ridge_cg", "head_sgd", "head_zo"):
         config[method].num_rounds = ROUNDS
+    config.head_zo.sketch = 4
     config.heterofl.update(local_epochs=1, batch_size=100, lr=0.05, augment=False)
     config.fedkseed.update(local_steps=3, batch_size=20, eps=1e-3, lr=1e-4, candidate_seeds=16)
     config.decomfl.update(local_steps=2, lr=1e-4)

@@ -57,7 +57,7 @@ def test_shared_directions_are_drawn_once_for_all_clients_of_a_chunk(local_steps
     )
     examples = built.data.client_indices.shape[1]
     # The first layer sees all clients' images in one product with one kernel, not a kernel each.
-    one_batch = f"tensor<{EXAMPLES_AT_ONCE // examples}x{examples}x3072xf32>, tensor<3072x64xf32>"
+    one_batch = f"tensor<{EXAMPLES_AT_ONCE // examples}x{examples}x768xf32>, tensor<768x64xf32>"
     assert (one_batch in text) == (local_steps == 1)
 
 

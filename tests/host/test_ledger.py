@@ -45,6 +45,7 @@ def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(finished):
         ("zo", BATCH_NORM),  # statistics travel
         ("zo", {"zo__server__name": "adam", "zo__cohort_size": 3}),
         ("ridge+fedkseed", {"ridge__penalties": (0.1,), "ridge__calibrate": False}),
+        ("head_zo", {"head_zo__fresh": False}),  # the basis
     ),
 )
 def test_statistics_moments_pools_and_what_a_head_starts_from_are_rebuilt_too(

@@ -55,13 +55,13 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
 @functools.cache
 def _synthetic() -> Dataset:
-    """Returns 2,000 + 500 images: a smooth pattern a class, with as much noise again."""
+    """Returns 2,000 + 500 images of 16x16: a smooth pattern a class, with as much noise again."""
     rng = np.random.default_rng(0)
-    patterns = rng.normal(size=(10, 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    patterns = rng.normal(size=(10, 8, 8, 3)).repeat(2, axis=1).repeat(2, axis=2)
 
     def split(count: int) -> dict[str, np.ndarray]:
         labels = rng.permutation(np.arange(count) % 10)
-        pixels = 127.5 + 30 * patterns[labels] + 50 * rng.normal(size=(count, 32, 32, 3))
+        pixels = 127.5 + 30 * patterns[labels] + 50 * rng.normal(size=(count, 16, 16, 3))
         images = np.clip(pixels, 0, 255).astype(np.uint8)
         return {"image": images, "label": labels.astype(np.int32)}
 

@@ -53,7 +53,7 @@ def make_set(
 
     whole = jax.tree.map(cut, (examples, np.ones(count, bool)))
     batches, mask = processes.place(whole, NamedSharding(mesh, P(None, AXIS)))
-    return EvaluationSet(batches, mask, np.int32(-(-count // batch_size)))
+    return EvaluationSet(batches, mask, np.array(-(-count // batch_size), np.int32))
 
 
 def make_sets(federation: Federation, batch_size: int, mesh: Mesh) -> dict[str, EvaluationSet]:

@@ -8,7 +8,8 @@ Communication of one round, over all clients together:
 A first-order round is received by its cohort, as the new model (HeteroFL's narrow clients: their
 slice of it). A zeroth-order round is received by
 the whole population, as scalars: every client must follow every update, and one that was absent
-catches up later with the same bytes. When such a phase begins, everyone receives the model once.
+catches up later with the same bytes. When such a phase begins, everyone receives the model once,
+and what else it goes on with.
 Directions come from keys and cost nothing.
 
 Source: ZOWarmUp, A.3 and Table 1, whose communication columns are scrambled as printed.
@@ -59,9 +60,9 @@ def phase_traffic(
     if not phase.replays:
         return Traffic(0, uplink, sum(group.downlink for group in groups), low_uplink)
     population = data.client_sizes.shape[0]
-    model = trees.num_bytes(params) + trees.num_bytes(model_state)
+    received = max(group.received for group in groups)
     broadcast = sum(group.broadcast for group in groups)
-    return Traffic(population * model, uplink, population * broadcast, low_uplink)
+    return Traffic(population * received, uplink, population * broadcast, low_uplink)
 
 
 class GroupTraffic(NamedTuple):
@@ -70,12 +71,14 @@ class GroupTraffic(NamedTuple):
     Attributes:
       uplink: of the cohort.
       downlink: to the cohort, of what its strategy receives.
+      received: of that, by each client.
       broadcast: to each client that follows the rounds by replaying them.
       low_uplink: of one low-resource client, the mean over all there are.
     """
 
     uplink: int
     downlink: int
+    received: int
     broadcast: int
     low_uplink: float
 
@@ -101,6 +104,7 @@ def group_traffic(
     return GroupTraffic(
         round(group.cohort_size * sent.mean()),
         group.cohort_size * trees.num_bytes(received),
+        trees.num_bytes(received),
         broadcast,
         float(sent @ low),
     )
