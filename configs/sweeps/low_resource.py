@@ -1,8 +1,9 @@
 """What a low-resource client can do at one task: everything there is, for `experiments.pareto`.
 
 From a warm-up by the high tier: nothing more, scalars, first-order rounds for all, the same one
-example at a time, exact gradients of the head, closed-form heads. Without any training: image
-patches and closed-form heads, scalars after them, and what the high tier alone gets from these.
+example at a time, gradients of the head or scalars of them, closed-form heads. Without any
+training: image patches and closed-form heads, scalars after them, and what the high tier alone gets
+from these.
 Expect closed form to win at every price but against first-order rounds for all once there is data
 enough to train on, and scalars to add little to it.
 
@@ -32,6 +33,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
         sweeps.ZOWARMUP: {"algorithm": "zowarmup"},
         "First-order for all": {"algorithm": "fedavg+fedavg_all"},
         "Warm-up, head SGD": {"algorithm": "fedavg+head_sgd"},
+        "Warm-up, scalars for the head": {"algorithm": "fedavg+head_zo", "head_zo.cache": True},
         "Warm-up, ridge": {"algorithm": "fedavg+ridge", **ridge},
         "Warm-up, ridge, scalars": {"algorithm": "fedavg+ridge+zo", **ridge, **gentle},
         "Warm-up, class means": {"algorithm": "fedavg+gaussian_head"},

@@ -5,7 +5,8 @@ comparison does not use: three, because one seed's 260 validation examples tell 
 best.
 
     python -m experiments.sweep --config=configs/quickstart.py --config.zo.num_rounds=20 \
-        --sweep=configs/sweeps/zeroth_order_rates.py --first_seed=100 --seeds=3 --workdir=R
+        --config.head_zo.num_rounds=20 --sweep=configs/sweeps/zeroth_order_rates.py \
+        --first_seed=100 --seeds=3 --workdir=R
 """
 
 from ml_collections import ConfigDict
@@ -21,21 +22,20 @@ CENTERS = {
     "Norms and last layer": 4.0,
     "A hundredth of the coordinates": 16.0,
 }
-# How far a round moves the model, and by what share of its norm each array.
-LENGTHS = {"Steps of a fixed length": 0.1, "Trust ratios": 0.01}
+# How far a round moves the model; by what share of its norm each array; in whitened coordinates.
+OWN = {"Steps of a fixed length": 0.1, "Trust ratios": 0.01, "Last layer, whitened": 0.1}
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a variant and start, a column a rate."""
-    points = []
-    for (start, row), fields in configs.call(
-        configs.find("zeroth_order", "sweep", "sweeps"), "cases"
-    ).items():
+    points, compared = [], configs.find("zeroth_order", "sweep", "sweeps")
+    for (start, row), fields in configs.call(compared, "cases").items():
+        name = configs.call(compared, "rate_of", fields)
         # Logits that fit have larger gradients of the head: a tenth.
         unit = config.zo.lr * (1.0 if start == "warm-up" else 0.1)
-        center = LENGTHS.get(row, CENTERS.get(row, 1.0) * unit)
+        center = OWN.get(row, CENTERS.get(row, 1.0) * unit)
         points += [
-            Point(f"{row}, from {start}", f"x {factor:g}", fields | {"zo.lr": center * factor})
+            Point(f"{row}, from {start}", f"x {factor:g}", fields | {name: center * factor})
             for factor in FACTORS
         ]
     return Sweep("Rates of zeroth-order rounds", "", points, quantity="validation")

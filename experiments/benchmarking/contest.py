@@ -85,11 +85,12 @@ def contestants(
     return {name: [*command, f"--workload={workload}"] for name, command in commands.items()}
 
 
-def run(command: Sequence[str], rounds: int) -> Figures:
+def run(command: Sequence[str], rounds: int, timeout: float | None = None) -> Figures:
     """Returns the figures of one turn of a contestant.
 
     Raises:
       ConfigError: it failed; the last line that it printed is part of the message.
+      subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
     """
     result = subprocess.run(
         [*command, f"--rounds={rounds}"],
@@ -97,6 +98,7 @@ def run(command: Sequence[str], rounds: int) -> Figures:
         text=True,
         env=os.environ | ENVIRONMENT,
         check=False,
+        timeout=None if timeout is None else max(timeout, 0.0),
     )
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     if result.returncode or not lines:

@@ -38,13 +38,16 @@ from . import workloads
 from .workloads import Workload
 
 
-def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+def measure(
+    workload: Workload, rounds: int, changes: Mapping[str, Any], trace: str | None = None
+) -> dict[str, Any]:
     """Returns the figures of some timed chunks of rounds after one that is not timed.
 
     Args:
       workload: which.
       rounds: timed chunks, each of ``workload.rounds`` rounds.
       changes: see ``workloads.set_up``.
+      trace: folder for a trace of one more chunk, which is not timed, for TensorBoard or Perfetto.
 
     Returns:
       ``seconds`` a round, ``host_seconds`` a round that the host was busy outside of the program
@@ -79,6 +82,9 @@ def measure(workload: Workload, rounds: int, changes: Mapping[str, Any]) -> dict
             end = time.perf_counter()
             seconds.append((end - start) / workload.rounds)
             host_seconds.append((dispatched - start + end - ready) / workload.rounds)
+    if trace is not None:
+        with jax.profiler.trace(trace):
+            jax.block_until_ready(program(state, data, built.run_key, jnp.int32(workload.rounds)))
     forward_only = workload.algorithm == "zo"
     training = 1 if forward_only else 3  # a backward pass counts as two forward ones
     flops = workloads.forward_flops(workload.model) * phase.forward_passes * training
@@ -160,7 +166,8 @@ def main(argv: list[str]) -> int:
     workload = workloads.WORKLOADS[given.workload]
     if given.tiny:
         workload = workloads.tiny(workload)
-    text = json.dumps(measure(workload, given.rounds, dict(map(_change, given.set or []))))
+    changes = dict(map(change, given.set or []))
+    text = json.dumps(measure(workload, given.rounds, changes, given.trace))
     if given.json == "-":
         print(text)
     else:
@@ -168,7 +175,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _change(text: str) -> tuple[str, Any]:
+def change(text: str) -> tuple[str, Any]:
     """Returns the field and the value of ``FIELD=VALUE``."""
     name, _, value = text.partition("=")
     known = fields.flat(configs.blocks())
@@ -183,6 +190,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
     flags.DEFINE_multi_string("set", [], "FIELD=VALUE changes a field of the config.")
     flags.DEFINE_string("json", "-", "File of the figures; - is the standard output.")
+    flags.DEFINE_string("trace", None, "Folder for a trace of one more round.")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,20 @@ def read(key: str, verify: bool = False) -> tuple[dict[str, np.ndarray], dict[st
         return None
 
 
+def read_entry(
+    folder: pathlib.Path, verify: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns ``(arrays, meta)`` of an entry that was carried to another place; see ``read``.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
+    try:
+        return _checked(folder, verify)
+    except _DAMAGES as error:
+        raise ConfigError(f"{folder} is damaged ({error}); bring it again") from error
+
+
 @contextlib.contextmanager
 def writing(key: str, num_bytes: int) -> Iterator[pathlib.Path]:
     """Yields a new folder to fill with ``.npy`` files; it becomes entry ``key`` on a clean exit.

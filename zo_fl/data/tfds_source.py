@@ -20,6 +20,8 @@ from zo_fl.data import cache, decode, progress
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
+DECODED = "decoded"  # a cache entry in a set's own folder, instead of what it was decoded from
+
 
 def default_data_dir() -> str:
     """Returns ``$TFDS_DATA_DIR``, else TFDS's own default, ``~/tensorflow_datasets``."""
@@ -91,16 +93,29 @@ def load(
     Raises:
       ConfigError: the set is unreadable, or is no set of images of one size with class labels.
     """
-    key = "-".join(
-        [re.sub(r"\W+", "_", name.split(":")[0]), folder.name, cache.fingerprint(folder)]
-    )
-    entry = cache.read(key, verify)
-    if entry is None:
+    if (folder / DECODED).is_dir():
+        return cache.read_entry(folder / DECODED, verify)
+    key = _key(folder, name)
+    found = cache.read(key, verify)
+    if found is None:
         _decode_into_cache(folder, name, key)
-        entry = cache.read(key)
-    if entry is None:
+        found = cache.read(key)
+    if found is None:
         raise ConfigError(f"the cache entry {cache.root() / key} cannot be read; delete it")
-    return entry
+    return found
+
+
+def entry(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns the folder of a set's arrays, which are decoded if they are not yet; see ``load``."""
+    load(folder, name, verify=True)
+    decoded = folder / DECODED
+    return decoded if decoded.is_dir() else cache.root() / _key(folder, name)
+
+
+def _key(folder: pathlib.Path, name: str) -> str:
+    """Returns the name of a set's cache entry."""
+    short = re.sub(r"\W+", "_", name.split(":")[0])
+    return "-".join([short, folder.name, cache.fingerprint(folder)])
 
 
 def _version_key(version: str) -> list[int]:

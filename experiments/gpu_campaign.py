@@ -1,0 +1,205 @@
+"""What a GPU is wanted for, in order of worth, within so many minutes.
+
+    python -m experiments.gpu_campaign --out=R --minutes=10 [--peers=ENVS] [--data_dir=D]
+    python -m experiments.gpu_campaign --out=R --show
+
+Rounds of fixed size first (W2 to W5 of ``experiments.benchmark``, the peers' beside them where
+``--peers`` has their environments), then the same at other precisions, a trace of one round, other
+numbers of clients at once and other convolutions; at last, if there is CIFAR-10 in D, the paper's
+10/90 cell. Each step is a process of its own and leaves a small JSON file in R. What is there is
+not done again, and a step that the time does not suffice for is ended, the cell's run after it has
+saved: the same command goes on later, on another machine too, with what R has. ``--show`` prints
+the figures as Markdown. Exit status: 0 all done, 1 some steps failed, 3 the time was up.
+"""
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from zo_fl.core.errors import ConfigError
+from zo_fl.host.files import storing, write_whole
+
+from . import cli
+from .benchmarking import contest
+
+TIME_IS_UP = 3
+_SAVING = 60.0  # seconds that a run may take to save
+
+_OUT = flags.DEFINE_string("out", None, "Folder of the results.")
+_MINUTES = flags.DEFINE_float("minutes", 10.0, "After which nothing runs any more.", 0.0)
+_PEERS = flags.DEFINE_string("peers", None, "Folder of the peers' virtual environments.")
+_DATA = flags.DEFINE_string("data_dir", None, "Folder with CIFAR-10, for the paper's 10/90 cell.")
+_TINY = flags.DEFINE_bool("tiny", False, "The same steps on two clients of four images.")
+_SHOW = flags.DEFINE_bool("show", False, "Print what there is instead.")
+
+
+class Step(NamedTuple):
+    """Rounds to time.
+
+    Attributes:
+      name: of the file of its figures.
+      workload: of ``benchmarking.workloads``.
+      changes: of the config, ``FIELD=VALUE``.
+      contested: whether peers take part.
+      traced: whether a trace of one more round is kept.
+    """
+
+    name: str
+    workload: str
+    changes: tuple[str, ...] = ()
+    contested: bool = False
+    traced: bool = False
+
+
+STEPS = (
+    *(Step(name, name, contested=True) for name in ("W2", "W3", "W4", "W5")),
+    *(
+        Step(f"{name}-{precision}", name, (f"{block}.precision={precision}",))
+        for name, block in (("W4", "zo"), ("W5", "warmup"), ("W3", "zo"), ("W2", "zo"))
+        for precision in ("tf32", "bfloat16")
+    ),
+    Step("W3-trace", "W3", traced=True),
+    *(
+        Step(f"{name}-{count}-at-once", name, (f"run.clients_per_vmap={count}",))
+        for name in ("W3", "W2", "W5")
+        for count in (1, 2, 5)
+    ),
+    *(
+        Step(f"{name}-{how}", name, (f"model.conv={how}",))
+        for name in ("W5", "W3")
+        for how in ("fast_grad", "patches")
+    ),
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the steps that are left, or shows what there is; returns the exit status."""
+    del argv
+    if _OUT.value is None:
+        raise ConfigError("no --out given; name a folder for the results")
+    out = Path(_OUT.value)
+    if _SHOW.value:
+        print(table(out))
+        return 0
+    deadline = time.monotonic() + 60 * _MINUTES.value
+    ours = ["--tiny"] if _TINY.value else []
+    status = run(STEPS, out, deadline, ours, Path(_PEERS.value) if _PEERS.value else None)
+    if _DATA.value is None or status == TIME_IS_UP:
+        return status
+    return run_cell(out, deadline, [f"--config.data.data_dir={_DATA.value}"]) or status
+
+
+def run(
+    steps: Sequence[Step], out: Path, deadline: float, ours: Sequence[str], peers: Path | None
+) -> int:
+    """Runs the steps that have no results yet, and returns the exit status.
+
+    Args:
+      steps: in order.
+      out: folder of the results.
+      deadline: by ``time.monotonic()``.
+      ours: more arguments of ``benchmarking.measure``.
+      peers: folder of their environments, None for none.
+    """
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for step in steps:
+        if (out / f"{step.name}.json").exists():
+            continue
+        if time.monotonic() >= deadline:
+            return _say("the time is up; the same command goes on", TIME_IS_UP)
+        try:
+            took = _run(step, out, deadline, ours, peers if step.contested else None)
+        except subprocess.TimeoutExpired:
+            return _say(f"{step.name}: the time is up; the same command goes on", TIME_IS_UP)
+        except ConfigError as error:
+            failed += 1
+            _say(f"{step.name}: {error}")
+            continue
+        _say(f"{step.name}: {took:.0f} s")
+    return min(failed, 1)
+
+
+def table(out: Path) -> str:
+    """Returns what there is in a folder of results, as Markdown.
+
+    Raises:
+      ConfigError: there is nothing.
+    """
+    lines = ["| | who | s a round | images/s | share of inference | memory | compile |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for step in STEPS:
+        path = out / f"{step.name}.json"
+        if not path.exists():
+            continue
+        for who, figures in json.loads(path.read_text(encoding="utf-8")).items():
+            lines.append(f"| {step.name} | {who} | {' | '.join(_cells(figures))} |")
+    if len(lines) == 2:
+        raise ConfigError(f"no results in {out}; change --out")
+    return "\n".join(lines)
+
+
+def _cells(figures: contest.Figures) -> list[str]:
+    seconds = statistics.median(figures["seconds"])
+    forward, memory = figures.get("forward_seconds"), figures.get("peak_device_bytes")
+    compiled = figures.get("compile_seconds")
+    return [
+        f"{seconds:.3g}",
+        f"{figures['images'] / seconds:,.0f}",
+        f"{statistics.median(forward) / seconds:.2f}" if forward else "",
+        f"{memory / 1e9:.2f} GB" if memory else "",
+        f"{compiled:.0f} s" if compiled else "",
+    ]
+
+
+def _run(step: Step, out: Path, deadline: float, ours: Sequence[str], peers: Path | None) -> float:
+    """Writes the figures of a step, whole or not at all; returns the seconds that it took."""
+    began = time.monotonic()
+    ours = [*ours, *(f"--set={change}" for change in step.changes)]
+    if step.traced:
+        ours.append(f"--trace={out / step.name}")
+    figures: dict[str, Any] = {}
+    for who, command in contest.contestants(step.workload, peers, ours).items():
+        figures[who] = contest.run(command, 3, deadline - time.monotonic())
+    write_whole(out / f"{step.name}.json", json.dumps(figures, indent=1) + "\n")
+    return time.monotonic() - began
+
+
+def run_cell(
+    out: Path, deadline: float, changes: Sequence[str], config: str = "cifar10_10_90"
+) -> int:
+    """Runs the paper's 10/90 cell until the time is up; it goes on from its last checkpoint.
+
+    Args:
+      out: folder of the results.
+      deadline: by ``time.monotonic()``.
+      changes: of the config, as on a command line.
+      config: its name.
+    """
+    command = [sys.executable, "-m", f"{__package__}.main", f"--config={config}"]
+    process = subprocess.Popen([*command, f"--workdir={out / 'cell'}", *changes])
+    try:
+        status = process.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=_SAVING)
+        return _say("the cell: the time is up, it is saved; the same command goes on", TIME_IS_UP)
+    return min(status, 1)
+
+
+def _say(line: str, status: int = 0) -> int:
+    print(line, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    cli.run(main)

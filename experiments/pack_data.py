@@ -1,0 +1,43 @@
+"""Carries a data set to a machine that has neither TFDS nor a network, in parts of limited size.
+
+    python -m experiments.pack_data --dataset=cifar10 --data_dir=D --out=P [--part_mb=55]
+    python -m experiments.pack_data --join=P --data_dir=E        # there
+
+What is joined loads like a prepared set: --config.data.data_dir=E. Every part's checksum is
+compared, and those of the arrays. Exit status: 0 done, 2 bad input or a damaged part.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from zo_fl.core.errors import ConfigError
+
+from . import cli, packing
+
+_DATASET = flags.DEFINE_string("dataset", None, "cifar10, or another prepared set.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where data sets lie. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+)
+_OUT = flags.DEFINE_string("out", None, "Folder for the parts.")
+_PART_MB = flags.DEFINE_float("part_mb", 55.0, "Megabytes of a part at most.", 1e-6)
+_JOIN = flags.DEFINE_string("join", None, "Instead: folder of the parts to put together.")
+
+
+def main(argv: list[str]) -> int:
+    """Packs or joins what the flags say and returns the exit status."""
+    del argv
+    if _JOIN.value is not None:
+        if _DATA_DIR.value is None:
+            raise ConfigError("no --data_dir given; name a folder for the data set")
+        print(packing.join(Path(_JOIN.value), Path(_DATA_DIR.value).expanduser()))
+    elif _DATASET.value is None or _OUT.value is None:
+        raise ConfigError("give --dataset and --out to pack, or --join and --data_dir to join")
+    else:
+        size = int(_PART_MB.value * 1e6)
+        print(packing.pack(_DATASET.value, _DATA_DIR.value, Path(_OUT.value), size))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

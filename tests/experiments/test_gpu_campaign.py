@@ -1,0 +1,75 @@
+"""The steps that a GPU is wanted for: each once, within the time, results kept."""
+
+import json
+import math
+import time
+
+import pytest
+
+from experiments import gpu_campaign
+from experiments.benchmarking import contest, measure, workloads
+from experiments.gpu_campaign import STEPS, TIME_IS_UP, Step
+from zo_fl import config
+from zo_fl.core.errors import ConfigError
+
+FIGURES = {"seconds": [2.0, 1.0, 3.0], "images": 600.0, "forward_seconds": [1.0]}
+
+
+def in_time(seconds=math.inf):
+    return time.monotonic() + seconds
+
+
+def test_what_is_there_is_not_done_again_and_what_failed_is(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(command, rounds, timeout):
+        ran.append(command[-1])
+        if "W3" in command[-1] and len(ran) < 3:
+            raise ConfigError("out of memory")
+        return FIGURES
+
+    monkeypatch.setattr(contest, "run", run)
+    steps = [Step("a", "W2"), Step("b", "W3"), Step("c", "W4")]
+    assert gpu_campaign.run(steps, tmp_path / "r", in_time(), [], None) == 1
+    assert "b: out of memory" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["a.json", "c.json"]
+    assert gpu_campaign.run(steps, tmp_path / "r", in_time(), [], None) == 0
+    assert ran == [f"--workload={name}" for name in ("W2", "W3", "W4", "W3")]
+
+
+def test_when_the_time_is_up_nothing_begins_and_what_runs_leaves_nothing(tmp_path, capsys):
+    steps = [Step("a", "W6-zo")]
+    assert gpu_campaign.run(steps, tmp_path, in_time(0), [], None) == TIME_IS_UP
+    assert gpu_campaign.run(steps, tmp_path, in_time(0.3), ["--tiny"], None) == TIME_IS_UP
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count("the same command goes on") == 2
+
+
+def test_every_step_is_a_workload_with_allowed_changes():
+    assert len({step.name for step in STEPS}) == len(STEPS)
+    for step in STEPS:
+        assert step.workload in workloads.WORKLOADS
+        changes = dict(map(measure.change, step.changes))
+        config.resolve(config.changed(config.resolve({}), changes))
+
+
+def test_the_results_become_a_table(tmp_path):
+    name = STEPS[0].name
+    (tmp_path / f"{name}.json").write_text(json.dumps({"zo_fl": FIGURES}))
+    assert f"| {name} | zo_fl | 2 | 300 | 0.50 |" in gpu_campaign.table(tmp_path)
+    with pytest.raises(ConfigError, match="no results in"):
+        gpu_campaign.table(tmp_path / "empty")
+
+
+@pytest.mark.slow
+def test_a_step_with_a_trace_and_the_cell_run_as_they_are(tmp_path):
+    step = Step("traced", "W6-zo", ("zo.num_directions=1",), traced=True)
+    assert gpu_campaign.run([step], tmp_path, in_time(), ["--tiny"], None) == 0
+    figures = json.loads((tmp_path / "traced.json").read_text())["zo_fl"]
+    assert figures["images"] == 2 * 4 * 2 and len(figures["seconds"]) == 3
+    assert list((tmp_path / "traced").rglob("*.xplane.pb"))
+    small = ["--config.data.name=synthetic", "--config.data.num_clients=8"]
+    small += ["--config.model.name=mlp", "--config.model.norm=none"]
+    small += ["--config.warmup.num_rounds=1", "--config.zo.num_rounds=1"]
+    assert gpu_campaign.run_cell(tmp_path, in_time(600), small, "quickstart") == 0
+    assert (tmp_path / "cell" / "summary.json").exists()
