@@ -70,7 +70,7 @@ def test_the_round_is_the_weighted_mean_of_the_clients_models():
 
 
 def test_warm_up_lowers_the_loss():
-    built = tiny.build("fedavg", warmup__lr=0.02)
+    built = tiny.build("fedavg", warmup__lr=0.05)
     (phase,) = built.phases
     state, step, losses = tiny.start(built, phase), jax.jit(tiny.algorithm(built, phase).round), []
     for _ in range(4):

