@@ -99,20 +99,12 @@ def _cells(figures: Figures, ours: float) -> list[str]:
         f"{seconds / ours:.2f}",
         f"{figures['images'] / seconds:,.0f}",
         f"{figures['flops'] / seconds / 1e9:,.0f}",
-        _share(figures),
+        contest.share_of_inference(figures),
         units.num_bytes(figures["peak_rss_bytes"]),
         "" if reserved is None else units.num_bytes(reserved),
         "" if compiled is None else f"{compiled:.1f} s",
         "" if host is None else units.percent(statistics.median(host) / seconds),
     ]
-
-
-def _share(figures: Figures) -> str:
-    """Returns the median time of inference over the median time of a round, "" for training."""
-    if figures["forward_seconds"] is None:
-        return ""
-    forward = statistics.median(figures["forward_seconds"])
-    return f"{forward / statistics.median(figures['seconds']):.2f}"
 
 
 if __name__ == "__main__":

@@ -39,20 +39,25 @@ def pack(name: str, data_dir: str | None, out: Path, part_bytes: int) -> str:
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; change --out")
     entry = tfds_source.entry(folder, name)
-    with storing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    parts: Any = _Parts(out, part_bytes)
     inside = folder.relative_to(root)
     files = [(folder / "dataset_info.json", inside / "dataset_info.json")]
     names = sorted(path for path in entry.iterdir() if path.suffix in (".npy", ".json"))
     files += [(path, inside / tfds_source.DECODED / path.name) for path in names]
-    with progress.bar(f"packing {name}", len(files)) as advance, storing(out):
-        with tarfile.open(fileobj=parts, mode="w|xz") as tar:
-            for path, arcname in files:
-                tar.add(path, str(arcname))
-                advance(1)
-        parts.close()
-    write_whole(out / MANIFEST, json.dumps({"name": name, "parts": parts.about}, indent=1) + "\n")
+    temporary = leftovers.temporary(out.parent, out.name)  # all parts or none
+    parts: Any = _Parts(temporary, part_bytes)
+    try:
+        with progress.bar(f"packing {name}", len(files)) as advance, storing(out):
+            temporary.mkdir(parents=True)
+            with tarfile.open(fileobj=parts, mode="w|xz") as tar:
+                for path, arcname in files:
+                    tar.add(path, str(arcname))
+                    advance(1)
+            parts.close()
+            manifest = {"name": name, "parts": parts.about}
+            write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     total = sum(part["bytes"] for part in parts.about)
     return f"{name}: {len(parts.about)} parts, {total / 1e6:.0f} MB, in {out}"
 
@@ -75,7 +80,7 @@ def join(parts: Path, data_dir: Path) -> str:
     for path, size, digest in about:
         if not path.exists():
             raise ConfigError(f"{path} is missing; bring all parts of {parts / MANIFEST}")
-        if path.stat().st_size != size or _sum(path) != digest:
+        if path.stat().st_size != size or cache.sum_of(path) != digest:
             raise ConfigError(f"{path} is not what was written; bring it again")
     data_dir.mkdir(parents=True, exist_ok=True)
     leftovers.remove(data_dir)
@@ -138,8 +143,3 @@ class _Joined(io.RawIOBase):
             self._file = io.BytesIO(self._paths.pop(0).read_bytes())
         buffer[: len(content)] = content
         return len(content)
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ all alike: compare within a table, never between tables.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,6 +118,14 @@ def merge(turns: Sequence[Figures]) -> Figures:
         if merged.get(key) is not None:
             merged[key] = max(turn[key] for turn in turns)
     return merged
+
+
+def share_of_inference(figures: Figures) -> str:
+    """Returns the median time of inference over the median time of a round, "" for training."""
+    forward = figures.get("forward_seconds")
+    if forward is None:
+        return ""
+    return f"{statistics.median(forward) / statistics.median(figures['seconds']):.2f}"
 
 
 def _python(environments: Path, name: str) -> Path:

@@ -71,5 +71,6 @@ def test_a_step_with_a_trace_and_the_cell_run_as_they_are(tmp_path):
     small = ["--config.data.name=synthetic", "--config.data.num_clients=8"]
     small += ["--config.model.name=mlp", "--config.model.norm=none"]
     small += ["--config.warmup.num_rounds=1", "--config.zo.num_rounds=1"]
+    assert gpu_campaign.run_cell(tmp_path, in_time(1), small, "quickstart") == TIME_IS_UP
     assert gpu_campaign.run_cell(tmp_path, in_time(600), small, "quickstart") == 0
     assert (tmp_path / "cell" / "summary.json").exists()

@@ -67,3 +67,16 @@ def test_nothing_is_overwritten(packed):
     joined.write_bytes(joined.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="decoded is damaged"):
         datasets.load("tiny", str(path / "there"))
+
+
+def test_packing_that_is_interrupted_leaves_nothing(packed, monkeypatch):
+    _, path = packed
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing, "write_whole", interrupted)  # after the parts
+    before = sorted(path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        packing.pack("tiny", str(path / "data"), path / "others", part_bytes=1000)
+    assert sorted(path.iterdir()) == before

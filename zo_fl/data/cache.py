@@ -128,7 +128,7 @@ def write_meta(folder: pathlib.Path, arrays: list[str], **fields: Any) -> None:
       **fields: what else.
     """
     files = {name: folder / f"{name}.npy" for name in arrays}
-    about = {n: {"bytes": p.stat().st_size, "sha256": _sum(p)} for n, p in files.items()}
+    about = {n: {"bytes": p.stat().st_size, "sha256": sum_of(p)} for n, p in files.items()}
     meta = {"arrays": about, **fields}
     meta["sha256"] = _digest(meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
@@ -146,7 +146,7 @@ def _checked(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndarray],
         path = folder / f"{name}.npy"
         if path.stat().st_size != about["bytes"]:
             raise ValueError(f"{path.name} has another size than was written")
-        if (due or about["bytes"] <= _SMALL) and _sum(path) != about["sha256"]:
+        if (due or about["bytes"] <= _SMALL) and sum_of(path) != about["sha256"]:
             raise ValueError(f"{path.name} is not what was written")
         arrays[name] = np.load(path, mmap_mode="r")
     if due:
@@ -159,7 +159,8 @@ def _digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _sum(path: pathlib.Path) -> str:
+def sum_of(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
