@@ -183,28 +183,60 @@ def test_the_penalty_and_the_temperature_are_those_that_validation_examples_say(
     assert temperature == pytest.approx(min(losses, key=losses.get), rel=1e-5)
 
 
-def test_conjugate_gradients_arrive_at_ridge():
-    rounds = 40
+def conjugate_gradients(rounds, **changes):
+    """The experiment and the states after each iteration."""
+    changes = {"num_rounds": rounds, "penalty": 0.05, "check_every": 0, **changes}
     built = tiny.build(
         "ridge_cg",
-        ridge_cg__num_rounds=rounds,
-        ridge_cg__penalty=0.05,
-        ridge_cg__check_every=0,
         data__num_clients=4,
+        **{f"ridge_cg__{name}": value for name, value in changes.items()},
     )
-    first, iterate = built.phases[:2]
-    state = one_round(built, first)
-    start = tiny.start(built, iterate)
-    state = start._replace(params=state.params, strategy_state=state.strategy_state)
+    *before, iterate = built.phases
+    state = None
+    for phase in before:
+        start = tiny.start(built, phase)
+        state = one_round(built, phase, start if state is None else carried(start, state))
+    states = [carried(tiny.start(built, iterate), state)]
     step = jax.jit(tiny.algorithm(built, iterate).round)
     for _ in range(rounds):
-        state, *_ = step(state, built.data, built.run_key)
-    h, labels = features_and_labels(built, state, range(4))
-    assert_same_logits(state.params, *pooled_ridge(h, labels, 0.05), h, 1e-4)
+        states.append(step(states[-1], built.data, built.run_key)[0])
+    return built, states
+
+
+def carried(start, state):
+    return start._replace(params=state.params, strategy_state=state.strategy_state)
+
+
+@pytest.mark.parametrize("preconditioner, rounds", (("none", 40), ("high", 14)))
+def test_conjugate_gradients_arrive_at_ridge(preconditioner, rounds):
+    built, states = conjugate_gradients(rounds, preconditioner=preconditioner, shrinkage=0.01)
+    h, labels = features_and_labels(built, states[-1], range(4))
+    assert_same_logits(states[-1].params, *pooled_ridge(h, labels, 0.05), h, 1e-4)
+
+
+def test_the_preconditioner_is_the_high_tier_s_covariance_within_classes_and_everyone_s_between():
+    built, states = conjugate_gradients(1, preconditioner="high", shrinkage=0.0)
+    known = states[0].strategy_state
+    h, labels = features_and_labels(built, states[0], range(4))
+    # The factor is that of W of the high tier, and B and the scales of everyone.
+    tiers = built.federation.clients.client_tiers
+    ours, of_high = features_and_labels(built, states[0], [j for j in range(4) if tiers[j] == HIGH])
+    scale, means = np.float64(known.scale), {c: h[labels == c].mean(0) for c in set(labels)}
+    inner = np.stack([x - ours[of_high == c].mean(0) for x, c in zip(ours, of_high, strict=True)])
+    matrix = inner.T @ inner / len(inner)
+    for c, mean in means.items():
+        matrix += np.mean(labels == c) * np.outer(mean - h.mean(0), mean - h.mean(0))
+    matrix = matrix * np.outer(scale, scale) + 0.05 * np.eye(len(scale))
+    factor = np.float64(known.factor)
+    np.testing.assert_allclose(factor @ factor.T, matrix, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        matrix @ np.float64(known.direction), known.residual, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_conjugate_gradients_end_where_the_count_stops_rising(tmp_path):
     changes = {"num_rounds": 90, "check_every": 3, "patience": 2, "calibrate": True}
+    changes["preconditioner"] = "none"
     config = tiny.config(
         "ridge_cg", **{f"ridge_cg__{key}": value for key, value in changes.items()}
     )

@@ -12,6 +12,7 @@ from zo_fl.host.schedule import chunks, make_schedule
 
 OPTIONS = {"rounds_per_jit": 5, "eval_every": 7, "checkpoint_every": 100}
 CHECKED = {"ridge_cg__num_rounds": 20, "ridge_cg__check_every": 4}
+CHECKED["ridge_cg__preconditioner"] = "none"
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.algorithms import ridge
-from zo_fl.clients import candidates, features, sketches
+from zo_fl.clients import candidates, class_means, features, sketches
 from zo_fl.clients.features import LOOKING, Looking
 from zo_fl.clients.sketches import SKETCH, Sketch
-from zo_fl.core import closed_form, encodings
+from zo_fl.core import closed_form
 from zo_fl.core.closed_form import Basis, Heads, Moments
-from zo_fl.core.encodings import ENCODINGS, Encoded
+from zo_fl.core.encodings import ENCODINGS
 from zo_fl.core.fields import Block, Field, take
 from zo_fl.core.phase import PARTICIPATION, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
@@ -71,18 +71,6 @@ class GaussianState(NamedTuple):
     basis: Basis | tuple[()]
     covariance: Array | tuple[()]
     heads: Heads
-
-
-class Message(NamedTuple):
-    """What a client sends.
-
-    Attributes:
-      means: ``[C, k]``, of the classes that it holds.
-      class_counts: ``i32[C]``.
-    """
-
-    means: Encoded
-    class_counts: Array
 
 
 def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase, ...]:
@@ -134,8 +122,7 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
             message = ridge.to_message(encoding, sums)
         else:
             sums = features.class_sums(task, looking, state, batch, basis)
-            means = sums[0].T / jnp.maximum(sums[1], 1)[:, None]
-            message = Message(encodings.encode(encoding, means), sums[1].astype(jnp.int32))
+            message = class_means.to_message(encoding, *sums)
         is_new = state.strategy_state.joined[batch.client_id] == 0
         return ClientResult(message, features.weight(batch, sums) * is_new, {}, {})
 
@@ -144,15 +131,13 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
         joined = jnp.zeros(population).at[client_id].set(1.0)
         if of_whom == "all":
             return ridge.from_message(encoding, message), joined
-        counts = message.class_counts.astype(jnp.float32)
-        means = encodings.decode(encoding, message.means)
-        return Moments((), means.T * counts[None], counts), joined
+        return Moments((), *class_means.from_message(encoding, message)), joined
 
     def sent_bytes(batch: ClientBatch):
         labels = task.labels(batch.examples)
         if of_whom == "all":
             return ridge.message_bytes(encoding, size, labels, batch.mask, classes)
-        return message_bytes(encoding, size, labels, batch.mask, classes)
+        return class_means.message_bytes(encoding, size, labels, batch.mask, classes)
 
     def assign(reduced, state: ServerState, run_key):
         sums, joined = reduced
@@ -207,13 +192,3 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
     )
     phases = (*((start,) if needs_high else ()), main, *end)
     return candidates.in_order("gaussian_head", phases)
-
-
-def message_bytes(encoding: str, dim: int, labels: Array, mask: Array, classes: int) -> Array:
-    """Returns the bytes ``i32[]`` of a client's message: of the classes that it holds.
-
-    A bit a class says which these are.
-    """
-    held = jnp.zeros(classes, bool).at[labels].max(mask)
-    each = encodings.num_bytes(encoding, dim) + 4  # and a count
-    return -(-classes // 8) + jnp.sum(held) * each

@@ -1,16 +1,28 @@
 """Ridge regression by conjugate gradients: for features too many for a Gram matrix.
 
-    first:  client j sends sum h^2, sum h y^T, n_j;   server: mean, deviation, cross term R, P = R
+    first:  client j sends mean h^2, its class means and counts;  server: mean, deviation, cross
+            term R = 1/n sum h y^T, centered, P = R
     then:   server sends P (d x C), client j sends H_j^T H_j P of standardized features H_j,
             server: one step of conjugate gradients for each class
 
 A message is d C numbers, where that of ``ridge`` is d (d + 1) / 2: it pays below d / (2 C)
-iterations. A few iterations regularize as a penalty does, and more overfit: every few of them the
-clients count what the head so far gets right of their validation examples, the best head is kept,
-and the method ends where the count has stopped rising. Every round needs everyone; a client that
-drops out of one leaves an inexact step.
+iterations, and with ``preconditioner = high`` a few will do. The high tier sends the second moments
+of its features once, and with W, the covariance within its classes, and B, that between everyone's,
+which the first sums give,
 
-Source: Hestenes and Stiefel 1952; the sums are those of ``ridge``.
+    server: one step along M^-1 residual, M = W + B + (penalty + shrinkage) I
+
+so that the first iteration is a linear discriminant, as in ``gaussian_head``, and the others mend
+what the high tier's covariance is not everyone's. The server holds a matrix of d x d then.
+
+A few iterations regularize as a penalty does, and more overfit: every few of them the clients count
+what the head so far gets right of their validation examples, the best head is kept, and the method
+ends where the count has stopped rising. Every round needs everyone; a client that drops out of one
+leaves an inexact step.
+
+Sources: Hestenes and Stiefel 1952; DiSCO (Zhang and Xiao 2015, arXiv 1501.00263) for a
+preconditioner from one party's data. That class means make its part between classes everyone's is
+this project's own.
 """
 
 from collections.abc import Mapping
@@ -19,11 +31,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zo_fl.clients import candidates, features
+from zo_fl.clients import candidates, class_means, features, sketches
+from zo_fl.clients.class_means import ClassMeans
 from zo_fl.clients.features import CACHE, LOOKING, Looking
 from zo_fl.core import closed_form, encodings
-from zo_fl.core.closed_form import Heads
-from zo_fl.core.encodings import ENCODINGS
+from zo_fl.core.closed_form import Heads, Moments
+from zo_fl.core.encodings import ENCODINGS, Encoded
 from zo_fl.core.fields import Block, Field, take
 from zo_fl.core.phase import Check, Participation, Phase, Problem, make_group
 from zo_fl.core.strategy import Aggregation, ClientStrategy
@@ -31,22 +44,40 @@ from zo_fl.core.types import Array, ClientBatch, ClientResult, Params, ServerSta
 
 ENDS_BY_CHOOSING = True  # more rounds would come too late
 
+PRECONDITIONERS = ("none", "high")
+
 BLOCKS: dict[str, Block] = {
     "ridge_cg": {
         "num_rounds": Field(200, "iterations, at most", at_least=0),
         "check_every": Field(
-            4,
+            2,
             "iterations between counts on validation examples; 0 = none, and all iterations",
             at_least=0,
         ),
         "patience": Field(2, "counts without a better one after which it ends", at_least=1),
         "penalty": Field(1e-3, "of weights, of variance 1", at_least=0),
+        "preconditioner": Field(
+            "high", "high: from the covariance within the high tier's classes", PRECONDITIONERS
+        ),
+        "shrinkage": Field(0.03, "added to it, of variance 1", at_least=0),
         "calibrate": Field(True, "fit a temperature for cross-entropy"),
         "encoding": Field("float32", "of what is sent", ENCODINGS),
         **CACHE,
         **LOOKING,
     }
 }
+
+
+class FirstSums(NamedTuple):
+    """What a client sends first.
+
+    Attributes:
+      sizes: ``[d]``, the root of the mean square of each feature.
+      of_classes: means and counts.
+    """
+
+    sizes: Encoded
+    of_classes: ClassMeans
 
 
 class ConjugateState(NamedTuple):
@@ -60,6 +91,8 @@ class ConjugateState(NamedTuple):
       weights: ``f32[d, C]``, the solution so far.
       residual: ``f32[d, C]``.
       direction: ``f32[d, C]``.
+      factor: ``f32[d, d]``, the preconditioner's Cholesky factor, before the first sums the
+        covariance that it is made of; ``()`` without one.
       best: ``i32[]`` validation examples that the head in the parameters gets right.
       waited: ``i32[]`` counts since then.
     """
@@ -71,6 +104,7 @@ class ConjugateState(NamedTuple):
     weights: Array
     residual: Array
     direction: Array
+    factor: Array | tuple[()]
     best: Array
     waited: Array
 
@@ -83,8 +117,12 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     """
     task, looking = problem.task, take(Looking, ridge_cg)
     rounds, encoding = ridge_cg["num_rounds"], ridge_cg["encoding"]
+    # Deviations divide: those of small features want digits, which halves have.
+    of_sizes = "float32" if encoding == "float32" else "float16"
     dim, classes = features.shapes(task)
+    sketches.check_pairs(encoding, dim)
     every = ridge_cg["check_every"]
+    preconditioned = ridge_cg["preconditioner"] == "high"
     # What clients keep includes the examples that they are asked about later.
     of_kept = problem.validation if every and ridge_cg["cache"] else None
     keeping = features.keeping(task, looking, on_client=ridge_cg["cache"])
@@ -100,9 +138,15 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
             zeros,
             zeros,
             zeros,
+            jnp.zeros((dim, dim)) if preconditioned else (),
             jnp.int32(-1),
             jnp.int32(0),
         )
+
+    def remember(moments: Moments, state: ServerState, run_key):
+        del run_key
+        within = closed_form.within_covariance(moments)
+        return state.params, state.strategy_state._replace(factor=within)
 
     def first_sums(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
         del run_key
@@ -114,7 +158,23 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
 
         zeros = jnp.zeros(dim), jnp.zeros((dim, classes)), jnp.zeros(classes)
         sums = features.sum_over(task, looking, state, batch, add, zeros)
-        return ClientResult(sums, features.weight(batch, sums), {}, {})
+        squares, *of_classes = sums
+        sizes = jnp.sqrt(squares / jnp.maximum(of_classes[1].sum(), 1))
+        message = FirstSums(
+            encodings.encode(of_sizes, sizes), class_means.to_message(encoding, *of_classes)
+        )
+        return ClientResult(message, features.weight(batch, sums), {}, {})
+
+    def decode_first(message: FirstSums, client_id, state: ServerState, run_key):
+        del client_id, state, run_key
+        class_sums, counts = class_means.from_message(encoding, message.of_classes)
+        squares = encodings.decode(of_sizes, message.sizes) ** 2 * counts.sum()
+        return squares, class_sums, counts
+
+    def first_bytes(batch: ClientBatch):
+        labels = features.labels(task, batch.examples)
+        of_classes = class_means.message_bytes(encoding, dim, labels, batch.mask, classes)
+        return of_classes + encodings.num_bytes(of_sizes, dim)
 
     def begin(sums, state: ServerState, run_key):
         del run_key
@@ -123,8 +183,20 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         mean, prior = class_sums.sum(1) / count, counts / count
         scale = closed_form.standardizing(mean, squares / count - mean**2)
         cross = (class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
-        found = init(None)._replace(
-            mean=mean, scale=scale, prior=prior, num_examples=count, residual=cross, direction=cross
+        known: ConjugateState = state.strategy_state
+        if preconditioned:
+            # Of the residual of class c, 1/n sum (h - mean) y_c, the mean of class c is a multiple.
+            between = closed_form.full_product(cross / jnp.maximum(prior, 1e-9)[None], cross.T)
+            matrix = jnp.asarray(known.factor) * jnp.outer(scale, scale) + between
+            diagonal = (ridge_cg["penalty"] + ridge_cg["shrinkage"]) * jnp.eye(dim)
+            known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal))
+        found = known._replace(
+            mean=mean,
+            scale=scale,
+            prior=prior,
+            num_examples=count,
+            residual=cross,
+            direction=_preconditioned(known, cross),
         )
         return state.params, found
 
@@ -160,15 +232,14 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     def receives(state: ServerState):
         return state.strategy_state.direction
 
-    def phase(name, num_rounds, strategy, assign, is_first=False) -> Phase:
-        looks = is_first or not keeping.on_client
+    def phase(name, num_rounds, strategy, assign, looks: bool) -> Phase:
         passes = features.passes(looking, of_kept) if looks else lambda clients, examples: 0.0
         group = make_group(problem, strategy, passes, Participation())
         aggregation = Aggregation(init=init, reduce="sum", assign=assign)
         description = Phase(name, num_rounds, (group,), aggregation, None, keeping=keeping)
-        return description._replace(continues=not is_first)
+        return description._replace(continues=True)
 
-    start = ClientStrategy(first_sums, one_model=True)
+    start = ClientStrategy(first_sums, decode_first, one_model=True, sent_bytes=first_bytes)
     iterate = ClientStrategy(product, decode, receives, one_model=True)
     end = candidates.phases(
         problem,
@@ -179,24 +250,39 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         calibrate=ridge_cg["calibrate"],
         keeping=keeping,
     )
-    first = phase("ridge_cg sums", min(rounds, 1), start, begin, is_first=True)
-    iterations = phase("ridge_cg iterations", rounds, iterate, step)
+    once = min(rounds, 1)
+    first = phase("ridge_cg sums", once, start, begin, looks=True)
+    iterations = phase("ridge_cg iterations", rounds, iterate, step, looks=not keeping.on_client)
     if every:
         iterations = iterations._replace(check=_check(problem, looking, init, ridge_cg, keeping))
+    if preconditioned:
+        moments = sketches.phase(
+            problem, "ridge_cg moments", once, looking, init, remember, keeping
+        )
+        return candidates.in_order("ridge_cg", (moments, first, iterations, *end))
+    first = first._replace(continues=False)
     return candidates.in_order("ridge_cg", (first, iterations, *end))
+
+
+def _preconditioned(known: ConjugateState, residual: Array) -> Array:
+    """Returns ``M^-1 residual``, the residual itself without a preconditioner."""
+    if isinstance(known.factor, tuple):
+        return residual
+    return jax.scipy.linalg.cho_solve((known.factor, True), residual)
 
 
 def _iterate(known: ConjugateState, ahead: Array) -> ConjugateState:
     """Returns the state after one step for each class, given ``A direction``."""
-    before = jnp.sum(known.residual**2, axis=0)
+    before = jnp.sum(known.residual * _preconditioned(known, known.residual), axis=0)
     curvature = jnp.sum(known.direction * ahead, axis=0)
     length = jnp.where(curvature > 0, before / jnp.maximum(curvature, 1e-30), 0.0)
     residual = known.residual - length[None] * ahead
-    ratio = jnp.sum(residual**2, axis=0) / jnp.maximum(before, 1e-30)
+    toward = _preconditioned(known, residual)
+    ratio = jnp.sum(residual * toward, axis=0) / jnp.maximum(before, 1e-30)
     return known._replace(
         weights=known.weights + length[None] * known.direction,
         residual=residual,
-        direction=residual + ratio[None] * known.direction,
+        direction=toward + ratio[None] * known.direction,
     )
 
 
