@@ -1,7 +1,7 @@
 """Forward passes only: accuracy against the bytes that a low-resource client sends, once.
 
 Class means (the discriminant) for a few hundred bytes to a few ten thousand, ridge regression from
-there on; and what the high tier alone gets from the same features, without anyone's help. Expect
+there on, by a few preconditioned conjugate gradients or from a Gram matrix; and what the high tier alone gets from the same features, without anyone's help. Expect
 accuracy to rise with the bytes, and every row to beat the high tier alone.
 
     python -m experiments.sweep --config=configs/cifar10_10_90_forward.py \
@@ -17,6 +17,7 @@ from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
 
 MEANS = ((64, "int4"), (64, "int8"), (256, "int8"), (512, "int8"))
+ITERATIONS = ((1, "int8"), (2, "int8"), (4, "int8"), (8, "float16"))
 ALONE = "High tier alone"
 
 
@@ -29,11 +30,17 @@ def get_sweep(config: ConfigDict) -> Sweep:
         if k <= 8 * medium:
             rows[f"Class means, {k} directions, {encoding}"] = _means(medium, k, encoding)
     rows[f"Class means, {8 * medium:,} features"] = _means(medium, 0, "float32")
+    for count, encoding in ITERATIONS:
+        steps = f"{count} step{'s' if count > 1 else ''}"
+        name = f"Conjugate gradients, {8 * medium:,} features, {steps}, {encoding}"
+        rows[name] = _iterations(medium, count, encoding)
     rows[f"Ridge, {2 * medium:,} directions"] = _ridge(medium) | {"ridge.sketch": 2 * medium}
     rows[f"Ridge, {8 * medium:,} features, int8"] = _ridge(medium, "int8")
     for kernels in (medium, small):
         rows[f"Ridge, {8 * kernels:,} features"] = _ridge(kernels)
         rows[f"{ALONE}, {8 * kernels:,} features"] = _ridge(kernels) | {"ridge.tiers": "high"}
+    name = f"Conjugate gradients, {8 * most:,} features, 4 steps, int8"
+    rows[name] = _iterations(most, 4, "int8")
     rows[f"Ridge, {8 * most:,} features, float16"] = _ridge(most, "float16")
     column = sweeps.split_name(config.data.high_fraction)
     points = [Point(row, column, overrides) for row, overrides in rows.items()]
@@ -47,6 +54,19 @@ def _ridge(kernels: int, encoding: str = "float32") -> dict[str, Any]:
         "model.kernels": kernels,
         "ridge.encoding": encoding,
         "ridge.calibrate": False,
+    }
+
+
+def _iterations(kernels: int, count: int, encoding: str) -> dict[str, Any]:
+    return {
+        "algorithm": "patches+ridge_cg",
+        "model.kernels": kernels,
+        "ridge_cg.num_rounds": count,
+        "ridge_cg.check_every": 0,
+        "ridge_cg.encoding": encoding,
+        "ridge_cg.cache": True,
+        "ridge_cg.microbatch": 2,
+        "ridge_cg.calibrate": False,
     }
 
 
