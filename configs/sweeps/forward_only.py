@@ -1,8 +1,9 @@
 """Forward passes only: accuracy against the bytes that a low-resource client sends, once.
 
 Class means (the discriminant) for a few hundred bytes to a few ten thousand, ridge regression from
-there on, by a few preconditioned conjugate gradients or from a Gram matrix; and what the high tier alone gets from the same features, without anyone's help. Expect
-accuracy to rise with the bytes, and every row to beat the high tier alone.
+there on, by a few preconditioned conjugate gradients or from a Gram matrix; and what the high tier
+alone gets from the same features, without anyone's help. Expect accuracy to rise with the bytes,
+and every row to beat the high tier alone.
 
     python -m experiments.sweep --config=configs/cifar10_10_90_forward.py \
         --sweep=configs/sweeps/forward_only.py --seeds=5 --workdir=R
