@@ -210,17 +210,32 @@ class TestRuns:
         assert [row["train_loss"] for row in rows] == [None, None]
         assert summary["rounds"] == 2 and summary["diverged_round"] is None
 
-    def test_where_nobody_has_numbers_the_run_has_diverged(self, tmp_path):
-        summary = train.run(tiny.config("zo", faults__nan=1.0), tmp_path, quiet=True)
+    def test_where_nobody_has_numbers_for_ten_rounds_in_turn_the_run_has_diverged(self, tmp_path):
+        config = tiny.config("zo", faults__nan=1.0, zo__num_rounds=15, run__rounds_per_jit=4)
+
+        def stop(row):
+            if row["round"] == 6:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, tmp_path, quiet=True, on_round=stop)
+        summary = train.run(config, tmp_path, quiet=True)  # and goes on counting
         assert summary["divergence"] == (
-            "round 1: what 8 clients, 0 the first of them, sent is not finite"
+            "round 10: what 8 clients, 0 the first of them, sent is not finite"
         )
 
+    def test_a_round_in_which_all_send_nan_ends_nothing_where_faults_are_tolerated(self, tmp_path):
+        config = tiny.config("fedavg", faults__nan=0.6, warmup__cohort_size=2, warmup__num_rounds=8)
+        summary = train.run(config, tmp_path, quiet=True)
+        losses = [row["train_loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+        assert None in losses and losses.count(None) < 8
+        assert summary["rounds"] == 8 and summary["diverged_round"] is None
+
     def test_who_lies_beyond_all_bounds_stops_a_run_that_is_not_tolerant(self, tmp_path):
-        config = tiny.config("fedavg_all", warmup__lr=1e30)
+        config = tiny.config("fedavg_all", warmup__lr=1e30, zo__num_rounds=12)
         assert train.run(config, tmp_path / "a", quiet=True)["diverged_round"] == 1
-        config = tiny.config("fedavg_all", warmup__lr=1e30, robust__tolerant=True)
-        assert train.run(config, tmp_path / "b", quiet=True)["diverged_round"] == 1
+        config["robust"]["tolerant"] = True
+        assert train.run(config, tmp_path / "b", quiet=True)["diverged_round"] == 10
 
 
 def test_each_client_draws_its_own_noise():

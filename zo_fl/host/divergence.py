@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 # Of cross-entropies: at a hundred classes chance is 4.6; at 1e6 logits are off by as much, and the
 # next steps overflow.
 LARGEST_LOSS = 1e6
+# In turn, of a run that tolerates clients without numbers: one round may have none but these.
+MUTE_ROUNDS = 10
 # Metrics of ``core.round``.
 FAULTS = ("bad_clients", "first_bad_client", "all_zero", "is_empty")
 _EVALUATED = ("test_loss", "test_accuracy")  # there may be no validation examples
@@ -24,14 +26,22 @@ class Divergence(NamedTuple):
     why: str
 
 
-def divergence_in(row: Mapping[str, Any], faults: Mapping[str, float]) -> Divergence | None:
+def is_mute(faults: Mapping[str, float]) -> bool:
+    """Returns whether in a round, which a run tolerates, all who answered sent no numbers."""
+    return bool(faults.get("is_empty")) and int(faults.get("bad_clients", 0)) > 0
+
+
+def divergence_in(
+    row: Mapping[str, Any], faults: Mapping[str, float], mute_rounds: int = 0
+) -> Divergence | None:
     """Returns what makes a row of ``metrics.jsonl`` the last one, or None if nothing does.
 
     Args:
       row: of the round.
       faults: what the round found wrong with its messages, by ``FAULTS``.
+      mute_rounds: how many rounds in turn, up to this one, were ``is_mute``.
     """
-    why = _why(row, faults)
+    why = _why(row, faults, mute_rounds)
     return None if why is None else Divergence(row["round"], f"round {row['round']}: {why}")
 
 
@@ -43,9 +53,9 @@ def all_zero(phase: str, round_idx: int) -> str:
     )
 
 
-def _why(row: Mapping[str, Any], faults: Mapping[str, float]) -> str | None:
-    if faults.get("is_empty"):  # nobody answered: no harm; or with numbers that are none: the end
-        return _blame(faults)
+def _why(row: Mapping[str, Any], faults: Mapping[str, float], mute_rounds: int) -> str | None:
+    if faults.get("is_empty"):  # the state is as it was: no harm, unless that is how it stays
+        return _blame(faults) if mute_rounds >= MUTE_ROUNDS else None
     loss = row.get("train_loss", 0.0)
     if not math.isfinite(loss):
         return _blame(faults) or "the loss is not finite, though what each client sent is"

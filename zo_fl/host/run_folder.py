@@ -17,7 +17,7 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import PyTree, ServerState
 from zo_fl.host import curves, privacy, processes, recovery, workdir
 from zo_fl.host.checkpoint import Checkpoints, Damaged
-from zo_fl.host.divergence import FAULTS, Divergence, all_zero, divergence_in
+from zo_fl.host.divergence import FAULTS, Divergence, all_zero, divergence_in, is_mute
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule, Stretch
@@ -85,6 +85,7 @@ class RunFolder:
             "accuracy_at_best_val": None,
             "phases": [],  # the accuracy that each arrived at
             "warnings": [],
+            "mute_rounds": 0,  # in turn, up to now
             "ended": [],  # (place, round) of phases that ended before their rounds were over
             "missing": [],  # rounds whose rows were lost by damage
             "ledger_from": 0,  # the ledger is whole from this round on
@@ -264,10 +265,7 @@ class RunFolder:
     def write(self, rows: Sequence[Row]) -> None:
         """Writes rows; notes where the run diverged, and what the last one was evaluated at."""
         row, progress = rows[-1], self._progress
-        faults, self._faults = self._faults, {}
-        self.divergence = next(
-            filter(None, (divergence_in(row, faults.get(row["round"], {})) for row in rows)), None
-        )
+        self._look_at(rows)
         if "test_accuracy" in row:
             progress["final_accuracy"] = row["test_accuracy"]
             if row["round"] == self._schedule.pivot:
@@ -284,6 +282,17 @@ class RunFolder:
             assert self._writer is not None, "the folder is not open"
             self._writer.write(rows)
         self._done = row["round"]
+
+    def _look_at(self, rows: Sequence[Row]) -> None:
+        """Notes the first of some rows in which the run diverged."""
+        faults, self._faults = self._faults, {}
+        for each in rows:
+            found = faults.get(each["round"], {})
+            mute = self._progress["mute_rounds"] + 1 if is_mute(found) else 0
+            self._progress["mute_rounds"] = mute
+            self.divergence = divergence_in(each, found, mute)
+            if self.divergence is not None:
+                return
 
     def finish(self, title: str) -> dict[str, Any]:
         """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
