@@ -102,7 +102,7 @@ def tables(found: Diagnosis) -> list[TextTable]:
         [
             one.name,
             f"{100 * one.accuracy:.1f} %",
-            f"{100 * (one.accuracy - start):+.1f}",
+            f"{100 * (one.accuracy - start):+.1f}".replace("-", "−"),
             f"{one.passes:,.0f}",
         ]
         for one in found.bought
@@ -196,7 +196,7 @@ def _bought(bought: Sequence[Bought], start: float) -> Figure:
             color=style.INK,
         )
     axes.set_yticks(places, [one.name for one in bought])
-    axes.axvline(100 * start, color=style.INK, linewidth=1, linestyle=":")
+    axes.axvline(100 * start, color=style.INK, linewidth=1, linestyle=":", zorder=0.5)
     axes.set_xlabel("test accuracy, %; dotted: the phase's first model")
     axes.margins(x=0.3)
     decorate(axes)

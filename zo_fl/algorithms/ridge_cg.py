@@ -61,7 +61,7 @@ BLOCKS: dict[str, Block] = {
         ),
         "shrinkage": Field(0.03, "added to it, of variance 1", at_least=0),
         "calibrate": Field(True, "fit a temperature for cross-entropy"),
-        "encoding": Field("float32", "of what is sent", ENCODINGS),
+        "encoding": Field("float32", "of what is sent; below float16 steps err", ENCODINGS),
         **CACHE,
         **LOOKING,
     }
