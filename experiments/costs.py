@@ -104,10 +104,9 @@ def _reference(config, built, phase: Phase, group: Group, num_params: int, sizes
 def _group_rows(config, built, phase: Phase, group: Group, num_params: int, sizes):
     """Yields the table's rows for one client of a group in one round."""
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    step = client_step.compile_step(
-        phase, group, params, model_state, built.data_of(phase), built.engine
-    )
-    memory = client_step.step_memory(step, phase, group, params, model_state)
+    step_of = phase, group, params, model_state, built.data_of(phase), built.engine
+    step = client_step.compile_step(*step_of)
+    memory = client_step.step_memory(step, *step_of)
     traffic = group_traffic(group, phase, params, model_state, built.data_of(phase))
     reference = _reference(config, built, phase, group, num_params, sizes)
     name = f"{phase.name}, {group.name}" if group.name else phase.name

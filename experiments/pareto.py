@@ -101,11 +101,8 @@ def low_client_memory(run: Run) -> int:
     for phase in built.phases:
         for group in phase.groups:
             if phase.num_rounds and is_low[group.eligible].any():
-                data = built.data_of(phase)
-                step = client_step.compile_step(
-                    phase, group, params, model_state, data, built.engine
-                )
-                memory = client_step.step_memory(step, phase, group, params, model_state)
+                step_of = phase, group, params, model_state, built.data_of(phase), built.engine
+                memory = client_step.step_memory(client_step.compile_step(*step_of), *step_of)
                 largest = max(largest, sum(memory))
     return largest
 

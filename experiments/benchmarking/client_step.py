@@ -109,10 +109,13 @@ def compile_step(
     return step.lower(state, batch, key).compile()
 
 
-def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMemory:
+def step_memory(
+    step, phase: Phase, group: Group, params, model_state, data: FederatedData, engine: Engine
+) -> StepMemory:
     """Returns what the compiler reserves for a client's step.
 
-    Of a client that holds a part of the model only that is counted: a narrow model is narrow.
+    Of a client that holds a part of the model only that is counted: a narrow model is narrow. Where
+    clients keep features, it is what making them takes if that is more.
 
     Args:
       step: from ``compile_step``, of the other arguments.
@@ -120,6 +123,8 @@ def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMe
       group: one of its groups.
       params: shapes.
       model_state: likewise.
+      data: the federation.
+      engine: of the devices that it was compiled for.
     """
     analysis: Any = step.memory_analysis()
     state = jax.eval_shape(phase.init, params, model_state)._replace(opt_state=())
@@ -127,6 +132,16 @@ def step_memory(step, phase: Phase, group: Group, params, model_state) -> StepMe
     if group.strategy.has_part:
         received = jax.eval_shape(group.strategy.receives, state)
         unused = trees.num_bytes((params, model_state)) - trees.num_bytes(received)
+    found = [_memory(analysis, unused)]
+    if phase.keeping is not None and phase.keeping.on_client:
+        examples = jax.eval_shape(first_client, data).examples
+        making = jax.jit(phase.keeping.compute, compiler_options=engine.compiler_options)
+        compiled = making.lower(params, model_state, examples).compile()
+        found.append(_memory(compiled.memory_analysis()))
+    return max(found, key=sum)
+
+
+def _memory(analysis: Any, unused: int = 0) -> StepMemory:
     return StepMemory(
         analysis.argument_size_in_bytes - unused,
         analysis.output_size_in_bytes,

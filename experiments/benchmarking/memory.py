@@ -56,8 +56,9 @@ def _row(label: str, batch: int, floats: int, workload: Workload, run: bool) -> 
     (phase,) = built.phases
     (group,) = phase.groups
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    step = client_step.compile_step(phase, group, params, model_state, built.data, built.engine)
-    memory = client_step.step_memory(step, phase, group, params, model_state)
+    step_of = phase, group, params, model_state, built.data, built.engine
+    step = client_step.compile_step(*step_of)
+    memory = client_step.step_memory(step, *step_of)
     formula = client_step.memory_formula(
         sum(p.size for p in jax.tree.leaves(params)), batch, floats
     )

@@ -1,17 +1,21 @@
 """Scalars for the last layer along whitened directions, against what they mean."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import zo_fl
+from experiments.benchmarking import client_step
 from tests import tiny
+from zo_fl import config as configs
 from zo_fl import train
 from zo_fl.clients import client_losses, directions
 from zo_fl.clients.rebuilding import directions_root
 from zo_fl.core import trees
 from zo_fl.core.errors import ConfigError
-from zo_fl.host.traffic import phase_traffic
+from zo_fl.host.traffic import first_client, phase_traffic
 
 pytestmark = pytest.mark.slow
 
@@ -117,3 +121,27 @@ def test_it_learns_from_a_fresh_head_and_sends_four_bytes_a_scalar(tmp_path):
 def test_a_sketch_that_is_too_large_is_refused():
     with pytest.raises(ConfigError, match="head_zo.sketch=1000 is more than the model's"):
         tiny.build("head_zo", head_zo__sketch=1000)
+
+
+def test_the_best_config_is_the_paper_s_method_where_its_part_is_switched_off(tmp_path):
+    printed = configs.load("cifar10_10_90")
+    best = configs.load("cifar10_10_90_best")
+    best.algorithm = printed.algorithm
+    assert configs.identity(configs.resolve(best)) == configs.identity(configs.resolve(printed))
+    # And by the number of its rounds.
+    without = tiny.config("fedavg+head_zo+zo", head_zo__num_rounds=0)
+    models = []
+    for name, config in (("without", without), ("printed", tiny.config("zowarmup"))):
+        train.run(config, tmp_path / name, quiet=True)
+        models.append(zo_fl.load(tmp_path / name).params)
+    chex.assert_trees_all_equal(*models)
+
+
+def test_the_memory_of_a_client_that_keeps_features_includes_making_them():
+    built = tiny.build("head_zo", head_zo__cache=True)
+    phase = built.phases[-1]
+    shapes = jax.eval_shape(built.task.init, built.run_key)
+    step_of = phase, phase.groups[0], *shapes, built.data, built.engine
+    memory = client_step.step_memory(client_step.compile_step(*step_of), *step_of)
+    looked_at = shapes[0]["hidden"], jax.eval_shape(first_client, built.data).examples
+    assert memory.arguments >= trees.num_bytes(looked_at)

@@ -172,8 +172,8 @@ def test_a_narrow_client_sends_receives_and_holds_less():
     shapes = jax.eval_shape(lambda: (state.params, state.model_state))
     memory = []
     for group in phase.groups:
-        step = client_step.compile_step(phase, group, *shapes, built.data, built.engine)
-        memory.append(client_step.step_memory(step, phase, group, *shapes))
+        step_of = phase, group, *shapes, built.data, built.engine
+        memory.append(client_step.step_memory(client_step.compile_step(*step_of), *step_of))
     assert memory[1].temporaries < 0.75 * memory[0].temporaries
     sent = [
         trees.num_bytes(
