@@ -19,6 +19,7 @@ from zo_fl.host import files, run_folder
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.divergence import divergence_in
 from zo_fl.host.files import StorageError
+from zo_fl.host.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ OVERRIDES = dict(
 
 
 def rows_of(path):
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(path / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 

@@ -30,6 +30,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
     for k, encoding in MEANS:
         if k <= 8 * medium:
             rows[f"Class means, {k} directions, {encoding}"] = _means(medium, k, encoding)
+    rows[f"Class means, {8 * medium:,} features, int8"] = _means(medium, 0, "int8")
     rows[f"Class means, {8 * medium:,} features"] = _means(medium, 0, "float32")
     for count in STEPS:
         name = f"Conjugate gradients, {8 * medium:,} features, {count} steps, float16"

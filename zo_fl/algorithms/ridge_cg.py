@@ -59,7 +59,7 @@ BLOCKS: dict[str, Block] = {
         "preconditioner": Field(
             "high", "high: from the covariance within the high tier's classes", PRECONDITIONERS
         ),
-        "shrinkage": Field(0.03, "added to it, of variance 1", at_least=0),
+        "shrinkage": Field(0.03, "added to it, of variance 1", above=0),
         "calibrate": Field(True, "fit a temperature for cross-entropy"),
         "encoding": Field("float32", "of what is sent; below float16 steps err", ENCODINGS),
         **CACHE,
