@@ -91,6 +91,7 @@ class ConjugateState(NamedTuple):
       weights: ``f32[d, C]``, the solution so far.
       residual: ``f32[d, C]``.
       direction: ``f32[d, C]``.
+      energy: ``f32[C]``, of the residual: its product with ``M^-1`` residual.
       factor: ``f32[d, d]``, the preconditioner's Cholesky factor, before the first sums the
         covariance that it is made of; ``()`` without one.
       best: ``i32[]`` validation examples that the head in the parameters gets right.
@@ -104,6 +105,7 @@ class ConjugateState(NamedTuple):
     weights: Array
     residual: Array
     direction: Array
+    energy: Array
     factor: Array | tuple[()]
     best: Array
     waited: Array
@@ -138,6 +140,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
             zeros,
             zeros,
             zeros,
+            jnp.zeros(classes),
             jnp.zeros((dim, dim)) if preconditioned else (),
             jnp.int32(-1),
             jnp.int32(0),
@@ -190,13 +193,15 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
             matrix = jnp.asarray(known.factor) * jnp.outer(scale, scale) + between
             diagonal = (ridge_cg["penalty"] + ridge_cg["shrinkage"]) * jnp.eye(dim)
             known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal))
+        direction = _preconditioned(known, cross)
         found = known._replace(
             mean=mean,
             scale=scale,
             prior=prior,
             num_examples=count,
             residual=cross,
-            direction=_preconditioned(known, cross),
+            direction=direction,
+            energy=jnp.sum(cross * direction, axis=0),
         )
         return state.params, found
 
@@ -255,13 +260,10 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     iterations = phase("ridge_cg iterations", rounds, iterate, step, looks=not keeping.on_client)
     if every:
         iterations = iterations._replace(check=_check(problem, looking, init, ridge_cg, keeping))
-    if preconditioned:
-        moments = sketches.phase(
-            problem, "ridge_cg moments", once, looking, init, remember, keeping
-        )
-        return candidates.in_order("ridge_cg", (moments, first, iterations, *end))
-    first = first._replace(continues=False)
-    return candidates.in_order("ridge_cg", (first, iterations, *end))
+    moments = sketches.phase(problem, "ridge_cg moments", once, looking, init, remember, keeping)
+    before = (moments,) if preconditioned else ()
+    first = first._replace(continues=preconditioned)
+    return candidates.in_order("ridge_cg", (*before, first, iterations, *end))
 
 
 def _preconditioned(known: ConjugateState, residual: Array) -> Array:
@@ -273,16 +275,17 @@ def _preconditioned(known: ConjugateState, residual: Array) -> Array:
 
 def _iterate(known: ConjugateState, ahead: Array) -> ConjugateState:
     """Returns the state after one step for each class, given ``A direction``."""
-    before = jnp.sum(known.residual * _preconditioned(known, known.residual), axis=0)
     curvature = jnp.sum(known.direction * ahead, axis=0)
-    length = jnp.where(curvature > 0, before / jnp.maximum(curvature, 1e-30), 0.0)
+    length = jnp.where(curvature > 0, known.energy / jnp.maximum(curvature, 1e-30), 0.0)
     residual = known.residual - length[None] * ahead
     toward = _preconditioned(known, residual)
-    ratio = jnp.sum(residual * toward, axis=0) / jnp.maximum(before, 1e-30)
+    energy = jnp.sum(residual * toward, axis=0)
+    ratio = energy / jnp.maximum(known.energy, 1e-30)
     return known._replace(
         weights=known.weights + length[None] * known.direction,
         residual=residual,
         direction=toward + ratio[None] * known.direction,
+        energy=energy,
     )
 
 
