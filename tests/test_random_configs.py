@@ -96,7 +96,7 @@ def check(base, changes):
 
 @pytest.mark.slow
 @hypothesis.settings(
-    max_examples=10,
+    max_examples=8,
     derandomize=True,
     database=None,
     deadline=None,

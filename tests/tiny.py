@@ -21,7 +21,7 @@ def config(algorithm="zowarmup", **overrides):
     config.algorithm = algorithm
     config.data.update(name="synthetic", num_clients=8, alpha=1.0, high_fraction=0.5)
     config.model.update(name="mlp", norm="none")
-    config.warmup.update(num_rounds=ROUNDS, local_epochs=1, batch_size=100, augment=False)
+    config.warmup.update(num_rounds=ROUNDS, local_epochs=1, batch_size=40, augment=False)
     config.zo.update(num_rounds=ROUNDS, eps=1e-3, lr=1e-3)
     if "patches" in algorithm:
         config.model.update(name="patches", kernels=8, patch_size=4)
@@ -31,7 +31,7 @@ def config(algorithm="zowarmup", **overrides):
     for method in (*others, "ridge_cg", "head_sgd", "head_zo"):
         config[method].num_rounds = ROUNDS
     config.head_zo.sketch = 4
-    config.heterofl.update(local_epochs=1, batch_size=100, lr=0.05, augment=False)
+    config.heterofl.update(local_epochs=1, batch_size=40, lr=0.05, augment=False)
     config.fedkseed.update(local_steps=3, batch_size=20, eps=1e-3, lr=1e-4, candidate_seeds=16)
     config.decomfl.update(local_steps=2, lr=1e-4)
     config.fedzo.update(local_steps=2, num_directions=2, radius=0.4)

@@ -50,17 +50,17 @@ def test_one_local_step_is_the_main_method_and_its_local_rate_changes_nothing():
     phase, _, one, (record,) = run(tiny.build("zo", zo__local_steps=1))
     _, _, other, _ = run(tiny.build("zo", zo__local_steps=1, zo__local_lr=123.0))
     chex.assert_trees_all_equal(one.params, other.params)
-    assert record.messages.shape == (8, 1, 3) and phase.forward_passes == 8 * 225 * 6
+    assert record.messages.shape == (8, 1, 3) and phase.forward_passes == 8 * 90 * 6
 
 
 @pytest.mark.parametrize("steps", (2, 4, 6))
 def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size(steps):
     phase, _, _, (record,) = run(tiny.build("zo", zo__local_steps=steps), rounds=1)
-    assert record.messages.shape == (8, steps, 3) and phase.forward_passes == 8 * 225 * 6
+    assert record.messages.shape == (8, steps, 3) and phase.forward_passes == 8 * 90 * 6
     fields = take(Probing, tiny.config(zo__local_steps=steps)["zo"])
-    rows, mask = local_steps.draw(fields, jnp.ones(225, bool), keys.run_key(0))
-    assert rows.shape == (steps, -(-225 // steps))
-    assert sorted(np.asarray(rows)[np.asarray(mask)]) == list(range(225))
+    rows, mask = local_steps.draw(fields, jnp.ones(90, bool), keys.run_key(0))
+    assert rows.shape == (steps, -(-90 // steps))
+    assert sorted(np.asarray(rows)[np.asarray(mask)]) == list(range(90))
 
 
 def test_local_steps_without_a_local_rate_average_their_estimates():

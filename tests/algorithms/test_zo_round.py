@@ -36,7 +36,7 @@ def test_sum_aggregation_is_mean_with_a_learning_rate_s_times_cohort_larger():
 
 
 def test_a_round_lowers_the_loss_of_the_population():
-    built = tiny.build("zo", zo__lr=5e-3, zo__num_directions=16)
+    built = tiny.build("zo", zo__lr=2e-2, zo__num_directions=16)
     (phase,) = built.phases
     state, step, losses = tiny.start(built, phase), jax.jit(tiny.algorithm(built, phase).round), []
     for _ in range(6):

@@ -1,5 +1,7 @@
 """BatchNorm's running statistics under every policy of the zeroth-order phase."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,32 +17,42 @@ from zo_fl.host.traffic import phase_traffic
 pytestmark = pytest.mark.slow
 
 BATCH_NORM = dict(
-    model__name="cnn", model__norm="batch", data__num_clients=20, zo__cohort_size=3, zo__lr=1e-3
+    model__name="cnn", model__norm="batch", data__num_clients=40, zo__cohort_size=3, zo__lr=1e-3
 )
 
 
-def one_round(policy, **overrides):
-    built = tiny.build("zo", **BATCH_NORM | {"zo__bn_policy": policy} | overrides)
+@functools.cache
+def program(policy):
+    """The experiment of a policy, its phase, a first state, and the jitted round."""
+    built = tiny.build("zo", **BATCH_NORM, zo__bn_policy=policy)
     (phase,) = built.phases
-    before = tiny.start(built, phase)
+    return built, phase, tiny.start(built, phase), jax.jit(tiny.algorithm(built, phase).round)
+
+
+@functools.cache
+def one_round(policy):
+    built, phase, before, step = program(policy)
     # Statistics as after some training, unlike any batch's.
     state = jax.tree.map(lambda leaf: leaf + 0.25, before.model_state)
     before = before._replace(model_state=state)
-    after, metrics, (record,) = jax.jit(tiny.algorithm(built, phase).round)(
-        before, built.data, built.run_key
-    )
+    after, metrics, (record,) = step(before, built.data, built.run_key)
     return built, phase, before, after, metrics, record
+
+
+@functools.cache
+def batch_moments():
+    """Returns ``batch_statistics.batch_moments`` of the model, jitted."""
+    task = program("frozen")[0].task
+    return jax.jit(functools.partial(batch_statistics.batch_moments, task))
 
 
 def client_moments(built, before, record):
     """Exact moments of each client's activations at the unperturbed weights."""
     moments = []
     for client_id in record.cohort.client_ids:
-        batch = trees.expand(trees.squeeze(tiny.gather(built, [client_id])))
+        batch = tiny.gather(built, [client_id])
         moments.append(
-            batch_statistics.batch_moments(
-                built.task, before.params, before.model_state, batch.examples, batch.mask
-            )
+            batch_moments()(before.params, before.model_state, batch.examples, batch.mask)
         )
     return moments
 
@@ -64,8 +76,8 @@ def test_statistics_that_travel_are_billed(policy):
     assert statistics_bytes == 4 * 2 * (16 + 32 + 64)
     traffic = phase_traffic(phase, before.params, before.model_state, built.data)
     assert traffic.uplink == 3 * (12 + statistics_bytes)
-    assert traffic.downlink == 20 * (3 * 12 + statistics_bytes)
-    assert phase.forward_passes == 3 * 90 * (2 * 3 + 1)
+    assert traffic.downlink == 40 * (3 * 12 + statistics_bytes)
+    assert phase.forward_passes == 3 * 18 * (2 * 3 + 1)
 
 
 def test_batch_sync_moves_statistics_by_one_unperturbed_pass_averaged_over_clients():
@@ -84,8 +96,8 @@ def test_recalibrate_pools_the_moments_that_clients_have_by_themselves_exact_in_
     # Pooled means of all clients' examples in one batch: the law of total variance holds.
     batch = tiny.gather(built, record.cohort.client_ids)
     examples = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), batch.examples)
-    together = batch_statistics.batch_moments(
-        built.task, before.params, before.model_state, examples, batch.mask.reshape(1, -1)
+    together = batch_moments()(
+        before.params, before.model_state, examples, batch.mask.reshape(1, -1)
     )
     first = "norm0"  # later layers see activations that were normalised client by client
     chex.assert_trees_all_close(
@@ -98,14 +110,10 @@ def test_recalibrate_pools_the_moments_that_clients_have_by_themselves_exact_in_
 
 def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so():
     def scalars(policy, shift):
-        built = tiny.build("zo", **BATCH_NORM | {"zo__bn_policy": policy})
-        (phase,) = built.phases
-        state = tiny.start(built, phase)
+        built, _, state, step = program(policy)
         moved = jax.tree.map(lambda leaf: leaf + shift, state.model_state)
-        state = state._replace(model_state=moved)
-        return jax.jit(tiny.algorithm(built, phase).round)(state, built.data, built.run_key)[2][
-            0
-        ].messages
+        _, _, (record,) = step(state._replace(model_state=moved), built.data, built.run_key)
+        return record.messages
 
     for policy in POLICIES:
         same = bool(jnp.all(scalars(policy, 0.0) == scalars(policy, 0.5)))
@@ -113,26 +121,25 @@ def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so()
 
 
 def test_momentum_statistics_equal_those_of_the_model_s_own_training_pass():
-    built = tiny.build("zo", **BATCH_NORM)
-    params, state = built.task.init(built.run_key)
+    built, _, (params, state, *_), _ = program("frozen")
     batch = tiny.gather(built, [5])
     one = trees.squeeze(batch)
-    _, trained = built.task.logits(params, state, one.examples, one.mask, True)
-    moments = batch_statistics.batch_moments(built.task, params, state, batch.examples, batch.mask)
+    logits = jax.jit(lambda *arguments: built.task.logits(*arguments, True))
+    _, trained = logits(params, state, one.examples, one.mask)
+    moments = batch_moments()(params, state, batch.examples, batch.mask)
     moved = batch_statistics.move(state, batch_statistics.from_moments(moments))
     chex.assert_trees_all_close(moved, trained, rtol=1e-4, atol=1e-6)
 
 
 def test_microbatches_pool_their_moments():
-    built = tiny.build("zo", **BATCH_NORM)
-    params, state = built.task.init(built.run_key)
+    built, _, (params, state, *_), _ = program("frozen")
     batch = tiny.gather(built, [5])
-    whole = batch_statistics.batch_moments(built.task, params, state, batch.examples, batch.mask)
-    halves = jax.tree.map(
-        lambda leaf: leaf[:, :90].reshape(3, 30, *leaf.shape[2:]), (batch.examples, batch.mask)
+    whole = batch_moments()(params, state, batch.examples, batch.mask)
+    thirds = jax.tree.map(
+        lambda leaf: leaf.reshape(3, 6, *leaf.shape[2:]), (batch.examples, batch.mask)
     )
-    parts = batch_statistics.batch_moments(built.task, params, state, *halves)
-    assert batch.mask.shape[1] == 90
+    parts = batch_moments()(params, state, *thirds)
+    assert batch.mask.shape[1] == 18
     chex.assert_trees_all_close(parts["norm0"], whole["norm0"], rtol=1e-4, atol=1e-6)
 
 

@@ -128,7 +128,7 @@ def test_a_run_says_what_it_reveals_and_which_phases_promise_nothing(tmp_path):
 
 
 def test_steps_over_several_epochs_count_several_times():
-    fields = dict(fedkseed__bound=1.0, fedkseed__noise=1.0, fedkseed__batch_size=100)
+    fields = dict(fedkseed__bound=1.0, fedkseed__noise=1.0, fedkseed__batch_size=40)
     (once,) = tiny.build("fedkseed", **fields, fedkseed__local_steps=3).phases
     (again,) = tiny.build("fedkseed", **fields, fedkseed__local_steps=7).phases
     assert once.release.times == 1 and again.release.times > 1

@@ -20,9 +20,9 @@ ONE_MODEL = OWN_WEIGHTS._replace(one_model=True)
 
 
 @pytest.mark.slow
-@settings(deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
-    cohort_size=st.integers(1, 40),
+    cohort_size=st.sampled_from([1, 2, 7, 8, 40]),
     devices=st.sampled_from([1, 2, 4, 8]),
     clients_per_vmap=st.integers(0, 9),
     examples=st.sampled_from([1, 100, 300, 5000]),
@@ -57,7 +57,8 @@ def test_shared_directions_are_drawn_once_for_all_clients_of_a_chunk(local_steps
     )
     examples = built.data.client_indices.shape[1]
     # The first layer sees all clients' images in one product with one kernel, not a kernel each.
-    one_batch = f"tensor<{EXAMPLES_AT_ONCE // examples}x{examples}x768xf32>, tensor<768x64xf32>"
+    clients = min(EXAMPLES_AT_ONCE // examples, group.cohort_size)
+    one_batch = f"tensor<{clients}x{examples}x192xf32>, tensor<192x64xf32>"
     assert (one_batch in text) == (local_steps == 1)
 
 
@@ -86,14 +87,12 @@ def test_only_options_that_the_compiler_knows_are_used(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_barrier_keeps_perturbed_weights_and_residual_sums_from_being_computed_anew():
-    built = tiny.build("zo", model__name="resnet18", model__norm="group")
+def test_a_barrier_keeps_perturbed_weights_from_being_computed_anew():
+    built = tiny.build("zo", model__name="cnn", model__norm="group")
     (phase,) = built.phases
     state = tiny.start(built, phase)
     options = built.engine.compiler_options
     assert len(options) == 3, "an option is gone: measure again (experiments/PERFORMANCE.md)"
     step = jax.jit(tiny.algorithm(built, phase).round, compiler_options=options)
-    # What LLVM makes of the program is not in its text, and takes a third of the time.
-    unoptimized = {"xla_backend_optimization_level": "0"}
-    text = step.lower(state, built.data, built.run_key).compile(unoptimized).as_text()
+    text = step.lower(state, built.data, built.run_key).compile().as_text()
     assert "opt-barrier" in text

@@ -232,8 +232,8 @@ def test_labels_out_of_range_are_refused(tmp_path):
 
 def test_the_synthetic_set_is_balanced_deterministic_and_learnable():
     data = datasets.load("synthetic")
-    assert data.train["image"].shape == (2000, 16, 16, 3) and data.test["image"].shape[0] == 500
-    assert (np.bincount(data.train["label"]) == 200).all()
+    assert data.train["image"].shape == (800, 8, 8, 3) and data.test["image"].shape[0] == 200
+    assert (np.bincount(data.train["label"]) == 80).all()
     centres = np.stack([data.train["image"][data.train["label"] == k].mean(0) for k in range(10)])
     flat = data.test["image"][:, None].astype(float) - centres
     nearest = (flat**2).sum((2, 3, 4)).argmin(1)

@@ -12,7 +12,7 @@ from zo_fl.core.types import HIGH
 from zo_fl.data import federated
 
 BLOCK: dict[str, Any] = dict(
-    name="synthetic", data_dir="", num_clients=8, partition="dirichlet", alpha=0.1,
+    name="synthetic", data_dir="", num_examples=0, num_clients=8, partition="dirichlet", alpha=0.1,
     shards_per_client=2, high_fraction=0.25, val_fraction=0.1, partition_seed=0,
 )  # fmt: skip
 
@@ -28,12 +28,12 @@ def test_the_config_block_is_the_keyword_arguments():
 @pytest.mark.parametrize("kind", federated.PARTITIONS)
 def test_training_and_validation_rows_are_disjoint_and_nine_to_one(kind):
     found = _load(partition=kind)
-    assert found.clients.client_indices.shape == (8, 225) and found.val_indices.shape == (200,)
+    assert found.clients.client_indices.shape == (8, 90) and found.val_indices.shape == (80,)
     both = np.concatenate([found.clients.client_indices.ravel(), found.val_indices])
-    assert len(np.unique(both)) == 2000
-    assert (found.clients.client_sizes == 225).all()
+    assert len(np.unique(both)) == 800
+    assert (found.clients.client_sizes == 90).all()
     assert (found.clients.client_tiers == HIGH).sum() == 2
-    assert found.summary["all"]["examples"] == 1800
+    assert found.summary["all"]["examples"] == 720
 
 
 def test_arrays_have_the_declared_types():
@@ -58,13 +58,33 @@ def test_another_high_fraction_moves_no_example_and_keeps_the_high_clients():
     assert (few.clients.client_tiers <= many.clients.client_tiers).all()
 
 
+@pytest.mark.parametrize("kind", federated.PARTITIONS)
+def test_some_examples_are_drawn_by_the_partition_seed_and_dealt_out(kind):
+    few, others = (_load(partition=kind, num_examples=400, partition_seed=s) for s in (0, 1))
+    held = [
+        np.concatenate([f.clients.client_indices.ravel(), f.val_indices]) for f in (few, others)
+    ]
+    assert all(len(np.unique(rows)) == len(rows) == 400 for rows in held)
+    assert held[0].max() >= 400 and set(held[0]) != set(held[1])
+    whole = _load(partition=kind, num_examples=800)
+    np.testing.assert_array_equal(
+        whole.clients.client_indices, _load(partition=kind).clients.client_indices
+    )
+
+
 def test_no_validation_is_allowed():
     assert _load(val_fraction=0).val_indices.shape == (0,)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_clients": 2001}, {"high_fraction": 0.01}, {"val_fraction": 1.0}, {"name": "nothing"}],
+    [
+        {"num_clients": 801},
+        {"num_examples": 801},
+        {"high_fraction": 0.01},
+        {"val_fraction": 1.0},
+        {"name": "nothing"},
+    ],
     ids=str,
 )
 def test_a_field_that_does_not_go_with_the_data_is_one_line_that_names_it(changes):
@@ -87,7 +107,7 @@ def test_gather_inside_jit_returns_each_clients_examples():
     np.testing.assert_array_equal(batch.examples["label"], found.dataset.train["label"][rows])
     np.testing.assert_array_equal(batch.tier, found.clients.client_tiers[np.array(ids)])
     np.testing.assert_array_equal(batch.client_id, ids)
-    assert batch.mask.shape == (3, 225) and batch.mask.all()
+    assert batch.mask.shape == (3, 90) and batch.mask.all()
 
 
 def test_gather_masks_what_lies_beyond_a_clients_size():

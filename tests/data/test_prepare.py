@@ -1,7 +1,6 @@
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import time
 import urllib.error
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests import commands
 from tests.data import fakes
 from zo_fl.core.errors import ConfigError
 from zo_fl.data import cache, cifar10, datasets, prepare
@@ -275,8 +275,7 @@ def test_a_failing_builder_is_one_line_and_leaves_nothing_behind(tmp_path, monke
 
 @pytest.mark.slow
 def test_the_command_fails_with_one_line_and_status_2(tmp_path):
-    command = [sys.executable, "-m", "experiments.prepare_data", "--dataset=synthetic"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = commands.run("-m", "experiments.prepare_data", "--dataset=synthetic")
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert "needs no preparing" in line
@@ -284,8 +283,7 @@ def test_the_command_fails_with_one_line_and_status_2(tmp_path):
 
 @pytest.mark.slow
 def test_without_a_data_set_the_command_says_what_there_is_and_gets_nothing(tmp_path):
-    command = [sys.executable, "-m", "experiments.prepare_data", f"--data_dir={tmp_path / 'data'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = commands.run("-m", "experiments.prepare_data", f"--data_dir={tmp_path / 'data'}")
     assert done.returncode == 2 and not (tmp_path / "data").exists()
     assert done.stderr == "error: no --dataset given; nothing was prepared\n"
     lines = done.stdout.splitlines()

@@ -14,10 +14,17 @@ from zo_fl.core.round import make_algorithm
 KEYS = {"seconds", "images", "flops", "forward_seconds", "peak_rss_bytes", "temporary_bytes"}
 
 
+def shrunk(work):
+    """Returns less of a workload: programs that are hardly optimized take seconds to run."""
+    changes = {name: 2 if name == "batch_size" else value for name, value in work.changes.items()}
+    work = work._replace(images=2, rounds=min(work.rounds, 2), changes=changes)
+    return work._replace(width=1 / 16) if work.model["name"] == "mlp" else work
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["W1", "W6-zo", "W6-fedavg"])
 def test_a_workload_runs_and_says_what_it_took(name):
-    work = workloads.tiny(workloads.WORKLOADS[name])
+    work = shrunk(workloads.tiny(workloads.WORKLOADS[name]))
     figures = measure.measure(work, 1, {})
     assert figures.keys() >= KEYS
     assert len(figures["seconds"]) == len(figures["host_seconds"]) == 1
@@ -29,7 +36,7 @@ def test_a_workload_runs_and_says_what_it_took(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "passes"), [("W3", 6), ("W4", 7), ("W5", 3), ("W5-45", 3)])
+@pytest.mark.parametrize(("name", "passes"), [("W3", 6), ("W4", 7), ("W5", 3)])
 def test_a_workload_of_a_large_model_is_a_round_that_can_be_traced(name, passes):
     work = workloads.tiny(workloads.WORKLOADS[name])
     built, _ = workloads.set_up(work, {})
@@ -51,10 +58,10 @@ def test_flops_are_those_of_the_convolutions_and_products(name, flops):
 
 @pytest.mark.slow
 def test_a_change_of_the_config_reaches_the_round():
-    work = workloads.tiny(workloads.WORKLOADS["W6-zo"])
+    work = shrunk(workloads.tiny(workloads.WORKLOADS["W6-zo"]))
     built, config = workloads.set_up(work, {"zo.num_directions": 5, "run.data": "stream"})
     assert config["zo"]["num_directions"] == 5 and built.engine.streamed
-    assert measure.measure(work, 1, {"run.data": "stream"})["images"] == 2 * 4 * 6
+    assert measure.measure(work, 1, {"run.data": "stream"})["images"] == 2 * 2 * 6
 
 
 def test_contestants_take_turns_in_processes_of_their_own(tmp_path):
@@ -127,4 +134,4 @@ def test_growth_covers_every_axis_with_work_that_runs():
     assert {axis for axis, *_ in cases} == growth.AXES.keys()
     smallest = {(axis, line): rest for axis, line, *rest in reversed(cases)}
     size, work, changes = smallest["clients", "Ten of all, streamed"]
-    assert size == 10 and measure.measure(work, 1, changes)["seconds"][0] > 0
+    assert size == 10 and measure.measure(shrunk(work), 1, changes)["seconds"][0] > 0

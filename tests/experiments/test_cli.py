@@ -1,22 +1,18 @@
 """The commands as a user types them."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from experiments import cli
+from tests import commands
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.files import StorageError
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 FAST = (
     "--config.data.name=synthetic",
     "--config.model.name=mlp",
@@ -25,14 +21,8 @@ FAST = (
 )
 
 
-def command(module, *arguments):
-    return [sys.executable, "-m", f"experiments.{module}", *arguments]
-
-
-def call(module, *arguments):
-    return subprocess.run(
-        command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def call(module, *arguments, **settings):
+    return commands.run("-m", f"experiments.{module}", *arguments, **settings)
 
 
 BAD_INPUT = (
@@ -52,58 +42,14 @@ BAD_INPUT = (
     (("--config.model.name=resnet81",), "config.model.name"),
 )
 
-# Imports once, which takes seconds, and has a fork of itself run each command.
-FORKS = """
-import json, os, sys
-import experiments.main
-for number, arguments in enumerate(json.load(sys.stdin)):
-    child = os.fork()
-    if not child:
-        for stream in (1, 2):
-            os.dup2(os.open(f"{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
-        sys.argv = ["experiments.main", *arguments]
-        try:
-            experiments.main.run()
-        except SystemExit as end:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(end.code)
-        os._exit(99)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """What each bad input is answered: (status, stdout, stderr)."""
-    folder = tmp_path_factory.mktemp("answers")
-    given = [
-        ["--config=quickstart", f"--workdir={folder / 'run'}", *arguments]
-        for arguments, _ in BAD_INPUT
-    ]
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    statuses = list(map(int, ended.stdout.split()))
-    assert len(statuses) == len(given), ended.stderr
-    assert not (folder / "run").exists()
-    return [
-        (status, *((folder / f"{number}.{stream}").read_text() for stream in (1, 2)))
-        for number, status in enumerate(statuses)
-    ]
-
-
-@pytest.mark.parametrize("number", range(len(BAD_INPUT)), ids=lambda n: BAD_INPUT[n][0][-1])
-def test_bad_input_is_one_line_and_status_2_and_writes_nothing(answers, number):
-    status, stdout, stderr = answers[number]
-    assert status == 2, stderr
-    assert stdout == "" and stderr.count("\n") == 1, stderr
-    assert BAD_INPUT[number][1] in stderr
+@pytest.mark.parametrize("arguments, said", BAD_INPUT, ids=[case[0][-1] for case in BAD_INPUT])
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(arguments, said, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    got = call("main", "--config=quickstart", workdir, *arguments, cwd=tmp_path)
+    assert got.returncode == 2, got.stderr
+    assert got.stdout == "" and got.stderr.count("\n") == 1, got.stderr
+    assert said in got.stderr and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -135,8 +81,9 @@ def test_no_config_is_one_line_that_names_one():
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
-    arguments = command(
-        "main",
+    arguments = (
+        "-m",
+        "experiments.main",
         "--config=configs/quickstart.py",
         *FAST,
         "--config.warmup.num_rounds=3000",
@@ -144,23 +91,17 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
         "--config.run.rounds_per_jit=5",
         f"--workdir={tmp_path}",
     )
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "metrics.jsonl"
+    metrics, rounds = tmp_path / "metrics.jsonl", 0
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command" in message and str(tmp_path) in message
-    rounds = metrics.read_text().count("\n")
-    resumed = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while metrics.read_text().count("\n") <= rounds:
-        assert resumed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    resumed.send_signal(signal.SIGINT)
-    assert resumed.wait(timeout=60) == 130
+    for _ in range(2):
+        with commands.start(*arguments) as process:
+            while not (metrics.exists() and metrics.read_text().count("\n") >= rounds + 5):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+            assert "run the same command" in process.stderr and str(tmp_path) in process.stderr
+        rounds = metrics.read_text().count("\n")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
 

@@ -63,14 +63,15 @@ def test_the_results_become_a_table(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_with_a_trace_and_the_cell_run_as_they_are(tmp_path):
-    step = Step("traced", "W6-zo", ("zo.num_directions=1",), traced=True)
+    changes = ("warmup.local_epochs=2", "warmup.batch_size=4")
+    step = Step("traced", "W6-fedavg", changes, traced=True)
     assert gpu_campaign.run([step], tmp_path, in_time(600), ["--tiny"], None) == 0
     figures = json.loads((tmp_path / "traced.json").read_text())["zo_fl"]
     assert figures["images"] == 2 * 4 * 2 and len(figures["seconds"]) == 3
     assert list((tmp_path / "traced").rglob("*.xplane.pb"))
     small = ["--config.data.name=synthetic", "--config.data.num_clients=8"]
     small += ["--config.model.name=mlp", "--config.model.norm=none"]
-    small += ["--config.warmup.num_rounds=1", "--config.zo.num_rounds=1"]
+    small += ["--config.algorithm=fedavg", "--config.warmup.num_rounds=1"]
     assert gpu_campaign.run_cell(tmp_path, in_time(1), small, "quickstart") == TIME_IS_UP
     assert gpu_campaign.run_cell(tmp_path, in_time(600), small, "quickstart") == 0
     assert (tmp_path / "cell" / "summary.json").exists()

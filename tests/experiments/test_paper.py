@@ -71,6 +71,7 @@ def test_the_sweeps_of_the_paper_get_all_its_figures_for_them(name, without):
     ("field", "value"),
     [
         ("data.partition", "iid"),
+        ("data.num_examples", 10_000),
         ("data.val_fraction", 0.5),
         ("data.high_fraction", 0.5),
         ("model.norm", "group"),

@@ -1,17 +1,13 @@
 """Runs that no sweep knows of get a table, pictures and a page too."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from experiments import plots, report, tables
 from experiments.reporting import comparison, figures, found, plain_runs, result_tables, runs
+from tests import commands
 from tests.experiments import fake_sweeps
-
-ROOT = Path(__file__).parents[2]
 
 
 def finish(folder, value=0.5, seed=0, **changes):
@@ -106,8 +102,7 @@ def test_tables_plots_and_a_page_are_written(tmp_path):
 @pytest.mark.slow
 def test_a_folder_with_nothing_is_bad_input_for_every_command(tmp_path):
     for name in ("tables", "plots", "report"):
-        command = [sys.executable, "-m", f"experiments.{name}", f"--runs={tmp_path}"]
-        got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        got = commands.run("-m", f"experiments.{name}", f"--runs={tmp_path}")
         assert got.returncode == 2 and got.stderr.count("\n") == 1, got
         assert str(tmp_path) in got.stderr and "python -m experiments.main" in got.stderr
     assert list(tmp_path.iterdir()) == []

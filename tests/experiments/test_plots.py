@@ -3,9 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +10,9 @@ from PIL import Image
 
 from experiments import plots
 from experiments.reporting import comparison, figure_style, figures, found
+from tests import commands
 from tests.experiments import fake_sweeps
 
-ROOT = Path(__file__).parents[2]
 PIVOTS = ("1 of 4", "2 of 4", "3 of 4")
 TAUS = ("tau 0.1", "tau 0.25")
 DIRECTIONS = ("S = 1", "S = 3")
@@ -192,8 +189,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
 def test_the_command_writes_pictures_and_names_what_is_missing(tmp_path):
     folders = fake_sweeps.make(tmp_path)
     (folders["ZOWarmUp", "10/90", 0] / "summary.json").unlink()
-    command = [sys.executable, "-m", "experiments.plots", f"--runs={tmp_path}"]
-    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    got = commands.run("-m", "experiments.plots", f"--runs={tmp_path}")
     assert got.returncode == 0, got.stderr
     assert "1 of 6 runs missing" in got.stdout
     assert (tmp_path / "plots" / "s.svg").exists()

@@ -4,9 +4,7 @@ import html.parser
 import json
 import re
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from absl import flags
@@ -14,9 +12,9 @@ from ml_collections import config_flags
 
 from experiments import report
 from experiments.reporting import commands, found
+from tests.commands import run
 from tests.experiments import fake_sweeps
 
-ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert("&")</script>'
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -147,7 +145,6 @@ def test_a_folder_without_finished_runs_gives_a_page(tmp_path):
 @pytest.mark.slow
 def test_the_command_writes_the_page_and_fails_in_one_line(tmp_path):
     fake_sweeps.make(tmp_path / "R", seeds=(0,))
-    command = [sys.executable, "-m", "experiments.report", f"--runs={tmp_path / 'R'}"]
-    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    got = run("-m", "experiments.report", f"--runs={tmp_path / 'R'}")
     assert got.returncode == 0, got.stderr
     assert Page((tmp_path / "R" / "report.html").read_text()).text

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import zo_fl
-from tests import tiny
+from tests import commands, tiny
 from zo_fl import config as configs
 from zo_fl import train
 from zo_fl.host.metrics import read_metrics
@@ -37,31 +38,17 @@ ENDLESS = (
 
 @pytest.fixture
 def start():
-    """Starts endless commands, none of which outlives the test."""
+    """Starts commands, none of which outlives the test."""
     with contextlib.ExitStack() as stack:
-
-        def begin(module, *arguments):
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", f"experiments.{module}", *ENDLESS, *arguments],
-                    cwd=ROOT,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            stack.callback(process.kill)
-            return process
-
-        yield begin
+        yield lambda *arguments: stack.enter_context(commands.start(*arguments))
 
 
 def wait_for(condition, *processes):
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes), processes[0].stderr.read()
-        time.sleep(0.02)
+        assert all(process.poll() is None for process in processes), processes[0].stderr
+        time.sleep(0.01)
 
 
 def catches(process, number):
@@ -71,18 +58,36 @@ def catches(process, number):
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux who catches what")
-@pytest.mark.parametrize("seconds", (0.0, 0.7, 1.4, 2.1))
+asks_linux = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="asks Linux who catches what"
+)
+
+
+@asks_linux
+@pytest.mark.parametrize("seconds", (0.0, 0.1, 0.3, 0.9))
 @pytest.mark.parametrize("numbers", ((signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)))
 def test_a_signal_before_training_is_one_line_and_130(start, tmp_path, seconds, numbers):
-    process = start("main", f"--workdir={tmp_path / 'run'}")
+    process = start("-m", "experiments.main", *ENDLESS, f"--workdir={tmp_path / 'run'}")
     wait_for(lambda: catches(process, signal.SIGTERM), process)
     time.sleep(seconds)
     for number in numbers:
         process.send_signal(number)
-    _, said = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 130, said
-    assert said.count("\n") == 1, said
+    assert process.wait(TIMEOUT) == 130, process.stderr
+    assert process.stderr.count("\n") == 1, process.stderr
+
+
+@asks_linux
+@pytest.mark.parametrize("module", ("main", "sweep"))
+def test_a_signal_during_imports_is_one_line_and_130(module):
+    """Of a Python of its own: what ``commands`` starts has imported nearly everything before."""
+    command = [sys.executable, "-m", f"experiments.{module}"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: catches(process, signal.SIGTERM))
+        time.sleep(0.2)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+        assert process.stderr is not None and process.stderr.read() == "interrupted\n"
+    assert process.returncode == 130
 
 
 SWEEP = """
@@ -97,7 +102,8 @@ def test_the_run_of_a_sweep_ends_with_it_and_it_goes_on_where_that_was(start, tm
     sweep = tmp_path / "endless.py"
     sweep.write_text(SWEEP)
     folder = tmp_path / "runs" / "endless" / "a--c" / "0"
-    arguments = (f"--sweep={sweep}", "--seeds=1", f"--workdir={tmp_path / 'runs'}")
+    command = ("-m", "experiments.sweep", *ENDLESS, f"--sweep={sweep}", "--seeds=1")
+    command = (*command, f"--workdir={tmp_path / 'runs'}")
 
     def owner():
         return json.loads((folder / ".owner.json").read_text())["pid"]
@@ -106,27 +112,26 @@ def test_the_run_of_a_sweep_ends_with_it_and_it_goes_on_where_that_was(start, tm
         path = folder / "metrics.jsonl"
         return path.read_text().count("\n") if path.exists() else 0
 
-    process, saved, seen = start("sweep", *arguments), 0, set()
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGHUP):
+    process, saved, seen = start(*command), 0, set()
+    for number in (*[signal.SIGKILL] * 4, signal.SIGHUP):
         wait_for(lambda: rows() > saved, process)  # noqa: B023
         child = owner()
         assert child not in seen
         if not seen:
-            second = start("sweep", *arguments)
-            _, said = second.communicate(timeout=TIMEOUT)
-            assert second.returncode == 2 and said.count("\n") == 1, said
-            assert f"in use by process {process.pid}" in said
+            second = start(*command)
+            assert second.wait(TIMEOUT) == 2 and second.stderr.count("\n") == 1, second.stderr
+            assert f"in use by process {process.pid}" in second.stderr
         seen.add(child)
         process.send_signal(number)
-        _, said = process.communicate(timeout=TIMEOUT)
+        process.wait(TIMEOUT)
         if number == signal.SIGHUP:
-            assert process.returncode == 130 and "to resume" in said
+            assert process.returncode == 130 and "to resume" in process.stderr
             break
         wait_for(lambda: not alive(child))  # noqa: B023
         # It has saved where it stopped: nothing half-written, no row without its checkpoint.
         saved = max(int(path.name) for path in (folder / "checkpoints" / "rounds").iterdir())
         assert saved == rows()
-        process = start("sweep", *arguments)
+        process = start(*command)
     assert not any(map(alive, seen))
     rounds = [row["round"] for row in read_metrics(folder / "metrics.jsonl")]
     assert rounds == list(range(1, len(rounds) + 1))
@@ -140,39 +145,10 @@ def alive(pid):
     return True
 
 
-# Imports once and has forks of itself run, 20 of which it kills a random time after they have
-# written something.
-KILLS = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-from zo_fl import config as configs
+RUN = """
+import json, sys
 from zo_fl import train
-
-folder, config, draws = Path(sys.argv[1]), json.load(sys.stdin), random.Random(0)
-
-def size():
-    path = folder / "metrics.jsonl"
-    return path.stat().st_size if path.exists() else 0
-
-def begin():
-    child = os.fork()
-    if not child:
-        train.run(config, folder, quiet=True)
-        os._exit(0)
-    return child
-
-kills = 0
-while kills < 20:
-    child, before = begin(), size()
-    while size() <= before and not os.waitpid(child, os.WNOHANG)[0]:
-        time.sleep(0.002)
-    time.sleep(draws.uniform(0, 0.15))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-assert not (folder / "summary.json").exists(), "it ended before it was killed 20 times"
-assert os.waitstatus_to_exitcode(os.waitpid(begin(), 0)[1]) == 0
-print(kills)
+train.run(json.loads(sys.argv[1]), sys.argv[2], quiet=True)
 """
 
 
@@ -186,15 +162,20 @@ def test_a_run_that_is_killed_20_times_ends_as_one_that_never_was(tmp_path):
     )
     # What other tests have registered beside is not known to another process.
     config = configs.read_by(config) | {"run": config["run"]}
-    told = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLS, str(tmp_path / "killed")],
-        cwd=ROOT,
-        input=json.dumps(config),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert told.stdout == "20\n", told.stderr
+    command, draws = ("-c", RUN, json.dumps(config), tmp_path / "killed"), random.Random(0)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+
+    def size():
+        return metrics.stat().st_size if metrics.exists() else 0
+
+    for _ in range(20):  # a random time after it has written something
+        before = size()
+        with commands.start(*command) as process:
+            wait_for(lambda: size() > before, process)  # noqa: B023
+            time.sleep(draws.uniform(0, 0.15))
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed 20 times"
+    last = commands.run(*command)
+    assert last.returncode == 0, last.stderr
     config["run"] |= {"rounds_per_jit": 50, "checkpoint_every": 50}
     train.run(config, tmp_path / "whole", quiet=True)
     rows = [

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from experiments import sweep
 from experiments.sweeping import display, jobs, pool, record
+from tests import commands
 from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.config import sweeps
@@ -373,8 +373,7 @@ def test_the_time_left_is_from_the_mean_of_what_this_command_finished():
 
 
 def call(*arguments):
-    command = [sys.executable, "-m", "experiments.sweep", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return commands.run("-m", "experiments.sweep", *arguments)
 
 
 @pytest.mark.slow

@@ -4,9 +4,6 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,9 +11,8 @@ from rich.console import Console
 from experiments import report, tables
 from experiments.reporting import comparison, figures, found, result_tables, runs, text_tables
 from experiments.reporting.text_tables import TextTable
+from tests import commands
 from tests.experiments import fake_sweeps
-
-ROOT = Path(__file__).parents[2]
 
 
 def only(root):
@@ -234,22 +230,17 @@ def test_numbers_are_never_cut_where_the_screen_is_narrow(tmp_path):
     assert "…" not in lines and "1/3" not in lines and "3/3" in lines
 
 
-def call(*arguments):
-    command = [sys.executable, "-m", "experiments.tables", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
 @pytest.mark.slow
 def test_the_command_shows_writes_and_fails_in_one_line(tmp_path):
     folders = fake_sweeps.make(tmp_path / "R")
     (folders["ZOWarmUp", "10/90", 0] / "summary.json").write_text("{")
-    got = call(f"--runs={tmp_path / 'R'}")
+    got = commands.run("-m", "experiments.tables", f"--runs={tmp_path / 'R'}")
     assert got.returncode == 0, got.stderr
     assert "ZOWarmUp, 10/90, seed 0" in got.stdout
     written = sorted(path.name for path in (tmp_path / "R" / "tables").iterdir())
     assert written == ["s.csv", "s.md", "s.tex"]
     (tmp_path / "empty").mkdir()
     for name, words in {"nowhere": "--runs", "empty": "experiments.main"}.items():
-        got = call(f"--runs={tmp_path / name}")
+        got = commands.run("-m", "experiments.tables", f"--runs={tmp_path / name}")
         assert got.returncode == 2 and got.stderr.count("\n") == 1 and words in got.stderr
         assert not got.stdout and not (tmp_path / name / "tables").exists()

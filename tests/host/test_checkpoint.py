@@ -1,6 +1,4 @@
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -10,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests import tiny
+from tests import commands, tiny
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import ServerState
 from zo_fl.host.checkpoint import Checkpoints
@@ -128,14 +126,13 @@ for i in range(1, 10_000):
 
 @pytest.mark.slow
 def test_a_killed_save_is_not_picked_up(tmp_path):
-    command = [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        saved = [int(child.stdout.readline()) for _ in range(3)][-1]
-        time.sleep(0.01)
+    with commands.start("-c", SAVE_FOR_EVER, tmp_path) as child:
+        while child.stdout.count("\n") < 3:
+            assert child.poll() is None, child.stderr
+            time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
-        rest = child.stdout.read().split()
-    saved = int(rest[-1]) if rest else saved
+        child.wait()
+        saved = int(child.stdout.rpartition("\n")[0].split()[-1])
     checkpoints = Checkpoints(tmp_path)
     abstract = {"w": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
     found = tiny.latest(tmp_path, abstract)
@@ -168,6 +165,5 @@ def main(argv):
         checkpoints.restore(checkpoints.latest_round(), state)
 app.run(main)
 """
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == done.stderr == ""
+    done = commands.run("-c", code, tmp_path)
+    assert done.stdout == done.stderr == "" and done.returncode == 0

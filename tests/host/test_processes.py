@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,7 @@ from absl.testing import flagsaver
 
 from configs import quickstart
 from experiments import distributed
-from tests import tiny
+from tests import commands, tiny
 from tests.test_train import rows_of
 from zo_fl import train
 from zo_fl.core.errors import ConfigError
@@ -27,7 +25,6 @@ from zo_fl.host import processes, workdir
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT = 120  # of anything here, seconds; all of it takes less than half as long
 ROUNDS = 16
 FIELDS = {
@@ -60,32 +57,22 @@ def launched(path, *of_second):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "experiments.main", "--config=configs/quickstart.py"]
+    command = ["-m", "experiments.main", "--config=configs/quickstart.py"]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
     command += [f"--workdir={path}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     # Compiled as what they are compared with is; of two flags the later one counts.
     xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     env = os.environ | {"XLA_FLAGS": xla}
     with contextlib.ExitStack() as stack:
-        both = []
-        for index, extra in enumerate(((), of_second)):
-            process = subprocess.Popen(
-                [*command, f"--process_id={index}", *extra],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            both.append(stack.enter_context(process))
-            stack.callback(process.kill)
-        yield both
+        yield [
+            stack.enter_context(commands.start(*command, f"--process_id={index}", *extra, env=env))
+            for index, extra in enumerate(((), of_second))
+        ]
 
 
 def ended(both):
     """Waits for the processes to end, and returns ``[(status, stdout, stderr)]``."""
-    outputs = [process.communicate(timeout=TIMEOUT) for process in both]
-    return [(process.returncode, *texts) for process, texts in zip(both, outputs, strict=True)]
+    return [(process.wait(TIMEOUT), process.stdout, process.stderr) for process in both]
 
 
 def wait_for_rows(path, count, both):
@@ -125,7 +112,7 @@ def story(tmp_path_factory):
     done = len(rows_of(path))
     with launched(path) as both:
         wait_for_rows(path, done + 1, both)
-        both[1].kill()  # and the other with it
+        both[1].send_signal(signal.SIGKILL)  # and the other with it
     assert not (path / "summary.json").exists()
     with launched(path) as both:
         return Story(path, interrupted, done, ended(both))
@@ -184,9 +171,8 @@ def test_alone_there_is_nothing_to_agree_upon():
 
 
 def test_without_a_cluster_distributed_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "experiments.main", "--config=configs/quickstart.py"]
-    command += [f"--workdir={tmp_path / 'run'}", "--distributed"]
-    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    command = ["-m", "experiments.main", "--config=configs/quickstart.py"]
+    got = commands.run(*command, f"--workdir={tmp_path / 'run'}", "--distributed")
     assert got.returncode == 2 and got.stderr.count("\n") == 1 and "--coordinator" in got.stderr
     assert got.stdout == "" and not (tmp_path / "run").exists()
 

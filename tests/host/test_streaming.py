@@ -34,14 +34,14 @@ PARTIAL = dict(
 
 @pytest.fixture
 def uneven(monkeypatch):
-    """Makes clients hold 225, 200, 175, ... examples."""
+    """Makes clients hold 90, 80, 70, ... examples."""
     load = federated.load
 
     def loaded(**config):
         federation = load(**config)
-        sizes = 225 - 25 * np.arange(8, dtype=np.int32)
+        sizes = 90 - 10 * np.arange(8, dtype=np.int32)
         indices = federation.clients.client_indices
-        indices = np.where(np.arange(225) < sizes[:, None], indices, 0)
+        indices = np.where(np.arange(90) < sizes[:, None], indices, 0)
         clients = federation.clients._replace(client_indices=indices, client_sizes=sizes)
         return federation._replace(clients=clients)
 
@@ -144,7 +144,7 @@ def test_what_a_device_holds_does_not_grow_with_the_population():
             data__num_clients=num_clients, zo__cohort_size=4, run__data="stream", run__num_devices=2
         )
         data = next(feed(built, built.phases[1], [(2, 3)]))
-        per_client = 2000 // num_clients * 9 // 10
+        per_client = 800 // num_clients * 9 // 10
         return {
             shard.data.shape[0] / per_client for shard in data.examples["image"].addressable_shards
         }

@@ -1,5 +1,6 @@
 """Norms and pooling against flax's."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,14 +27,16 @@ def _loss(module, **kwargs):
 
 @pytest.mark.parametrize("num_groups", [2, 8])
 def test_group_norm_equals_flaxs_in_value_and_gradient(num_groups):
-    ours, flaxs = GroupNorm(num_groups), nn.GroupNorm(num_groups, epsilon=1e-5)
-    params = _perturbed(ours.init(jax.random.key(0), X))
-    assert jnp.allclose(ours.apply(params, X), flaxs.apply(params, X), atol=1e-5)
-    ours, flaxs = jax.grad(_loss(ours), (0, 1)), jax.grad(_loss(flaxs), (0, 1))
-    for a, b in zip(
-        jax.tree.leaves(ours(params, X)), jax.tree.leaves(flaxs(params, X)), strict=True
-    ):
-        assert jnp.allclose(a, b, atol=1e-3)
+    modules = GroupNorm(num_groups), nn.GroupNorm(num_groups, epsilon=1e-5)
+    params = _perturbed(modules[0].init(jax.random.key(0), X))
+
+    @jax.jit
+    def both(params, x):
+        return [(m.apply(params, x), jax.grad(_loss(m), (0, 1))(params, x)) for m in modules]
+
+    (ours, our_gradient), (flaxs, flaxs_gradient) = both(params, X)
+    np.testing.assert_allclose(ours, flaxs, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(our_gradient, flaxs_gradient, rtol=1e-5, atol=1e-3)
 
 
 def test_group_norm_of_channels_that_do_not_split_is_an_error():
@@ -49,17 +52,27 @@ def test_batch_norm_equals_flaxs_in_value_gradient_and_statistics(train, mask):
     flax_mask = None if mask is None else mask[:, None, None, None]
     variables = _perturbed(ours.init(jax.random.key(0), X, train=False))
     variables = {**variables, "batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
-    a, new_a = ours.apply(variables, X, train=train, mask=mask, mutable=["batch_stats"])
-    b, new_b = flaxs.apply(variables, X, mask=flax_mask, mutable=["batch_stats"])
-    assert jnp.allclose(a, b, atol=1e-4)
+
+    @jax.jit
+    def both(variables, x):
+        kept = {"mutable": ["batch_stats"]}
+        return (
+            ours.apply(variables, x, train=train, mask=mask, **kept),
+            flaxs.apply(variables, x, mask=flax_mask, **kept),
+        )
+
+    (a, new_a), (b, new_b) = both(variables, X)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
     for name in ("mean", "var"):
-        assert jnp.allclose(new_a["batch_stats"][name], new_b["batch_stats"][name], atol=1e-4)
+        new = (new_a["batch_stats"][name], new_b["batch_stats"][name])
+        np.testing.assert_allclose(*new, rtol=1e-5, atol=1e-4)
 
 
 def test_group_norm_of_an_example_does_not_depend_on_the_others():
     module = GroupNorm()
     params = module.init(jax.random.key(0), X)
-    assert jnp.allclose(module.apply(params, X)[:2], module.apply(params, X[:2]), atol=1e-6)
+    whole, part = jax.jit(lambda x: (module.apply(params, x), module.apply(params, x[:2])))(X)
+    np.testing.assert_allclose(whole[:2], part, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 5)])
@@ -72,10 +85,15 @@ def test_max_pool_equals_flaxs_in_value_and_gradient(size):
     def flaxs(x):
         return nn.max_pool(x, (2, 2), (2, 2))
 
-    assert jnp.array_equal(max_pool(x), flaxs(x))
-    assert jnp.allclose(jax.grad(loss(max_pool))(x), jax.grad(loss(flaxs))(x))
-    in_scan = jax.lax.scan(lambda c, _: (c, jax.grad(loss(max_pool))(x)), 0, length=2)[1]
-    assert jnp.allclose(in_scan[1], jax.grad(loss(flaxs))(x))
+    @jax.jit
+    def both(x):
+        in_scan = jax.lax.scan(lambda c, _: (c, jax.grad(loss(max_pool))(x)), 0, length=2)[1]
+        gradients = [jax.grad(loss(pool))(x) for pool in (max_pool, flaxs)]
+        return max_pool(x), flaxs(x), *gradients, in_scan[1]
+
+    ours, theirs, gradient, expected, in_scan = both(x)
+    assert jnp.array_equal(ours, theirs)
+    assert np.allclose(gradient, expected) and np.allclose(in_scan, expected)
 
 
 def test_tied_maxima_share_the_gradient():

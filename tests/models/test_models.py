@@ -1,5 +1,7 @@
 """Every model: sizes, shapes, statistics, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,28 +44,32 @@ def test_a_preactivation_resnet_of_half_width_is_heterofls_level_b():
     assert _count(module) == 2_796_714
 
 
+@functools.cache
+def _variables(name, norm):
+    """Shapes of a model of seven classes."""
+    module = create(name=name, norm=norm, num_classes=7)
+    return jax.eval_shape(lambda: module.init(KEY, jnp.zeros((1, 16, 16, 3)), train=False))
+
+
 @pytest.mark.parametrize(("name", "norm"), EVERY)
 @pytest.mark.parametrize("train", [True, False])
 def test_a_model_returns_one_row_of_logits_an_example(name, norm, train):
-    module = create(name=name, norm=norm, num_classes=7)
+    module, variables = create(name=name, norm=norm, num_classes=7), _variables(name, norm)
     x = jax.ShapeDtypeStruct((5, 16, 16, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: module.init(KEY, x, train=False), x)
     logits = jax.eval_shape(lambda v, x: module.apply(v, x, train=train), variables, x)
     assert (logits.shape, logits.dtype) == ((5, 7), jnp.float32)
 
 
 @pytest.mark.parametrize(("name", "norm"), EVERY)
 def test_there_are_batch_stats_only_with_batch_norm(name, norm):
-    module = create(name=name, norm=norm, num_classes=7)
-    variables = jax.eval_shape(lambda: module.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False))
-    assert set(variables) == ({"params", "batch_stats"} if norm == "batch" else {"params"})
+    assert set(_variables(name, norm)) == (
+        {"params", "batch_stats"} if norm == "batch" else {"params"}
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "cnn"])
 def test_a_convolution_before_a_norm_has_no_bias(name):
-    module = create(name=name, norm="group", num_classes=7)
-    variables = jax.eval_shape(lambda: module.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False))
-    for path, _ in jax.tree.flatten_with_path(variables)[0]:
+    for path, _ in jax.tree.flatten_with_path(_variables(name, "group"))[0]:
         keys = [entry.key for entry in path]
         assert keys[-1] != "bias" or "norm" in keys[-2] or keys[-2] == "head"
 

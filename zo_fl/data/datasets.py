@@ -1,7 +1,7 @@
 """Data sets by name, as arrays on the host.
 
 cifar10_sample   3,500 real CIFAR-10 images that come with the package
-synthetic        2,500 made-up images, for smoke tests
+synthetic        1,000 made-up images of 8x8, for smoke tests
 anything else    a TFDS set that lies prepared in ``data_dir``: decoded once, then memory-mapped
 """
 
@@ -55,17 +55,17 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
 @functools.cache
 def _synthetic() -> Dataset:
-    """Returns 2,000 + 500 images of 16x16: a smooth pattern a class, with as much noise again."""
+    """Returns 800 + 200 images of 8x8: a smooth pattern a class, with more noise than that."""
     rng = np.random.default_rng(0)
-    patterns = rng.normal(size=(10, 8, 8, 3)).repeat(2, axis=1).repeat(2, axis=2)
+    patterns = rng.normal(size=(10, 4, 4, 3)).repeat(2, axis=1).repeat(2, axis=2)
 
     def split(count: int) -> dict[str, np.ndarray]:
         labels = rng.permutation(np.arange(count) % 10)
-        pixels = 127.5 + 30 * patterns[labels] + 50 * rng.normal(size=(count, 16, 16, 3))
+        pixels = 127.5 + 30 * patterns[labels] + 50 * rng.normal(size=(count, 8, 8, 3))
         images = np.clip(pixels, 0, 255).astype(np.uint8)
         return {"image": images, "label": labels.astype(np.int32)}
 
-    train, test = split(2000), split(500)
+    train, test = split(800), split(200)
     scaled = train["image"] / 255.0
     return Dataset(
         "synthetic",

@@ -17,6 +17,7 @@ PARTITIONS = ("dirichlet", "iid", "shards")
 BLOCK: Block = {
     "name": Field("cifar10", "cifar10_sample, synthetic, or a set that TFDS has prepared"),
     "data_dir": Field("", "where TFDS sets lie; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets"),
+    "num_examples": Field(0, "training examples, drawn by the partition seed; 0 = all", at_least=0),
     "num_clients": Field(50, "population, K", at_least=1),
     "partition": Field("dirichlet", "of examples over clients", PARTITIONS),
     "alpha": Field(0.1, "label skew of dirichlet; smaller is more skewed", above=0),
@@ -53,6 +54,7 @@ class Federation(NamedTuple):
 def load(
     name: str,
     data_dir: str | None,
+    num_examples: int,
     num_clients: int,
     partition: str,
     alpha: float,
@@ -64,13 +66,15 @@ def load(
 ) -> Federation:
     """Returns a data set partitioned over clients. The config block ``config.data``.
 
-    Partition, validation split and tiers have generators of their own, so that another
-    ``high_fraction`` leaves the partition as it is: resource splits are compared on equal clients.
+    Partition, validation split, tiers and the choice of examples have generators of their own, so
+    that another ``high_fraction`` leaves the partition as it is: resource splits are compared on
+    equal clients.
 
     Args:
       name: data set, see ``datasets.load``.
       data_dir: where TFDS sets lie; empty or None = ``$TFDS_DATA_DIR``, else
         ``~/tensorflow_datasets``.
+      num_examples: how many training examples are dealt out; 0 = all.
       num_clients: population, K.
       partition: ``"dirichlet"``, ``"iid"`` or ``"shards"``.
       alpha: concentration of ``dirichlet``; ignored by the others.
@@ -83,8 +87,8 @@ def load(
     Raises:
       ConfigError: a field is out of range, or the data set is not there.
     """
-    streams = np.random.SeedSequence(partition_seed).spawn(3)
-    for_partition, for_split, for_tiers = (np.random.default_rng(stream) for stream in streams)
+    streams = np.random.SeedSequence(partition_seed).spawn(4)
+    for_partition, for_split, for_tiers, for_choice = map(np.random.default_rng, streams)
     given = dataset.client_indices if dataset is not None else None
     if given is not None:
         num_clients = len(given)
@@ -95,18 +99,32 @@ def load(
     if given is not None:
         rows = given
     else:
+        chosen = _choose(len(labels), num_examples, for_choice)
         per_client = shards_per_client if partition == "shards" else 1
-        _check_enough(len(labels), num_clients, per_client)
+        _check_enough(len(chosen), num_clients, per_client)
         if partition == "dirichlet":
-            rows = partitions.dirichlet(labels, num_clients, alpha, for_partition)
+            dealt = partitions.dirichlet(labels[chosen], num_clients, alpha, for_partition)
         elif partition == "iid":
-            rows = partitions.iid(labels, num_clients, for_partition)
+            dealt = partitions.iid(labels[chosen], num_clients, for_partition)
         else:
-            rows = partitions.shards(labels, num_clients, shards_per_client, for_partition)
+            dealt = partitions.shards(labels[chosen], num_clients, shards_per_client, for_partition)
+        rows = chosen[dealt]
     (train, sizes), validation = _split(rows, val_fraction, for_split)
     clients = FederatedData(dataset.train, train, sizes, tiers)
     described = summary.summarize(labels, train, sizes, tiers, dataset.num_classes)
     return Federation(dataset, clients, FederatedData(dataset.train, *validation, tiers), described)
+
+
+def _choose(available: int, num_examples: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the sorted rows ``i32[num_examples]`` of some examples; of all for 0."""
+    if num_examples > available:
+        raise ConfigError(
+            f"config.data.num_examples={num_examples} is more than the {available} training "
+            "examples; allowed: at most as many, or 0 for all"
+        )
+    if not num_examples:
+        return np.arange(available, dtype=np.int32)
+    return np.sort(rng.choice(available, num_examples, replace=False)).astype(np.int32)
 
 
 Table = tuple[np.ndarray, np.ndarray]

@@ -117,7 +117,10 @@ class RunFolder:
             state, progress = saved.restore(done, like(done, ended_of(saved.progress(done))))
         except Damaged as damaged:
             raise ConfigError(f"{damaged}; change --warm_start") from None
-        self._progress |= progress
+        ends = [stretch.end for stretch in self._schedule.stretches]
+        # Where it ended this run may be in the midst of a phase.
+        reached = [phase for phase in progress["phases"] if phase["round"] in ends]
+        self._progress |= progress | {"phases": reached}
         if done == self._schedule.pivot:
             self._progress["pivot_accuracy"] = self._progress["final_accuracy"]
         with processes.agreed():

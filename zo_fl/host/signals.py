@@ -14,6 +14,8 @@ STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 Handler = Callable[[int, FrameType | None], object]
+# Python prints what these raise and goes on. JAX has the first called at garbage collections.
+_UNHEARD = ("_xla_gc_callback", "__del__")
 
 
 @contextmanager
@@ -40,6 +42,11 @@ def interrupting_signals() -> Iterator[None]:
     """Makes all signals to stop act like Ctrl-C: they raise KeyboardInterrupt."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_name in _UNHEARD:
+                threading.Timer(0.01, signal.raise_signal, (number,)).start()
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
 
     restore = _set(interrupt)
