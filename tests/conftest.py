@@ -16,13 +16,14 @@ if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could configure it")
 
 # Eight virtual devices, so that sharded code runs as such on any machine. Programs are small and
-# compiled more often than run: LLVM's first level of optimization and XLA's older way of making
-# loops of fused operations halve the time that it takes. What is asserted holds for XLA's own
-# choices too: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
+# compiled more often than run: without LLVM's optimizations, with XLA's older way of making loops
+# of fused operations, in one piece it takes a quarter of the time. What is asserted holds for XLA's
+# own choices too: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, os.environ.get("XLA_FLAGS", ""))).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -96,7 +96,7 @@ def check(base, changes):
 
 @pytest.mark.slow
 @hypothesis.settings(
-    max_examples=8,
+    max_examples=6,
     derandomize=True,
     database=None,
     deadline=None,

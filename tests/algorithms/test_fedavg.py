@@ -26,7 +26,13 @@ def test_local_sgd_is_the_plain_loop_over_shuffled_batches():
     state = tiny.start(built, phase)
     params = state.params
     batch = trees.squeeze(tiny.gather(built, [3]))
-    result = tiny.only_strategy(phase).client_update(state, batch, built.run_key)
+    result = jax.jit(tiny.only_strategy(phase).client_update)(state, batch, built.run_key)
+
+    @jax.jit
+    def loss_and_gradient(p, examples):
+        everyone = jnp.ones(len(examples["label"]), bool)
+        loss = lambda p: built.task.losses(p, {}, examples, everyone, True)[0].mean()  # noqa: E731
+        return jax.value_and_grad(loss)(p)
 
     key = keys.stream(keys.client_key(keys.round_key(built.run_key, 0), 3), "batches")
     after, velocity, losses = params, jax.tree.map(jnp.zeros_like, params), []
@@ -34,13 +40,8 @@ def test_local_sgd_is_the_plain_loop_over_shuffled_batches():
         indices, masks = cohorts.epoch_order(epoch_key, batch.mask, 40)
         for rows, mask in zip(indices, masks, strict=True):
             real = np.asarray(rows)[np.asarray(mask)]
-
-            def loss(p, real=real):
-                everyone = jnp.ones(len(real), bool)
-                examples = jax.tree.map(lambda leaf: leaf[real], batch.examples)
-                return built.task.losses(p, {}, examples, everyone, True)[0].mean()
-
-            value, gradient = jax.value_and_grad(loss)(after)
+            examples = {name: leaf[real] for name, leaf in batch.examples.items()}
+            value, gradient = loss_and_gradient(after, examples)
             losses += [float(value)] * len(real)
             velocity = jax.tree.map(
                 lambda v, g, p: 0.9 * v + g + 1e-2 * p, velocity, gradient, after

@@ -137,9 +137,8 @@ def test_the_first_process_prints_and_writes_and_the_other_is_silent(story):
     assert (devices["count"], devices["processes"]) == (4, 2)
 
 
-@pytest.mark.parametrize("devices", (4, 1))
-def test_it_ends_as_one_process_does_that_never_stopped(story, tmp_path, devices):
-    train.run(config(num_devices=devices), tmp_path, quiet=True)
+def test_it_ends_as_one_process_does_that_never_stopped(story, tmp_path):
+    train.run(config(num_devices=1), tmp_path, quiet=True)
     # Sums are added up in another order, and where a relu's input is within rounding of zero its
     # gradient is another: 3e-5 on some processors, where a round moves weights by 1e-2.
     for got, expected in zip(final_params(story.path), final_params(tmp_path), strict=True):
