@@ -1,9 +1,10 @@
 """Accuracy against epsilon of an example, of scalars and of closed-form sums after a warm-up.
 
-Warm-up rounds promise nothing: this is what the phase after them costs. Bounds are about the
-medians of what single examples contribute, on the quickstart: of loss differences at its eps and
-tau, and of the lengths of its features. Scalars are read singly and have all of the noise, in every
-round; sums are sent once, and each client adds its share. Expect sums to gain more at each epsilon.
+Warm-up rounds promise nothing: this is what the phase after them costs. Bounds are the config's or,
+where that has none, about the medians of what single examples contribute on the quickstart: of loss
+differences at its eps and tau, and of the lengths of its features. Scalars are read singly and have
+all of the noise, in every round; sums are sent once, and each client adds its share. Expect sums to
+gain more at each epsilon.
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/privacy.py --seeds=5 --workdir=R
@@ -29,8 +30,9 @@ def get_sweep(config: ConfigDict) -> Sweep:
     }
     points = []
     for row, (block, fields, times) in rows.items():
-        bounded = fields | {f"{block}.bound": BOUNDS[block]}
-        points += [Point(row, "no bound", fields), Point(row, "no noise", bounded)]
+        bounded = fields | {f"{block}.bound": config[block].bound or BOUNDS[block]}
+        unbounded = fields | {f"{block}.bound": 0.0}
+        points += [Point(row, "no bound", unbounded), Point(row, "no noise", bounded)]
         for epsilon, noise in NOISE.items():
             noisy = bounded | {f"{block}.noise": round(noise * math.sqrt(times), 4)}
             points.append(Point(row, f"epsilon {epsilon:g}", noisy))

@@ -5,8 +5,6 @@ one on other devices too, of the others ``test_contract`` says that.
 """
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import chex
@@ -15,14 +13,14 @@ import numpy as np
 import pytest
 
 import zo_fl
-from tests import tiny
+from tests import commands, tiny
 from zo_fl import train
 from zo_fl.algorithms import ALGORITHMS
+from zo_fl.host import curves
 from zo_fl.host.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 BATCH_NORM = "zo, CNN with batch statistics"
 CASES = (*sorted(ALGORITHMS.keys() - {"fedavg", "zo"}), "zowarmup", BATCH_NORM)
 
@@ -53,6 +51,7 @@ def whole_and_begun(root):
 
     That of a process killed then: the round's checkpoint is not written yet.
     """
+    curves.draw_curves = lambda rows, path, *_: Path(path).touch()
     for case in CASES:
         path = Path(root) / "whole" / case
         begun = Path(root) / "begun" / case
@@ -69,10 +68,11 @@ def runs(tmp_path_factory):
     """The folder of what another process has run."""
     root = tmp_path_factory.mktemp("runs")
     program = (
-        "import sys; from tests import conftest; from tests.algorithms import test_same_bits; "
+        "import sys; from tests.algorithms import test_same_bits; "
         "test_same_bits.whole_and_begun(sys.argv[1])"
     )
-    subprocess.run([sys.executable, "-c", program, root], cwd=ROOT, check=True)
+    done = commands.run("-c", program, root)
+    assert done.returncode == 0, done.stderr
     return root
 
 

@@ -1,13 +1,13 @@
 """The benchmark's workloads, those for a GPU too, run as they are at a tiny size."""
 
 import json
-import subprocess
 import sys
 
 import jax
 import pytest
 
 from experiments.benchmarking import contest, growth, measure, workloads
+from tests import commands
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
 
@@ -100,9 +100,8 @@ def test_peers_run_from_the_repository_alone(tmp_path, monkeypatch):
     ],
 )
 def test_a_script_s_bad_flag_is_one_line_and_status_2(script, flag, expected):
-    command = [sys.executable, "-m", f"experiments.benchmarking.{script}", flag]
-    command += ["--workload=W1"] if script == "measure" else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-m", f"experiments.benchmarking.{script}", flag]
+    done = commands.run(*command, *(["--workload=W1"] if script == "measure" else []))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert expected in line

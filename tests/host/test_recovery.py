@@ -42,6 +42,14 @@ def rows_of(folder):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Garbage is looked for among what is made here, not in all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def collected():
     """What orbax has given up is collected here, where the filter above holds."""
