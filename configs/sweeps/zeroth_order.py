@@ -2,14 +2,12 @@
 
 From a warm-up, and from the head that everyone's sums give after it (ridge). Beside the controls:
 as many more rounds of warm-up, and a rate of zero. All send the same scalars, and take the same
-forward passes a round, but for the whitened last layer, which takes a sixth of them. Rates are to
-be those of the best validation accuracy in ``zeroth_order_rates``, on other seeds, from grids of
-equal size. That sweep has not been run yet: until ``RATES`` is filled from it, every variant has
-the config's own rate, and this comparison says nothing. Expect what moves fewer coordinates to gain
-most.
+forward passes a round, but for the whitened last layer, which takes a sixth of them. Rates are
+those of the best validation accuracy in ``zeroth_order_rates``, on other seeds, from grids of equal
+size, for an MLP on the quickstart's clients. Expect what moves fewer coordinates to gain most.
 
-    python -m experiments.sweep --config=configs/quickstart.py \
-        --sweep=configs/sweeps/zeroth_order.py --seeds=10 --workdir=R
+    python -m experiments.sweep --config=configs/quickstart.py --config.model.name=mlp \
+        --config.model.norm=none --sweep=configs/sweeps/zeroth_order.py --seeds=10 --workdir=R
 """
 
 from typing import Any
@@ -30,14 +28,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Steps of a fixed length": {"zo.server.scale": "norm"},
     "Trust ratios": {"zo.server.scale": "trust"},
     "Last layer": {"zo.params": "head/*"},
-    "Last layer, whitened": {"algorithm": "fedavg+head_zo"},
+    "Last layer, whitened": {"algorithm": "head_zo"},
     "Norms and last layer": {"zo.params": "*norm*,head/*"},
     "A hundredth of the coordinates": {"zo.density": 0.01},
 }
-FROM_RIDGE = ("As printed", "Last layer", "A hundredth of the coordinates")
+FROM_RIDGE = ("As printed", "Last layer", "Last layer, whitened", "A hundredth of the coordinates")
 
-# (start, variant) -> rate, from zeroth_order_rates; the config's own for what is not there.
-RATES: dict[tuple[str, str], float] = {}
+# (start, variant) -> rate, from zeroth_order_rates, whose table the README has.
+RATES: dict[tuple[str, str], float] = {
+    ("warm-up", "As printed"): 0.0025,
+    ("warm-up", "Exact derivatives"): 0.0025,
+    ("warm-up", "Momentum"): 0.00025,
+    ("warm-up", "Steps of a fixed length"): 1.6,
+    ("warm-up", "Trust ratios"): 0.04,
+    ("warm-up", "Last layer"): 0.01,
+    ("warm-up", "Last layer, whitened"): 0.4,
+    ("warm-up", "Norms and last layer"): 0.01,
+    ("warm-up", "A hundredth of the coordinates"): 0.16,
+    ("ridge", "As printed"): 6.25e-5,
+    ("ridge", "Last layer"): 0.00025,
+    ("ridge", "Last layer, whitened"): 0.00625,
+    ("ridge", "A hundredth of the coordinates"): 0.064,
+}
 
 
 def rate_of(fields: dict[str, Any]) -> str:
@@ -47,20 +59,22 @@ def rate_of(fields: dict[str, Any]) -> str:
 
 def cases() -> dict[tuple[str, str], dict[str, Any]]:
     """Returns start and variant -> its fields."""
-    return {
-        (start, row): {"algorithm": f"{algorithm}+zo", **RIDGE, **fields}
-        for start, algorithm in STARTS.items()
-        for row, fields in VARIANTS.items()
-        if start == "warm-up" or row in FROM_RIDGE
-    }
+    found = {}
+    for start, algorithm in STARTS.items():
+        for row in VARIANTS if start == "warm-up" else FROM_RIDGE:
+            fields = RIDGE | VARIANTS[row]
+            if "algorithm" in fields and start == "ridge":
+                fields["head_zo.fresh"] = False  # but go on from ridge's
+            fields["algorithm"] = f"{algorithm}+{fields.get('algorithm', 'zo')}"
+            found[start, row] = fields
+    return found
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a column a start."""
     total, points = sweeps.total_rounds(config), []
     for (start, row), fields in cases().items():
-        rate = {rate_of(fields): RATES[start, row]} if (start, row) in RATES else {}
-        points.append(Point(row, start, fields | rate))
+        points.append(Point(row, start, fields | {rate_of(fields): RATES[start, row]}))
     for start, algorithm in STARTS.items():
         still = {"algorithm": f"{algorithm}+zo", **RIDGE, "zo.lr": 0.0}
         points.append(Point("Rate zero", start, still))

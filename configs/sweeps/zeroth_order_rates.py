@@ -1,12 +1,12 @@
 """The rates of ``zeroth_order``: each variant on a grid of its own, by validation accuracy.
 
-Four rates a variant and start, a factor of four apart, in half as many rounds, on seeds that the
+Five rates a variant and start, a factor of four apart, in half as many rounds, on seeds that the
 comparison does not use: three, because one seed's 260 validation examples tell 3 points apart at
 best.
 
-    python -m experiments.sweep --config=configs/quickstart.py --config.zo.num_rounds=20 \
-        --config.head_zo.num_rounds=20 --sweep=configs/sweeps/zeroth_order_rates.py \
-        --first_seed=100 --seeds=3 --workdir=R
+    python -m experiments.sweep --config=configs/quickstart.py --config.model.name=mlp \
+        --config.model.norm=none --config.zo.num_rounds=20 --config.head_zo.num_rounds=20 \
+        --sweep=configs/sweeps/zeroth_order_rates.py --first_seed=100 --seeds=3 --workdir=R
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from zo_fl import config as configs
 from zo_fl.config.sweeps import Point, Sweep
 
-FACTORS = (1 / 4, 1, 4, 16)
+FACTORS = (1 / 16, 1 / 4, 1, 4, 16)
 # In units of config.zo.lr: fewer dimensions bear larger rates, momentum of 0.9 a tenth.
 CENTERS = {
     "Momentum": 0.1,
