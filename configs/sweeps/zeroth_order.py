@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 FROM_RIDGE = ("As printed", "Last layer", "Last layer, whitened", "A hundredth of the coordinates")
 
-# (start, variant) -> rate, from zeroth_order_rates, whose table the README has.
+# (start, variant) -> rate, from zeroth_order_rates (its table: experiments/PERFORMANCE.md).
 RATES: dict[tuple[str, str], float] = {
     ("warm-up", "As printed"): 0.0025,
     ("warm-up", "Exact derivatives"): 0.0025,
