@@ -13,6 +13,7 @@ between devices, just as none crosses between clients and server. That second ha
 Where a rule looks at all updates at once (``robust``), dense ones are stacked instead of summed.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -181,6 +182,8 @@ def _scan_chunks(
         update = strategy.decode(result.message, batch.client_id, state, run_key)
         return result, phase.robust.bounded(update), _is_finite(result)
 
+    # Traced once, for its shapes and the scan; the program is the same as without jit.
+    @functools.partial(jax.jit, inline=True)
     def run_chunk(chunk: Cohort):
         batch = cohorts.gather(data, chunk.client_ids)
         batch = batch._replace(mask=batch.mask & chunk.valid[:, None])
