@@ -24,6 +24,7 @@ STARTS = {"warm-up": "fedavg", "ridge": "fedavg+ridge"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "As printed": {},
     "Exact derivatives": {"zo.estimator": "jvp"},
+    "Directions of rank one": {"zo.distribution": "low_rank"},
     "Momentum": {"zo.server.name": "momentum"},
     "Steps of a fixed length": {"zo.server.scale": "norm"},
     "Trust ratios": {"zo.server.scale": "trust"},
@@ -38,6 +39,7 @@ FROM_RIDGE = ("As printed", "Last layer", "Last layer, whitened", "A hundredth o
 RATES: dict[tuple[str, str], float] = {
     ("warm-up", "As printed"): 0.0025,
     ("warm-up", "Exact derivatives"): 0.0025,
+    ("warm-up", "Directions of rank one"): 0.0025,
     ("warm-up", "Momentum"): 0.00025,
     ("warm-up", "Steps of a fixed length"): 1.6,
     ("warm-up", "Trust ratios"): 0.04,

@@ -1,4 +1,4 @@
-import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from zo_fl.clients import directions
 from zo_fl.core import keys
 
-DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "low_rank")
 TREE = {"a": np.zeros((3, 5), np.float32), "b": {"c": np.zeros(70, np.float32)}}
 
 
@@ -30,6 +30,17 @@ def test_rademacher_coordinates_are_plus_or_minus_tau_and_balanced():
     assert abs(z.mean()) < 0.02
 
 
+def test_low_rank_directions_are_outer_products_of_signs():
+    add = jax.jit(directions.create("low_rank", tau=0.75))
+    tree = {"kernel": np.zeros((3, 3, 40, 33), np.float32), "bias": np.zeros(70, np.float32)}
+    z = jax.device_get(add(tree, keys.run_key(1), 1.0))
+    assert all(set(np.unique(leaf)) == {-0.75, 0.75} for leaf in jax.tree.leaves(z))
+    assert np.linalg.matrix_rank(z["kernel"].reshape(360, 33)) == 1
+    rows, columns = z["kernel"].reshape(360, 33)[:, 0], z["kernel"].reshape(360, 33)[0]
+    for signs in (rows, columns, z["bias"]):
+        assert 0.2 < np.mean(signs > 0) < 0.8
+
+
 @pytest.mark.slow
 def test_sphere_directions_have_norm_tau_sqrt_d():
     z = draws("sphere", 50, TREE, tau=0.75)
@@ -49,7 +60,7 @@ def test_adding_is_linear_in_the_scale(distribution):
         )
 
 
-@pytest.mark.parametrize("distribution", ("rademacher", "gaussian"))
+@pytest.mark.parametrize("distribution", ("rademacher", "gaussian", "low_rank"))
 def test_a_leaf_does_not_depend_on_the_other_leaves_or_their_order(distribution):
     add, key = jax.jit(directions.create(distribution, tau=1.0)), keys.run_key(3)
     alone = add({"b": TREE["b"]}, key, 1.0)

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from tests import tiny
 from zo_fl import models
-from zo_fl.clients import directions, estimators
+from zo_fl.clients import directions, estimators, probing
 from zo_fl.core import keys
+from zo_fl.core.fields import take
 from zo_fl.core.task import classification
 
 WEIGHTS = np.float32([0.5, 0.25, 0.25, 0.0])  # the last example is padding
@@ -100,6 +102,16 @@ def test_a_step_against_the_estimate_lowers_a_linear_loss():
     gradient = np.float32([1.0, -2.0, 0.5])
     ((step,),) = gradients([make()], linear(gradient), {"w": jnp.zeros(3)}, 1)
     assert np.vdot(gradient, -0.1 * step) < 0
+
+
+@pytest.mark.parametrize("precision, eps", (("float32", 1e-5), ("bfloat16", 1e-3)))
+def test_a_scale_of_0_is_the_precision_s_best(precision, eps):
+    changes = {"zo__precision": precision, "zo__eps": 0.0}
+    fields = take(probing.Probing, tiny.config(**changes)["zo"])
+    task = tiny.build(**changes).task
+    assert probing.make_prober(task, fields, 0.0).fields.eps == eps
+    chosen = probing.make_prober(task, fields._replace(eps=0.5), 0.0)
+    assert chosen.fields.eps == 0.5
 
 
 def test_scalars_are_bare_loss_differences():

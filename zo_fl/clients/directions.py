@@ -7,11 +7,15 @@ All distributions have E[z z^T] = tau^2 I, so they are exchangeable at equal ste
     rademacher   tau * {-1, +1}^d              ZOWarmUp's choice, one random bit a coordinate
     gaussian     tau * N(0, I)                 MeZO, FedKSeed, DeComFL
     sphere       tau * sqrt(d) * U(S^{d-1})    FedZO, which sets eps by its radius
+    low_rank     tau * {-1, +1}^m x {-1, +1}^n an outer product for an array of m x n (all axes but
+                                               the last, the last): m + n random bits
 
 tau lives in this file alone. It appears in the perturbation and again in the rebuilt update, hence
 the identity (eps, tau, lr) == (tau * eps, 1, tau^2 * lr) for plain SGD.
 
-Source: ZOWarmUp, Algorithm 1 line 23 and section 3.2; Fang et al. 2022 for the sphere.
+Source: ZOWarmUp, Algorithm 1 line 23 and section 3.2; Fang et al. 2022 for the sphere; LOZO (arXiv
+2410.07698) and EGGROLL (2511.16652) for low ranks, with Gaussian factors: of signs, all coordinates
+have the same size, as Rademacher's.
 """
 
 import itertools
@@ -126,8 +130,23 @@ def _add_sphere(tree: Params, leaf_keys: Array, scale: Array) -> Params:
     return jax.tree.map(lambda leaf, draw: leaf + factor * draw, tree, treedef.unflatten(draws))
 
 
+def _add_low_rank(tree: Params, leaf_keys: Array, scale: Array) -> Params:
+    leaves, treedef = jax.tree.flatten(tree)
+    sides = [(leaf.size // leaf.shape[-1], leaf.shape[-1]) for leaf in map(jnp.atleast_1d, leaves)]
+    words = _words(leaf_keys, [-(-m // 32) + -(-n // 32) for m, n in sides])
+
+    def moved(leaf: Array, word: Array, m: int, n: int) -> Array:
+        left, right = jnp.split(word, [-(-m // 32)])
+        rows = _signed(left, scale, (m, 1))
+        return leaf + (rows * _signed(right, jnp.float32(1), (n,))[None]).reshape(leaf.shape)
+
+    parts = zip(leaves, words, sides, strict=True)
+    return treedef.unflatten([moved(leaf, word, *side) for leaf, word, side in parts])
+
+
 DISTRIBUTIONS = {
     "rademacher": _add_rademacher,
     "gaussian": _add_gaussian,
     "sphere": _add_sphere,
+    "low_rank": _add_low_rank,
 }
