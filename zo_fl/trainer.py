@@ -192,12 +192,12 @@ class Trainer:
             )
             text = rounding.warning(phase, *lane, options)
             if text is not None:
-                folder.warn(text)
+                folder.standing.warn(text)
         self._show_news()
 
     def _show_news(self) -> None:
         for folder in self.folders:
-            for text in folder.news():
+            for text in folder.standing.news():
                 self.bar.message(f"warning: {text}")
 
     def _asked(
@@ -265,7 +265,7 @@ class Trainer:
                 measured |= {f"{name}_{key}": value for key, value in values.items()}
         shown = []
         for i, folder in enumerate(self.folders):
-            if folder.divergence is not None:
+            if folder.standing.divergence is not None:
                 continue
             rows = folder.rows(
                 stretch, done, stop - done, self.lanes.take(metrics, i), each, checked
@@ -294,7 +294,7 @@ class Trainer:
 
     def _alive(self) -> list[RunFolder]:
         """Returns the runs that have not diverged."""
-        return [folder for folder in self.folders if folder.divergence is None]
+        return [folder for folder in self.folders if folder.standing.divergence is None]
 
     def initial_state(self, stretch: Stretch) -> ServerState:
         """Returns the first state of the run, as the phase of ``stretch`` would have it."""
@@ -308,14 +308,14 @@ class Trainer:
 
     def _save(self, state: ServerState, done: int) -> None:
         for i, folder in enumerate(self.folders):
-            if folder.divergence is None:
+            if folder.standing.divergence is None:
                 folder.save(self.lanes.take(state, i), done)
 
     def _save_models(self, model: tuple[PyTree, PyTree]) -> None:
         """Saves what the runs that did not diverge have arrived at, for ``trained.load``."""
         dataset = self.built.federation.dataset
         for i, folder in enumerate(self.folders):
-            if folder.divergence is None:
+            if folder.standing.divergence is None:
                 params, model_state = self.lanes.take(model, i)
                 trained.save(folder.path, params, model_state, dataset, self.own.model)
 

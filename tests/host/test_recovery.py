@@ -342,7 +342,7 @@ def test_random_damage_ends_in_the_same_state_or_in_one_line(
         assert "\n" not in str(error)
     else:
         rows = [row for row in rows_of(stopped) if row["round"] <= done]
-        missing = run._progress["missing"] if done else []
+        missing = run.standing.saved["missing"] if done else []
         expected = [row for row in rows if row["round"] not in missing]
         assert rows_of(folder) == expected
         if done:
