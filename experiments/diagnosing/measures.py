@@ -12,8 +12,7 @@ import optax
 from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.clients import batch_statistics, client_losses
-from zo_fl.clients.probing import eps_of
-from zo_fl.core import cohorts, trees
+from zo_fl.core import cohorts, precision, trees
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
@@ -102,7 +101,7 @@ def one_round(replay: Replay, stretch: Stretch, before: ServerState) -> OneRound
         (exact_phase,) = [p for p in exact_built.phases if p.name == stretch.phase.name]
         _, exact_records = _round(exact_built, exact_phase, before, data)
         exact = np.concatenate([_valid(r.messages, r.weights) for r in exact_records])
-        eps = eps_of(block["eps"], block["precision"])
+        eps = block["eps"] or precision.best_eps(block["precision"])
         found = np.concatenate(sent) / _STEP[block["estimator"]](eps)
         signal, noise = float(exact.std()), float(np.sqrt(np.mean((found - exact) ** 2)))
     return OneRound(

@@ -48,16 +48,6 @@ class Probing(NamedTuple):
         return Privacy(self.bound, self.noise)
 
 
-# Where what rounding adds to a loss difference and what curvature does are about as large: measured
-# with three models (experiments/PERFORMANCE.md), tf32 is put between its neighbours.
-BEST_EPS = {"float64": 1e-6, "float32": 1e-5, "tf32": 1e-4, "bfloat16": 1e-3}
-
-
-def eps_of(eps: float, precision: str) -> float:
-    """Returns the perturbation scale of a block's fields, which is never 0."""
-    return eps or BEST_EPS[precision]
-
-
 PROBING: Block = {
     "estimator": Field(
         "two_point",
@@ -119,7 +109,7 @@ def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
     Raises:
       FieldError: no parameter is left that directions move.
     """
-    fields = fields._replace(eps=eps_of(fields.eps, fields.precision))
+    fields = fields._replace(eps=fields.eps or precision.best_eps(fields.precision))
     if not task.has_statistics:
         fields = fields._replace(bn_policy="frozen")
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
