@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from zo_fl.core.types import Array
 
 # Of activations, of products, and the perturbation at which rounding and curvature spoil loss
-# differences about equally: measured with three models; tf32 is put between its neighbours.
+# differences about equally: measured with two models; tf32 is put between its neighbours.
 _CHOICES = {
     "float32": (jnp.float32, "highest", 1e-5),
     "tf32": (jnp.float32, "high", 1e-4),
