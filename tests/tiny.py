@@ -1,5 +1,6 @@
 """A tiny federation, shared by tests: 8 clients, synthetic images, an MLP."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -81,3 +82,22 @@ def latest(path, like):
     checkpoints = Checkpoints(path)
     done = checkpoints.latest_round()
     return None if done is None else (done, *checkpoints.restore(done, like))
+
+
+class jitted:
+    """The functions of a module as one program each, as in a round, not one an operation.
+
+    Args:
+      module: of pure functions.
+      static: names of arguments that are no arrays.
+    """
+
+    def __init__(self, module, *static):
+        self._module, self._static = module, static
+
+    def __getattr__(self, name):
+        function = getattr(self._module, name)
+        known = inspect.signature(function).parameters
+        compiled = jax.jit(function, static_argnames=[one for one in self._static if one in known])
+        setattr(self, name, compiled)
+        return compiled

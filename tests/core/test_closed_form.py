@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zo_fl.core import closed_form, encodings
+from tests import tiny
+from zo_fl.core import closed_form as pure
+from zo_fl.core import encodings
 from zo_fl.core.closed_form import Moments
 
+closed_form = tiny.jitted(pure, "dim", "size")
 RNG = np.random.default_rng(0)
 
 
