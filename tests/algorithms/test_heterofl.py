@@ -94,8 +94,8 @@ def test_a_masked_whole_model_computes_what_its_slice_computes():
     )
     params, _ = wide.init(jax.random.key(0))
     shapes = jax.eval_shape(narrow.init, jax.random.key(0))[0]
-    small = slices.leading_slice(params, shapes)
-    masked = slices.embed(small, params)
+    small = jax.jit(lambda whole: slices.leading_slice(whole, shapes))(params)
+    masked = jax.jit(slices.embed)(small, params)
     images = jnp.asarray(rng.integers(0, 256, (4, 32, 32, 3)), jnp.uint8)
     examples = {"image": images, "label": jnp.arange(4)}
     mask = jnp.ones(4, bool)
@@ -108,7 +108,7 @@ def test_a_masked_whole_model_computes_what_its_slice_computes():
     expected, of_narrow = logits_and_gradient(narrow, small)
     got, of_wide = logits_and_gradient(wide, masked)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    of_wide = slices.leading_slice(of_wide, shapes)
+    of_wide = jax.jit(lambda whole: slices.leading_slice(whole, shapes))(of_wide)
     chex.assert_trees_all_close(of_wide, of_narrow, rtol=1e-3, atol=1e-5)
 
 
@@ -128,7 +128,8 @@ def test_the_smallest_block_is_held_by_all_clients_and_the_rest_by_those_wide_en
     holders = jnp.array(counts, jnp.float32) / total
     mean = slices.Update(before.params, holders, jnp.tile(holders[:, None], (1, 10)))
     strategies = [group.strategy for group in phase.groups]
-    shares = slices.holder_shares(strategies, "head", mean, before)
+    of_holders = jax.jit(lambda *given: slices.holder_shares(strategies, "head", *given))
+    shares = jax.device_get(of_holders(mean, before))
     kernel = total * shares["hidden"]["kernel"]
     assert total == 8 and np.allclose(kernel[:, 0], 8) and np.allclose(kernel[:, -1], counts[0])
     smallest = {"a": 64, "b": 32, "c": 16, "d": 8, "e": 4}[levels[-1]]
@@ -159,7 +160,7 @@ def test_entries_that_nobody_held_stay_bit_for_bit():
 def test_classes_that_a_client_does_not_hold_get_no_gradient():
     built, phase, before, *_ = one_round(heterofl__weight_decay=0.0, data__alpha=0.1)
     batch = trees.squeeze(tiny.gather(built, [2]))
-    result = phase.groups[0].strategy.client_update(before, batch, built.run_key)
+    result = jax.jit(phase.groups[0].strategy.client_update)(before, batch, built.run_key)
     delta, present = result.message
     assert 0 < np.sum(present) < 10
     assert not np.any(np.asarray(delta["head"]["bias"])[~np.asarray(present)])

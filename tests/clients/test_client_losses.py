@@ -29,19 +29,22 @@ def test_each_is_its_definition(loss):
     params, _ = built.task.init(built.run_key)
     counts = np.bincount(batch.examples["label"][np.asarray(batch.mask)], minlength=10)
     assert (counts == 0).any() and counts.max() < counts.sum()
-    arguments = (params, {}, batch.examples, batch.mask)
-    losses, _ = client_losses.of_client(built.task, loss, batch)(*arguments, True)
-    logits, _ = built.task.logits(*arguments, True)
+    of_client = client_losses.of_client(built.task, loss, batch)
+
+    def found(params):
+        arguments = (params, {}, batch.examples, batch.mask, True)
+
+        def mean(head):
+            losses, _ = of_client(params | {"head": head}, *arguments[1:])
+            return jnp.mean(losses, where=batch.mask)
+
+        pushed = jax.grad(mean)(params["head"])["bias"]
+        return of_client(*arguments)[0], built.task.logits(*arguments)[0], pushed
+
+    losses, logits, pushed = map(np.asarray, jax.jit(found)(params))
     expected = by_hand(loss, logits, np.asarray(batch.examples["label"]), counts)
     rows = np.asarray(batch.mask)
-    np.testing.assert_allclose(np.asarray(losses)[rows], expected[rows], rtol=1e-5)
-
-    def mean(head):
-        given = (params | {"head": head}, {}, batch.examples, batch.mask, True)
-        losses = client_losses.of_client(built.task, loss, batch)(*given)[0]
-        return jnp.mean(losses, where=batch.mask)
-
-    pushed = np.asarray(jax.grad(mean)(params["head"])["bias"])
+    np.testing.assert_allclose(losses[rows], expected[rows], rtol=1e-5)
     assert (pushed[counts == 0] == 0).all() == (loss != "ce")
 
 

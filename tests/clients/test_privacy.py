@@ -1,5 +1,6 @@
 """What an example can move is bounded, the noise is as large as said, and epsilon is its own."""
 
+import functools
 import math
 import sys
 
@@ -21,6 +22,7 @@ from zo_fl.host import privacy as accounting
 RIDGE = dict(ridge__penalties=(0.1,), ridge__calibrate=False)
 
 
+@functools.partial(jax.jit, static_argnames=("bound", "name", "count"))
 def scalars_of(losses, bound, name, count=3):
     """The scalars of ``n`` examples whose losses are linear in the one parameter."""
     add = lambda params, key, scale: params + scale * jax.random.normal(key)  # noqa: E731
