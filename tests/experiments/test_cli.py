@@ -27,7 +27,7 @@ def call(module, *arguments, **settings):
 
 BAD_INPUT = (
     (("--config.zo.epz=1",), "unknown field config.zo.epz; did you mean config.zo.eps"),
-    (("--config.zo.eps=abc",), "config.zo.eps='abc' is not allowed; allowed: a number above 0"),
+    (("--config.zo.tau=abc",), "config.zo.tau='abc' is not allowed; allowed: a number above 0"),
     (("--config.zoo=1",), "unknown field config.zoo"),
     (("--zo.eps=1",), "zo.eps"),
     (("config.zo.eps=1",), "unexpected argument 'config.zo.eps=1'"),
