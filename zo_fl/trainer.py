@@ -267,8 +267,9 @@ class Trainer:
         for i, folder in enumerate(self.folders):
             if folder.standing.divergence is not None:
                 continue
-            rows = folder.rows(
-                stretch, done, stop - done, self.lanes.take(metrics, i), each, checked
+            mine = self.lanes.take(metrics, i)
+            rows = folder.standing.rows(
+                self.schedule, stretch, done, stop - done, mine, each, checked
             )
             rows[-1] |= {name: float(value) for name, value in self.lanes.take(measured, i).items()}
             folder.write(rows)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import PyTree, ServerState
@@ -19,7 +18,7 @@ from zo_fl.host import curves, processes, recovery, workdir
 from zo_fl.host.checkpoint import Checkpoints, Damaged
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
-from zo_fl.host.schedule import Schedule, Stretch
+from zo_fl.host.schedule import Schedule
 from zo_fl.host.standing import Row, Standing
 
 Ended = list[tuple[int, int]]
@@ -189,18 +188,6 @@ class RunFolder:
             assert self._ledger is not None
             of_round = jax.tree.map(lambda leaf: leaf[i], recorded)  # noqa: B023
             self._ledger.write(done + i + 1, phase, of_round)
-
-    def rows(
-        self,
-        stretch: Stretch,
-        done: int,
-        count: int,
-        metrics: Mapping[str, np.ndarray],
-        seconds: float,
-        checked: Mapping[str, float],
-    ) -> list[Row]:
-        """Returns the rows of a chunk of rounds; the arguments are those of ``Standing.rows``."""
-        return self.standing.rows(self._schedule, stretch, done, count, metrics, seconds, checked)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Writes rows, and notes what they say of the run."""
