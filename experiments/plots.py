@@ -49,6 +49,7 @@ def write(sweep: runs.SweepRuns, out: Path) -> list[Path]:
             path = out / f"{name}.png"
             with matplotlib.rc_context(SAME_FILE):
                 figure.savefig(path)
+                figure.set_layout_engine("none")  # what was found stays: it took half the time
                 figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
             written.append(path)
     except OSError as error:

@@ -4,7 +4,6 @@ Points whose methods begin alike (``warm_starts.shared``) start from the same fi
 beginning; a shorter one is the start of a longer one.
 """
 
-import copy
 import hashlib
 import json
 import re
@@ -18,7 +17,6 @@ from zo_fl import algorithms
 from zo_fl import config as configs
 from zo_fl.config import warm_starts
 from zo_fl.config.sweeps import Point, Sweep
-from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
 
 Overrides = dict[str, Any]
@@ -120,7 +118,8 @@ def _warmups(
     A warm-up is a run of the first part of a point's method. A method of one part starts after one
     if another point's method begins with it.
     """
-    resolved = [_resolve(config, one) for one in overrides]
+    plain = config.to_dict()
+    resolved = [_resolve(plain, one) for one in overrides]
     parts = [algorithms.parts(one["algorithm"]) for one in resolved]
     begun = {first for first, *others in parts if others}
     found: dict[Path, tuple[int, str, Overrides]] = {}
@@ -145,16 +144,12 @@ def _warmups(
     return jobs, after
 
 
-def _resolve(config: ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config with dotted fields changed, all of it checked."""
-    known, made = fields.flat(configs.blocks()), copy.deepcopy(config)
-    for field in overrides:
-        if field not in known:
-            raise ConfigError(f"the sweep's overrides: {fields.unknown(field, known)}")
-    # A wrong type is the check's business, not that of this object.
-    with made.ignore_type():
-        made.update_from_flattened_dict(overrides)
-    return configs.resolve(made)
+    try:
+        return configs.resolve(configs.changed(config, overrides))
+    except ConfigError as error:
+        raise ConfigError(f"the sweep's overrides: {error}") from None
 
 
 def _digest(content: Any) -> str:

@@ -22,6 +22,7 @@ def by_hand(loss, logits, labels, counts):
     return -np.log(e[np.arange(len(labels)), labels] / e.sum(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", client_losses.LOSSES)
 def test_each_is_its_definition(loss):
     built = tiny.build("fedavg", data__alpha=0.1)

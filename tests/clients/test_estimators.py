@@ -52,6 +52,7 @@ def gradients(all_made, losses, params, count):
     return jax.device_get(jax.jit(jax.vmap(one))(split(keys.run_key(11), count)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ("rademacher", "gaussian", "sphere"))
 def test_the_mean_is_tau_squared_times_the_gradient(distribution):
     gradient = np.float32([1.0, -2.0, 0.5, 3.0])
@@ -70,6 +71,7 @@ def test_a_quadratic_s_curvature_cancels_in_the_antithetic_pair():
     np.testing.assert_allclose(got.mean(0), hessian @ params["w"], atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", (4, 16))
 @pytest.mark.parametrize(("distribution", "extra"), (("rademacher", 0), ("gaussian", 2)))
 def test_the_second_moment_is_d_for_rademacher_and_d_plus_two_for_gaussian(d, distribution, extra):

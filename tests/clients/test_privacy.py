@@ -66,6 +66,7 @@ def moments_of(features, labels, bound):
     return Moments(gram, features.T @ held, held.sum(0))
 
 
+@pytest.mark.slow
 def test_an_example_moves_the_scaled_sums_by_the_root_of_three_at_most():
     generator = np.random.default_rng(0)
     features, labels = generator.normal(size=(30, 4)), generator.integers(0, 3, 30)
@@ -172,6 +173,7 @@ def test_without_the_accountant_noise_is_refused(monkeypatch):
         tiny.build("zo", zo__bound=1.0, zo__noise=1.0)
 
 
+@pytest.mark.slow
 def test_the_sweep_has_the_epsilons_that_it_says():
     sweep = config.call(config.find("privacy", "sweep", "sweeps"), "get_sweep", config.default())
     points = [point for point in sweep.points if point.column.startswith("epsilon")]

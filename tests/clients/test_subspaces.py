@@ -45,6 +45,7 @@ def test_what_moves_moves_as_without_the_others_and_they_stay(distribution):
     assert subspaces.restrict(whole, "*", 1.0, LIKE) is whole
 
 
+@pytest.mark.slow
 def test_a_density_moves_the_same_few_coordinates_of_every_array_in_every_direction():
     add = jax.jit(subspaces.restrict(directions.create("rademacher", 0.5), "*", 0.01, LIKE))
     one, other = (add(LIKE, jax.random.key(seed), 1.0) for seed in (0, 1))

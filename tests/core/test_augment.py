@@ -25,6 +25,7 @@ def test_augmented_images_are_shifts_by_up_to_4_pixels_perhaps_mirrored(shape):
     assert all(new.tobytes() in _all_outcomes(old) for new, old in zip(found, images, strict=True))
 
 
+@pytest.mark.slow
 def test_every_shift_and_flip_occurs_about_equally_often():
     image = fakes.pictures(1, (8, 8, 1))[0]
     found = np.asarray(crop_and_flip(keys.run_key(1), np.broadcast_to(image, (8100, *image.shape))))
@@ -40,6 +41,7 @@ def test_equal_keys_see_equal_images_and_others_do_not():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_change_nothing():
     images = fakes.pictures(24, (8, 8, 3)).reshape(3, 8, 8, 8, 3)
     three = jax.vmap(keys.run_key)(jnp.arange(3))

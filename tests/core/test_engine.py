@@ -43,6 +43,7 @@ def test_every_device_gets_whole_chunks_and_every_client_a_place(
         assert size == 1 or (strategy.one_model and size * examples <= EXAMPLES_AT_ONCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_steps", [1, 2])
 def test_shared_directions_are_drawn_once_for_all_clients_of_a_chunk(local_steps):
     built = tiny.build("zo", zo__seed_policy="shared", zo__local_steps=local_steps)

@@ -45,6 +45,7 @@ def test_every_order_is_equally_likely():
     np.testing.assert_allclose(counts / 3000, 1 / 6, atol=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 4])
 def test_jit_and_vmap_change_nothing(batch_size):
     masks = jnp.array([[True] * 5, [True, False, True, False, True]])

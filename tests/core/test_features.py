@@ -41,6 +41,7 @@ def test_the_last_layer_makes_the_logits_of_the_features(name):
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pooled_outputs_of_inner_layers_stand_side_by_side():
     task, examples = make("resnet18")
     layers = ("stage1_block2", "stage2_block2", "stage3_block2", "head")

@@ -14,6 +14,7 @@ def updates(clients=11, seed=0):
     return generator.normal(size=(clients, 3, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", (1, 2, 5, 10, 11))
 @pytest.mark.parametrize("rule", ("median", "trimmed_mean"))
 def test_each_coordinate_by_itself(rule, clients):

@@ -94,6 +94,7 @@ def test_a_learning_rate_of_zero_keeps_the_parameters():
         assert three_steps(create(name, lr=0.0)) == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_scaled_step_has_the_length_that_its_name_says():
     params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.6, -0.8, 0.0])}
     gradient = {"a": jnp.array([1.0, 0.0]), "b": jnp.array([0.0, 2.0, -2.0])}

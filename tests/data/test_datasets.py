@@ -38,6 +38,7 @@ def _pairs(images, labels):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test_split", ["test", "validation"])
 def test_any_tfds_set_with_images_of_one_size_loads_pixel_for_pixel(tmp_path, test_split):
     train, test = fakes.rows(12), fakes.rows(5, seed=1)

@@ -65,6 +65,7 @@ def _one_at_a_time(shares, stock, size):
     return states
 
 
+@pytest.mark.slow
 def test_drawing_in_blocks_has_the_distribution_of_drawing_one_at_a_time():
     shares, stock, size, trials = np.array([0.6, 0.3, 0.1]), np.array([2, 1, 3]), 4, 20_000
     expected = _one_at_a_time(shares, stock, size)

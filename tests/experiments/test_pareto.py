@@ -40,6 +40,7 @@ def test_what_no_point_knows_has_no_column_and_no_panel_and_points_have_their_nu
         assert written[str(number)] == (point.uplink, np.mean(point.accuracies))
 
 
+@pytest.mark.slow
 def test_what_is_written_can_be_read_and_is_in_the_report(tmp_path):
     fake_sweeps.make(tmp_path)
     pareto.write(POINTS, tmp_path / "pareto", True)

@@ -20,6 +20,7 @@ def test_a_round_is_the_work_that_the_readme_says(name, images, gigaflops):
     assert f"{workloads.FORWARD_FLOPS[workload.model]:,}" in (FOLDER / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["W1", "W3"])
 def test_the_models_have_their_parameters(name):
     weights, loss = jax_models.create(workloads.WORKLOADS[name])

@@ -87,6 +87,7 @@ def test_the_folder_of_one_run_is_enough(tmp_path):
     assert only(tmp_path).rows == ["zowarmup"]
 
 
+@pytest.mark.slow
 def test_tables_plots_and_a_page_are_written(tmp_path):
     for seed in (0, 1):
         finish(tmp_path / str(seed), seed=seed)

@@ -38,7 +38,10 @@ def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "splits" else pytest.mark.slow) for name in KINDS],
+)
 def test_every_kind_of_sweep_is_drawn_as_png_and_svg(tmp_path, name):
     without = {} if name in ("splits", "methods") else {"reference": ""}
     fake_sweeps.make(tmp_path, name=name, seeds=(0, 1), **KINDS[name], **without)
@@ -78,6 +81,7 @@ def test_half_a_sweep_is_drawn_and_an_empty_one_is_not(tmp_path):
     assert figures.of(only(tmp_path)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ("Figure 4", "Figure 6", "Figure 7"))
 def test_a_figure_of_one_finished_run_is_drawn(tmp_path, table):
     folders = fake_sweeps.make(
@@ -125,6 +129,7 @@ def test_a_figure_says_its_title_unless_a_heading_does(tmp_path):
             assert ("A title" in figure.get_suptitle()) == titled
 
 
+@pytest.mark.slow
 def test_titles_of_many_panels_stay_apart(tmp_path):
     rows = ("High Res Only", *(f"Another method, of number {i}" for i in range(9)))
     fake_sweeps.make(tmp_path, rows=rows, seeds=(0,))
@@ -176,6 +181,7 @@ def test_the_paper_is_marked_for_its_own_setting_only(tmp_path):
             assert any("the paper" in label for label in labels) == expected
 
 
+@pytest.mark.slow
 def test_drawing_leaves_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 

@@ -64,6 +64,7 @@ def test_incomplete_and_diverged_runs_are_drawn_without_a_warning(tmp_path, give
     draw(tmp_path, given, title="a run", pivot_round=10)
 
 
+@pytest.mark.slow
 def test_a_diverging_loss_does_not_hide_the_rest(tmp_path):
     """The test loss still spans much of its panel, instead of lying on the axis."""
     diverged = [*rows(), {"round": 21, "phase": "zo", "train_loss": 1e9}]

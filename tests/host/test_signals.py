@@ -15,6 +15,7 @@ def test_a_signal_to_stop_raises_keyboard_interrupt(number):
         time.sleep(5)
 
 
+@pytest.mark.slow
 def test_one_that_arrives_where_exceptions_are_not_heard_is_raised_after_that():
     heard = []
 

@@ -124,6 +124,7 @@ def test_running_statistics_change_only_when_training_and_mutable():
     assert np.array_equal(probe, logits)
 
 
+@pytest.mark.slow
 def test_a_client_without_examples_keeps_its_statistics_and_has_finite_gradients():
     module, variables, x = _with_statistics("cnn", {})
     params, stats = variables["params"], variables["batch_stats"]

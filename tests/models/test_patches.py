@@ -52,6 +52,7 @@ def test_patches_are_their_formula(norm, mirror, height, width):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_finite_where_nothing_passes_a_threshold():
     model = models.create(name="patches", norm="none", kernels=2, patch_size=3, num_classes=3)
     images = np.zeros((1, 8, 8, 1), np.float32)
