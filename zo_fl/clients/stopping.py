@@ -5,7 +5,8 @@
     population   everyone is asked: one forward pass and one integer a client, every few rounds
 
 The tier that trains knows the labels that it holds, and goes on gaining on these while the others
-lose: the population's answer is the better one where labels are skewed.
+lose: the population's answer is the better one where labels are skewed. Questions come early and
+patience is short, as rounds too many cost more than rounds too few (figures: PERFORMANCE.md).
 """
 
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ _AT_ONCE = 128  # examples of a forward pass
 
 FIELDS: Block = {
     "stop": Field("fixed", "where it ends: zo_fl/clients/stopping.py", STOPS),
-    "check_every": Field(5, "rounds between questions, unless stop is fixed", at_least=1),
-    "patience": Field(4, "questions without a better answer after which it ends", at_least=1),
+    "check_every": Field(2, "rounds between questions, unless stop is fixed", at_least=1),
+    "patience": Field(2, "questions without a better answer after which it ends", at_least=1),
     "hand_over": Field(False, "the run's last phase takes the rounds that are saved"),
 }
 
