@@ -17,6 +17,7 @@ from zo_fl.host import ledger, workdir
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.run_folder import ended_of
 from zo_fl.host.schedule import Schedule, Stretch
+from zo_fl.host.stopwatch import Stopwatch
 from zo_fl.trainer import Own, Trainer
 
 
@@ -40,9 +41,9 @@ class Replay:
         self.config: dict[str, Any] = configs.resolve(configs.read_by(saved["config"]))
         self.config["run"]["data"] = "device"
         self.built = experiment.build(self.config)
-        began = time.perf_counter()
+        clock = Stopwatch(time.perf_counter())
         self._trainer = Trainer(
-            self.built, [self.config], [path], began, True, lambda: False, Own()
+            self.built, [self.config], [path], clock, True, lambda: False, Own()
         )
         self._path, self._checkpoints = path, Checkpoints(path, read_only=True)
         latest = self.latest_round()

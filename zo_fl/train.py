@@ -26,6 +26,7 @@ from zo_fl.experiment import Experiment
 from zo_fl.host import lock, processes, workdir
 from zo_fl.host.provenance import provenance
 from zo_fl.host.signals import deferred_signals
+from zo_fl.host.stopwatch import Stopwatch
 from zo_fl.trainer import OnRound, Own, Trainer
 
 
@@ -131,7 +132,7 @@ def _run(
     finished = _finished(resolved, paths, own)
     if not processes.any_of(not all(finished)):
         return [one for one in finished if one is not None]
-    began = time.perf_counter()
+    clock = Stopwatch(time.perf_counter())
     with processes.agreed():
         built = _build(resolved, own, donor)
     with ExitStack() as stack:
@@ -143,7 +144,7 @@ def _run(
         finished = _finished(resolved, paths, own)
         if not processes.any_of(not all(finished)):
             return [one for one in finished if one is not None]
-        return _train(built, resolved, paths, began, own, donor, quiet)
+        return _train(built, resolved, paths, clock, own, donor, quiet)
 
 
 def _finished(
@@ -160,7 +161,7 @@ def _train(
     built: Experiment,
     resolved: Sequence[dict[str, Any]],
     paths: Sequence[Path],
-    began: float,
+    clock: Stopwatch,
     own: Own,
     donor: Path | None,
     quiet: bool,
@@ -179,7 +180,7 @@ def _train(
     if not quiet:
         print(label_summary.format_summary(built.federation.summary), flush=True)
     with deferred_signals() as interrupted:
-        trainer = Trainer(built, resolved, paths, began, quiet, interrupted, own, made_by)
+        trainer = Trainer(built, resolved, paths, clock, quiet, interrupted, own, made_by)
         if donor is not None:
             trainer.adopt(donor)
         trainer.train()

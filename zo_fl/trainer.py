@@ -8,7 +8,7 @@ on where a run was stopped: a resumed run ends bit-identical to one that never s
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from zo_fl.host.keeping import Keeper
 from zo_fl.host.progress import Planned, Progress, mean_rows
 from zo_fl.host.run_folder import Ended, RunFolder, resume
 from zo_fl.host.schedule import Stretch, chunks, make_schedule
+from zo_fl.host.stopwatch import Stopwatch
 
 OnRound = Callable[[dict[str, Any]], object]
 
@@ -55,7 +56,7 @@ class Trainer:
       built: the experiment.
       configs: one a run; they differ in their seed alone.
       paths: the runs' folders.
-      began: ``time.perf_counter()`` when the command began.
+      clock: counts since the run began.
       quiet: no progress output.
       stop: tells whether the user asked to stop.
       own: what the user brought along.
@@ -67,14 +68,14 @@ class Trainer:
         built: Experiment,
         configs: Sequence[Mapping[str, Any]],
         paths: Sequence[Path],
-        began: float,
+        clock: Stopwatch,
         quiet: bool,
         stop: Callable[[], bool],
         own: Own,
         made_by: Mapping[str, Any] | None = None,
     ):
         self.built, self.quiet, self.interrupted, self.own = built, quiet, stop, own
-        self.options, self.made_by = configs[0]["run"], made_by
+        self.options, self.made_by, self.clock = configs[0]["run"], made_by, clock
         self.lanes = Lanes(len(configs))
         self.replicated = NamedSharding(built.mesh, P())
 
@@ -89,7 +90,7 @@ class Trainer:
         self.planned = make_schedule(built.phases, params, model_state, self._clients_of)
         self.schedule = self.planned
         self.checks: dict[int, Any] = {}  # compiled, by the place of their phase
-        self.folders = [RunFolder(path, self.schedule, began) for path in paths]
+        self.folders = [RunFolder(path, self.schedule, clock) for path in paths]
         self.models = [
             jax.jit(self.lanes.lift(stretch.phase.evaluated, (0, None)))
             for stretch in self.schedule.stretches
@@ -160,9 +161,11 @@ class Trainer:
         program = self._compile(stretch, state, data)
         for start, stop in cuts:
             began = time.perf_counter()
-            state, *measured = program(state, data, self.run_key, np.int32(stop - start))
-            data = next(feed, data)  # the next chunk's, while the devices compute this one
-            (metrics, *recorded), checked = jax.device_get(measured), {}
+            checked: dict[str, float] = {}
+            with self.clock.during("rounds"):
+                state, *measured = program(state, data, self.run_key, np.int32(stop - start))
+                data = next(feed, data)  # the next chunk's, while the devices compute this one
+                metrics, *recorded = jax.device_get(measured)
             if recorded:
                 self.folders[0].record(stretch.phase.name, start, stop - start, recorded[0])
             if stretch.is_checked(stop):
@@ -210,13 +213,16 @@ class Trainer:
         data = next(self._feed(check.phase, state, [(done, done + 1)]))
         if stretch.place not in self.checks:
             program = make_check(check, self.built.engine)
-            with self.bar.compiling(check.phase.name):
+            with self._compiling(check.phase):
                 self.checks[stretch.place] = program.lower(state, data, self.run_key).compile()
-        state, metrics, is_over = self.checks[stretch.place](state, data, self.run_key)
-        measured = {
-            f"check_{name}": float(value) for name, value in metrics.items() if name not in FAULTS
-        }
-        return state, measured, bool(is_over)
+        with self.clock.during("evaluating"):
+            state, metrics, is_over = self.checks[stretch.place](state, data, self.run_key)
+            measured = {
+                f"check_{name}": float(value)
+                for name, value in metrics.items()
+                if name not in FAULTS
+            }
+            return state, measured, bool(is_over)
 
     def plan(self, ended: Ended) -> None:
         """Plans anew, with phases that ended early."""
@@ -249,8 +255,13 @@ class Trainer:
         capacity, options = self.options["rounds_per_jit"], self.built.engine.compiler_options
         recorded = self.replicated if stretch.phase.replays and self.lanes.size == 1 else None
         chunk = make_chunk(algorithm, capacity, self.lanes, options, recorded)
-        with self.bar.compiling(stretch.phase.name):
+        with self._compiling(stretch.phase):
             return chunk.lower(state, data, self.run_key, np.int32(1)).compile()
+
+    @contextmanager
+    def _compiling(self, phase: Phase) -> Iterator[None]:
+        with self.clock.during("compiling"), self.bar.compiling(phase.name):
+            yield
 
     def _log(
         self, stretch: Stretch, state, done: int, stop: int, metrics, checked, seconds: float
@@ -259,10 +270,11 @@ class Trainer:
         measured = {}
         due = stop % self.options["eval_every"] == 0 or stop == stretch.end
         if due and self._is_worth_evaluating(stretch, stop):
-            model = self.model_of(stretch, state)
-            for name, examples in self.sets.items():
-                values = jax.device_get(self.evaluate(*model, examples))
-                measured |= {f"{name}_{key}": value for key, value in values.items()}
+            with self.clock.during("evaluating"):
+                model = self.model_of(stretch, state)
+                for name, examples in self.sets.items():
+                    values = jax.device_get(self.evaluate(*model, examples))
+                    measured |= {f"{name}_{key}": value for key, value in values.items()}
         shown = []
         for i, folder in enumerate(self.folders):
             if folder.standing.divergence is not None:
@@ -308,17 +320,19 @@ class Trainer:
         return jax.jit(init, out_shardings=self.replicated)(params, model_state, np.int32(done))
 
     def _save(self, state: ServerState, done: int) -> None:
-        for i, folder in enumerate(self.folders):
-            if folder.standing.divergence is None:
-                folder.save(self.lanes.take(state, i), done)
+        with self.clock.during("saving"):
+            for i, folder in enumerate(self.folders):
+                if folder.standing.divergence is None:
+                    folder.save(self.lanes.take(state, i), done)
 
     def _save_models(self, model: tuple[PyTree, PyTree]) -> None:
         """Saves what the runs that did not diverge have arrived at, for ``trained.load``."""
         dataset = self.built.federation.dataset
-        for i, folder in enumerate(self.folders):
-            if folder.standing.divergence is None:
-                params, model_state = self.lanes.take(model, i)
-                trained.save(folder.path, params, model_state, dataset, self.own.model)
+        with self.clock.during("saving"):
+            for i, folder in enumerate(self.folders):
+                if folder.standing.divergence is None:
+                    params, model_state = self.lanes.take(model, i)
+                    trained.save(folder.path, params, model_state, dataset, self.own.model)
 
     def _restore(self) -> tuple[ServerState, int]:
         """Returns the latest state that all runs have saved, or the initial one, and its round."""

@@ -63,7 +63,11 @@ def test_a_warm_up_ends_where_the_answers_of_its_tier_stop_rising(tmp_path):
         train.run(alone, warmup, quiet=True, on_round=interrupt)
     train.run(alone, warmup, quiet=True)
     parts = train.run(config, after, warm_start=warmup, quiet=True)
-    assert {**parts, "wall_seconds": 0} == {**summary, "wall_seconds": 0}
+    assert {**parts, "wall_seconds": 0, "seconds": 0} == {
+        **summary,
+        "wall_seconds": 0,
+        "seconds": 0,
+    }
     assert strip(read_metrics(after / "metrics.jsonl")) == strip(rows)
     models = [zo_fl.load(path).params for path in (whole, after)]
     for one, other in zip(*map(jax.tree.leaves, models), strict=True):

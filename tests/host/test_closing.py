@@ -11,6 +11,7 @@ SUMMARY = {
     "downlink_bytes": 1_340_000_000,
     "forward_passes": 1_234_567,
     "wall_seconds": 4021.2,
+    "seconds": {"compiling": 21.0, "rounds": 4000.2},
     "workdir": "runs/quickstart",
 }
 
@@ -19,6 +20,7 @@ def test_the_closing_table_has_every_entry_in_human_units():
     table = closing_table(SUMMARY)
     for text in ("23.4 %", "33.0 %", "35.0 %", "+9.6 points", "44.7 MB", "1.34 GB", "1,234,567"):
         assert text in table
+    assert "rounds 1:06:40, compiling 0:21" in table
     assert "1:07:01" in table and "runs/quickstart" in table
 
 

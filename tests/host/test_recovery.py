@@ -22,6 +22,7 @@ from zo_fl.host import workdir
 from zo_fl.host.metrics import read_metrics
 from zo_fl.host.run_folder import RunFolder, resume
 from zo_fl.host.schedule import make_schedule
+from zo_fl.host.stopwatch import Stopwatch
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,7 +102,7 @@ class Host:
         """As ``train.run`` does, up to the next round: (rounds done, state, the run's folder)."""
         workdir.check(folder, configs.identity, self.resolved)
         assert workdir.finished(folder) is None
-        run = RunFolder(folder, self.schedule, time.perf_counter())
+        run = RunFolder(folder, self.schedule, Stopwatch(time.perf_counter()))
         done, states = resume(
             [run], lambda done, ended: [self.states[self.schedule.stretch_of(done).place]]
         )
@@ -118,7 +119,7 @@ def host():
 @pytest.fixture(scope="module")
 def references(stopped, host):
     """The saved states by their rounds."""
-    run = RunFolder(stopped, host.schedule, time.perf_counter())
+    run = RunFolder(stopped, host.schedule, Stopwatch(time.perf_counter()))
     states = {
         done: run.checkpoints.restore(done, host.states[host.schedule.stretch_of(done).place])[0]
         for done in SAVED

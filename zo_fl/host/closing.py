@@ -97,6 +97,12 @@ def _spread(summaries: Sequence[Mapping[str, Any]], field: str) -> str:
     return f"{statistics.mean(values):.1f}{spread} %"
 
 
+def _parts(seconds: Mapping[str, float]) -> str:
+    """Returns what a run's time went into, the most of it first."""
+    most_first = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{part} {units.duration(spent)}" for part, spent in most_first)
+
+
 _SUMMARY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pivot_accuracy": ("test accuracy at the pivot", units.percent),
     "final_accuracy": ("test accuracy at the end", units.percent),
@@ -107,5 +113,6 @@ _SUMMARY: dict[str, tuple[str, Callable[[Any], str]]] = {
     "downlink_bytes": ("sent to clients", units.num_bytes),
     "forward_passes": ("forward passes", units.integer),
     "wall_seconds": ("time", units.duration),
+    "seconds": ("of it", _parts),
     "workdir": ("results in", str),
 }

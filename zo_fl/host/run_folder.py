@@ -5,7 +5,6 @@ Of several processes all save their part of a checkpoint, and the first writes e
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.schedule import Schedule
 from zo_fl.host.standing import Row, Standing
+from zo_fl.host.stopwatch import Stopwatch
 
 Ended = list[tuple[int, int]]
 
@@ -60,11 +60,11 @@ class RunFolder:
     Args:
       path: the folder; it exists.
       schedule: the run's.
-      began: ``time.perf_counter()`` when the run, or what resumes it, began.
+      clock: of the run, or of what resumes it.
     """
 
-    def __init__(self, path: Path, schedule: Schedule, began: float):
-        self.path, self._schedule, self._began = path, schedule, began
+    def __init__(self, path: Path, schedule: Schedule, clock: Stopwatch):
+        self.path, self._schedule, self._clock = path, schedule, clock
         self.standing = Standing()
         self._damage: dict[str, Any] = {}  # what of the standing was found out after it was saved
         self._done = 0
@@ -199,11 +199,14 @@ class RunFolder:
 
     def finish(self, title: str) -> dict[str, Any]:
         """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
+        with processes.agreed():
+            if processes.is_first():
+                with self._clock.during("drawing"):
+                    rows = read_metrics(self.path / "metrics.jsonl")
+                    curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
         summary = self.standing.summary(self._schedule, self._done, self._seconds())
         with processes.agreed():
             if processes.is_first():
-                rows = read_metrics(self.path / "metrics.jsonl")
-                curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
                 workdir.write_json(self.path / workdir.SUMMARY, summary)
         return summary
 
@@ -214,5 +217,7 @@ class RunFolder:
             if processes.is_first():
                 print(f"warning: {text}", file=sys.stderr, flush=True)
 
-    def _seconds(self) -> float:
-        return self.standing.saved["seconds"] + time.perf_counter() - self._began
+    def _seconds(self) -> dict[str, float]:
+        """Returns what the run has taken so far, what it resumed included."""
+        before, spent = self.standing.saved["seconds"], self._clock.spent()
+        return {part: before.get(part, 0.0) + spent.get(part, 0.0) for part in before | spent}

@@ -27,7 +27,7 @@ class Standing:
 
     def __init__(self):
         self.saved: dict[str, Any] = {
-            "seconds": 0.0,
+            "seconds": {},  # by what they went into
             "pivot_accuracy": None,
             "final_accuracy": None,
             "best_val_accuracy": None,
@@ -47,7 +47,7 @@ class Standing:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Goes on from what was saved, of an earlier version without what is new since."""
         said = self.saved["warnings"]
-        self.saved |= saved
+        self.saved |= {**saved, "seconds": _by_part(saved)}
         for text in said:
             self.warn(text)
 
@@ -56,7 +56,7 @@ class Standing:
         ends = [stretch.end for stretch in schedule.stretches]
         # Where it ended this run may be in the midst of a phase.
         reached = [phase for phase in saved["phases"] if phase["round"] in ends]
-        self.saved |= {**saved, "phases": reached}
+        self.saved |= {**saved, "phases": reached, "seconds": _by_part(saved)}
         if done == schedule.pivot:
             self.saved["pivot_accuracy"] = self.saved["final_accuracy"]
 
@@ -143,13 +143,15 @@ class Standing:
             if self.divergence is not None:
                 return
 
-    def summary(self, schedule: Schedule, done: int, seconds: float) -> dict[str, Any]:
+    def summary(
+        self, schedule: Schedule, done: int, seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
         """Returns what ``summary.json`` has.
 
         Args:
           schedule: the run's.
           done: rounds.
-          seconds: that they took.
+          seconds: that they took, by what these went into.
         """
         saved, divergence = self.saved, self.divergence
         pivot, final = saved["pivot_accuracy"], saved["final_accuracy"]
@@ -172,7 +174,14 @@ class Standing:
             "low_passes": low_passes,
             "phases": saved["phases"],
             "warnings": saved["warnings"],
-            "wall_seconds": seconds,
+            "wall_seconds": sum(seconds.values()),
+            "seconds": {part: round(spent, 3) for part, spent in seconds.items()},
         }
         revealed = privacy.account(schedule.stretches, done)
         return summary if revealed is None else summary | {"privacy": revealed}
+
+
+def _by_part(saved: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the seconds that were saved; an earlier version counted all as one."""
+    seconds = saved.get("seconds", {})
+    return {"rounds": seconds} if is_number(seconds) else seconds

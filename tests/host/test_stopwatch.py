@@ -1,0 +1,22 @@
+"""Every second of a run is counted once, for the innermost of what it is spent on."""
+
+import itertools
+
+import pytest
+
+from zo_fl.host.stopwatch import Stopwatch
+
+
+def test_each_second_counts_once_for_the_innermost_part():
+    ticks = itertools.count(10)  # a second each time that somebody looks
+    clock = Stopwatch(10, lambda: next(ticks))
+    with clock.during("rounds"):
+        with clock.during("compiling"):
+            pass
+        with pytest.raises(KeyError), clock.during("saving"):
+            raise KeyError
+    with clock.during("rounds"):
+        pass
+    # Looked at on the way in and out: 8 times, and once more for the sum.
+    assert clock.spent() == {"preparing": 2, "rounds": 4, "compiling": 1, "saving": 1}
+    assert clock.spent()["preparing"] == 3
