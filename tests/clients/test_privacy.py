@@ -80,6 +80,7 @@ def test_an_example_moves_the_scaled_sums_by_the_root_of_three_at_most():
     assert np.linalg.norm(parts) > 1.5  # the longest that there are reach it
 
 
+@pytest.mark.slow
 def test_shares_of_the_noise_add_up_to_all_of_it():
     zeros, cohort = Moments(jnp.zeros(300), jnp.zeros((10, 3)), jnp.zeros(3)), 25
     total = [
@@ -94,6 +95,7 @@ def test_shares_of_the_noise_add_up_to_all_of_it():
     assert np.std(total) == pytest.approx(2.0 * math.sqrt(3) * 2 * 9, rel=0.08)
 
 
+@pytest.mark.slow
 def test_noisy_sums_become_those_that_examples_can_have():
     generator = np.random.default_rng(0)
     sums = moments_of(generator.normal(size=(30, 4)), generator.integers(0, 3, 30), 0.0)

@@ -111,6 +111,7 @@ def test_an_indefinite_matrix_gives_a_head_of_nan_instead_of_a_wrong_one():
     assert not jnp.isfinite(heads.kernel[0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, error, size",
     (("float32", 0, 4 * 6), ("float16", 5e-4, 2 * 6 + 4), ("int8", 4e-3, 6 + 4), ("int4", 0.08, 7)),

@@ -28,6 +28,7 @@ def test_each_coordinate_by_itself(rule, clients):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ("median", "trimmed_mean"))
 def test_who_has_no_weight_has_no_say(rule):
     stacked, weights = updates(), np.arange(11) % 3

@@ -110,6 +110,7 @@ def test_gather_inside_jit_returns_each_clients_examples():
     assert batch.mask.shape == (3, 90) and batch.mask.all()
 
 
+@pytest.mark.slow
 def test_gather_masks_what_lies_beyond_a_clients_size():
     clients = _load().clients._replace(client_sizes=np.arange(8, dtype=np.int32))
     batch = cohorts.gather(jax.tree.map(jnp.asarray, clients), jnp.array([0, 3], jnp.int32))

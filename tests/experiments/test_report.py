@@ -69,6 +69,7 @@ def test_the_page_needs_nothing_else(sweeps):
     assert "@import" not in text and "url(" not in text
 
 
+@pytest.mark.slow
 def test_everything_is_escaped_and_every_row_is_there(sweeps):
     seen = page(sweeps)
     assert seen.text.count(HOSTILE) >= 3  # the title, the table, the costs
@@ -104,6 +105,7 @@ def test_a_title_is_said_once(tmp_path):
     assert report.page(found.read(tmp_path)).count("A title") == 1
 
 
+@pytest.mark.slow
 def test_every_result_leads_to_the_commands_of_its_runs(sweeps):
     text = report.page(found.read(sweeps))
     targets = set(re.findall(r'<td><a href="#(hostile--\d)">', text))
