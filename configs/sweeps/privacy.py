@@ -4,8 +4,8 @@ Warm-up rounds promise nothing: this is what the phase after them costs. Bounds 
 where that has none, about the medians of what single examples contribute on the quickstart: of loss
 differences at its eps and tau, and of the lengths of its features. Scalars are read singly and have
 all of the noise, in every round; sums are sent once, and each client adds its share. Noise in sums
-asks for a larger penalty: with that of no noise, ridge would lose to scalars below epsilon 4. Expect
-sums to gain more at each epsilon.
+asks for a larger penalty: with that of no noise, ridge would lose to scalars below epsilon 4.
+Expect sums to gain more at each epsilon.
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/privacy.py --seeds=5 --workdir=R
