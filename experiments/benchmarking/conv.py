@@ -8,6 +8,9 @@ implementations, so that another process's load meets all alike; compare medians
 of two. Flags of XLA and of the C library are set outside, e.g.
 ``XLA_FLAGS=--xla_cpu_enable_fast_math=true python -m experiments.benchmarking.conv``.
 
+The case ``layers`` times each product of ``cnn_large``'s step by itself, beside the largest product
+that the machine does: what of a step is not in there is pooling, activations and the update.
+
 The last case, ``weights``, is the small CNN for several sets of weights: ``vmap`` (grouped
 convolutions, or with patches batched products), a loop (``lax.map``), or one after the other
 (unrolled); forward passes of the same and of different images, and gradients. It is what
@@ -15,9 +18,10 @@ convolutions, or with patches batched products), a loop (``lax.map``), or one af
 """
 
 import functools
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,13 +33,14 @@ from zo_fl.core.engine import Engine
 from zo_fl.core.types import Array, PyTree
 from zo_fl.host.devices import make_mesh
 from zo_fl.models import create
-from zo_fl.models.conv import IMPLEMENTATIONS
+from zo_fl.models.conv import IMPLEMENTATIONS, conv2d
 
 from .. import cli
 from . import workloads
 
 LEARNING_RATE = 0.01
 WEIGHT_SETS = 8
+LAYERS_BATCH, LAYERS_STEPS = 50, 6
 
 
 class Case(NamedTuple):
@@ -110,6 +115,81 @@ def _jit(function: Callable) -> Callable:
     return jax.jit(function, compiler_options=Engine(make_mesh()).compiler_options)
 
 
+class Product(NamedTuple):
+    """A layer of the benchmark CNN.
+
+    Attributes:
+      x: shape of its input, without the examples.
+      kernel: shape of its weights: HWIO of a convolution without padding, or of a dense layer.
+    """
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+    def apply(self, x: Array, kernel: Array, implementation: str) -> Array:
+        """Returns the layer's output before its bias."""
+        if len(self.kernel) == 2:
+            return x @ kernel
+        return conv2d(x, kernel, 1, "VALID", implementation)
+
+
+LAYERS = {
+    "conv0": Product((32, 32, 3), (3, 3, 3, 32)),
+    "conv1": Product((30, 30, 32), (3, 3, 32, 64)),
+    "hidden": Product((14 * 14 * 64,), (14 * 14 * 64, 128)),
+}
+
+
+def _layer_programs(
+    layer: Product, implementation: str
+) -> tuple[dict[str, Callable[[], PyTree]], int]:
+    """Returns a layer's three products, each ``LAYERS_STEPS`` times a call, and FLOPs of one."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (LAYERS_BATCH, *layer.x))
+    kernel = jax.random.normal(keys[1], layer.kernel)
+    apply = functools.partial(layer.apply, implementation=implementation)
+    out = jax.eval_shape(apply, x, kernel)
+    cotangent = jax.random.normal(keys[2], out.shape)
+    products = {
+        "forward": lambda x, k, g: apply(x, k),
+        "by the input": lambda x, k, g: jax.vjp(lambda x: apply(x, k), x)[1](g)[0],
+        "by the kernel": lambda x, k, g: jax.vjp(lambda k: apply(x, k), k)[1](g)[0],
+    }
+
+    def repeated(product):
+        def all_steps(x, kernel, cotangent):
+            def step(total, _):
+                # Of what was computed before: nothing can be left out, or done once for all.
+                old = total.ravel()[0] * 1e-9
+                return total + product(x + old, kernel + old, cotangent + old), None
+
+            zeros = jnp.zeros(jax.eval_shape(product, x, kernel, cotangent).shape)
+            return jax.lax.scan(step, zeros, None, length=LAYERS_STEPS)[0]
+
+        return functools.partial(_jit(all_steps), x, kernel, cotangent)
+
+    programs = {name: repeated(product) for name, product in products.items()}
+    return programs, 2 * out.size * math.prod(layer.kernel[:-1])
+
+
+def _print_layers(implementations: Sequence[str], repeats: int) -> None:
+    """Prints the time and the speed of each product of the layers."""
+    programs, flops = {}, {}
+    for name, layer in LAYERS.items():
+        for implementation in implementations if len(layer.kernel) == 4 else ("",):
+            row = f"{name} {implementation}".strip()
+            made, flops[row] = _layer_programs(layer, implementation)
+            programs |= {(row, column): program for column, program in made.items()}
+    side = jax.random.normal(jax.random.key(0), (1024, 1024))
+    square = functools.partial(_jit(jnp.matmul), side, side)
+    medians = _medians({**programs, ("", ""): square}, repeats)
+    reached = 2 * 1024**3 / medians.pop(("", "")) / 1e6
+    each = {key: value / LAYERS_STEPS for key, value in medians.items()}
+    _print_table(f"cnn_large, {LAYERS_BATCH} images, ms", each)
+    speeds = {(row, column): flops[row] / ms / 1e6 for (row, column), ms in each.items()}
+    _print_table(f"GFLOP/s; a product of 1024 x 1024: {reached:.0f}", speeds)
+
+
 def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:
     """Returns passes for ``WEIGHT_SETS`` sets of weights, by how and of which images."""
 
@@ -177,6 +257,9 @@ def main(argv: list[str]) -> int:
     """Measures, prints Markdown tables, returns the exit status."""
     del argv
     for name in flags.FLAGS.cases:
+        if name == "layers":
+            _print_layers(flags.FLAGS.implementations, flags.FLAGS.repeats)
+            continue
         if name == "weights":
             programs = _weight_set_programs(CASES["cnn"])
             title = f"cnn, {WEIGHT_SETS} sets of weights, ms for all"
@@ -195,7 +278,7 @@ def main(argv: list[str]) -> int:
 
 
 def _define_flags() -> None:
-    workloads.define_list("cases", ["cnn_large", "cnn", "weights"], [*CASES, "weights"])
+    workloads.define_list("cases", ["cnn_large", "cnn", "weights"], [*CASES, "layers", "weights"])
     workloads.define_list("implementations", ["xla", "fast_grad", "patches"], IMPLEMENTATIONS)
     flags.DEFINE_integer("repeats", 7, "Measurements of each.", lower_bound=1)
 

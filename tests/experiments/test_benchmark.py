@@ -1,12 +1,15 @@
 """The benchmark's workloads, those for a GPU too, run as they are at a tiny size."""
 
+import functools
 import json
+import math
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from experiments.benchmarking import contest, growth, measure, workloads
+from experiments.benchmarking import contest, conv, growth, measure, workloads
 from tests import commands
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
@@ -56,6 +59,30 @@ def test_flops_are_those_of_the_convolutions_and_products(name, flops):
     assert workloads.forward_flops(workloads.WORKLOADS[name].model) == flops
 
 
+def test_the_layers_are_those_of_the_benchmark_cnn():
+    per_image = []
+    for layer in conv.LAYERS.values():
+        arrays = (jax.ShapeDtypeStruct(shape, "f4") for shape in ((1, *layer.x), layer.kernel))
+        out = jax.eval_shape(functools.partial(layer.apply, implementation="xla"), *arrays)
+        per_image.append(2 * math.prod(out.shape) * math.prod(layer.kernel[:-1]))
+    assert sum(per_image) + 2 * 128 * 10 == workloads.forward_flops(workloads.WORKLOADS["W1"].model)
+
+
+@pytest.mark.slow
+def test_each_product_of_a_layer_is_taken_as_often_as_said(monkeypatch):
+    monkeypatch.setattr(conv, "LAYERS_BATCH", 2)
+    layer = conv.Product((5, 5, 3), (3, 3, 3, 4))
+    one = {}
+    for steps in (1, 3):
+        monkeypatch.setattr(conv, "LAYERS_STEPS", steps)
+        programs, flops = conv._layer_programs(layer, "xla")
+        assert flops == 2 * (2 * 3 * 3 * 4) * 27
+        for name, program in programs.items():
+            one.setdefault(name, program())
+            np.testing.assert_allclose(program(), steps * one[name], rtol=1e-4, atol=1e-4)
+    assert [value.shape for value in one.values()] == [(2, 3, 3, 4), (2, 5, 5, 3), (3, 3, 3, 4)]
+
+
 @pytest.mark.slow
 def test_a_change_of_the_config_reaches_the_round():
     work = shrunk(workloads.tiny(workloads.WORKLOADS["W6-zo"]))
@@ -93,7 +120,7 @@ def test_peers_run_from_the_repository_alone(tmp_path, monkeypatch):
     ("script", "flag", "expected"),
     [
         ("measure", "--set=zo.epz=1", "did you mean config.zo.eps"),
-        ("conv", "--cases=cnx", "allowed: cnn_large, cnn, resnet18, weights"),
+        ("conv", "--cases=cnx", "allowed: cnn_large, cnn, resnet18, layers, weights"),
         ("memory", "--batches=0,1", "allowed: 1 to 900"),
         ("precision", "--model=cnx", "resnet18"),
         ("precision", "--eps=1e-4,-1", "numbers above 0"),
