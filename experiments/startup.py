@@ -56,5 +56,8 @@ def _is_command(package: str) -> bool:
 
 
 def _end(number: int, frame: object) -> None:
+    # A second signal between the line and the end would say it again.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from importlib import machinery
 
 import pytest
 
@@ -15,16 +16,27 @@ def test_a_signal_to_stop_raises_keyboard_interrupt(number):
         time.sleep(5)
 
 
-@pytest.mark.slow
-def test_one_that_arrives_where_exceptions_are_not_heard_is_raised_after_that():
-    heard = []
+class Thing:
+    def __init__(self, heard):
+        self.heard = heard
 
-    class Thing:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-            heard.append("went on")
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        self.heard.append("went on")
 
+
+class Loader(machinery.ExtensionFileLoader):
+    def exec_module(self, module):
+        signal.raise_signal(signal.SIGINT)
+        module.append("went on")
+
+
+@pytest.mark.parametrize("act", (Thing, Loader("a", "a.so").exec_module))
+def test_one_that_arrives_where_exceptions_are_not_heard_is_raised_after_that(act):
+    """In destructors, and where extension modules are imported."""
+    heard, began = [], time.monotonic()
     with pytest.raises(KeyboardInterrupt), signals.interrupting_signals():
-        Thing()
+        act(heard)
         assert heard == ["went on"]
-        time.sleep(5)
+        time.sleep(60)
+    assert time.monotonic() - began < 30

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 STOPPING = tuple(
@@ -16,6 +17,7 @@ STOPPING = tuple(
 Handler = Callable[[int, FrameType | None], object]
 # Python prints what these raise and goes on. JAX has the first called at garbage collections.
 _UNHEARD = ("_xla_gc_callback", "__del__")
+_AGAIN_SECONDS = 0.01
 
 
 @contextmanager
@@ -43,8 +45,8 @@ def interrupting_signals() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         while frame is not None:
-            if frame.f_code.co_name in _UNHEARD:
-                threading.Timer(0.01, signal.raise_signal, (number,)).start()
+            if _is_unheard(frame):
+                threading.Timer(_AGAIN_SECONDS, _send_main_thread, (number,)).start()
                 return
             frame = frame.f_back
         raise KeyboardInterrupt
@@ -54,6 +56,23 @@ def interrupting_signals() -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def _is_unheard(frame: FrameType) -> bool:
+    """Returns whether an exception that is raised within a frame may be lost there."""
+    name = frame.f_code.co_name
+    # Extension modules catch errors of what they import: those of MLIR lose a Ctrl-C.
+    is_extension = isinstance(frame.f_locals.get("self"), ExtensionFileLoader)
+    return name in _UNHEARD or (is_extension and name in ("create_module", "exec_module"))
+
+
+def _send_main_thread(number: int) -> None:
+    """Sends a signal such that the main thread wakes up, where the system can do that."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
 
 
 def ignore_signals() -> None:
