@@ -25,15 +25,25 @@ class Thing:
         self.heard.append("went on")
 
 
+def compare(heard):
+    class Scalar:
+        def __hash__(self):
+            signal.raise_signal(signal.SIGINT)
+            heard.append("went on")
+            return 0
+
+    assert {Scalar(): 1}
+
+
 class Loader(machinery.ExtensionFileLoader):
     def exec_module(self, module):
         signal.raise_signal(signal.SIGINT)
         module.append("went on")
 
 
-@pytest.mark.parametrize("act", (Thing, Loader("a", "a.so").exec_module))
+@pytest.mark.parametrize("act", (Thing, compare, Loader("a", "a.so").exec_module))
 def test_one_that_arrives_where_exceptions_are_not_heard_is_raised_after_that(act):
-    """In destructors, and where extension modules are imported."""
+    """In destructors, hashes, and where extension modules are imported."""
     heard, began = [], time.monotonic()
     with pytest.raises(KeyboardInterrupt), signals.interrupting_signals():
         act(heard)

@@ -15,8 +15,9 @@ STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 Handler = Callable[[int, FrameType | None], object]
-# Python prints what these raise and goes on. JAX has the first called at garbage collections.
-_UNHEARD = ("_xla_gc_callback", "__del__")
+# Python prints what the first two raise and goes on; JAX has one called at garbage collections. Of
+# the others NumPy loses it, in comparing dtypes.
+_UNHEARD = ("_xla_gc_callback", "__del__", "__eq__", "__hash__")
 _AGAIN_SECONDS = 0.01
 
 
