@@ -37,7 +37,7 @@ def config(algorithm="zowarmup", **overrides):
     config.decomfl.update(local_steps=2, lr=1e-4)
     config.fedzo.update(local_steps=2, num_directions=2, radius=0.4)
     config.baffle.update(num_directions=4, eps=1e-3, lr=1e-3)
-    config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=1)
+    config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=2)
     for name, value in overrides.items():
         block, _, field = name.partition("__")
         with config.ignore_type():

@@ -27,7 +27,7 @@ CASES = (*sorted(ALGORITHMS.keys() - {"fedavg", "zo"}), "zowarmup", BATCH_NORM)
 
 def config(case, **changes):
     """Returns the config of a case: two rounds a phase, a checkpoint after each."""
-    changes |= {"run__rounds_per_jit": 1}
+    changes |= {"run__rounds_per_jit": 1, "run__checkpoint_every": 1}
     if case != BATCH_NORM:
         return tiny.config(case, **changes)
     few = dict(data__num_clients=40, zo__cohort_size=2)

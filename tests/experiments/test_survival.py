@@ -158,6 +158,7 @@ def test_a_run_that_is_killed_20_times_ends_as_one_that_never_was(tmp_path):
         warmup__num_rounds=20,
         zo__num_rounds=100,
         run__rounds_per_jit=1,
+        run__checkpoint_every=1,
         run__eval_every=50,
     )
     # What other tests have registered beside is not known to another process.

@@ -17,7 +17,7 @@ BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients":
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    config = tiny.config("zowarmup", zo__num_rounds=4)
+    config = tiny.config("zowarmup", zo__num_rounds=4, run__checkpoint_every=1)
     train.run(config, path, quiet=True)
     return config, path
 
