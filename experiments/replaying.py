@@ -1,6 +1,5 @@
 """Any state of a run again, from the first state of its phase and the ledger's scalars alone."""
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,8 @@ class Replay:
         self.config: dict[str, Any] = configs.resolve(configs.read_by(saved["config"]))
         self.config["run"]["data"] = "device"
         self.built = experiment.build(self.config)
-        clock = Stopwatch(time.perf_counter())
         self._trainer = Trainer(
-            self.built, [self.config], [path], clock, True, lambda: False, Own()
+            self.built, [self.config], [path], Stopwatch(), True, lambda: False, Own()
         )
         self._path, self._checkpoints = path, Checkpoints(path, read_only=True)
         latest = self.latest_round()

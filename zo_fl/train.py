@@ -7,7 +7,6 @@ Several seeds of one config can run as one program (``run_seeds``): the same chu
 states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -132,7 +131,7 @@ def _run(
     finished = _finished(resolved, paths, own)
     if not processes.any_of(not all(finished)):
         return [one for one in finished if one is not None]
-    clock = Stopwatch(time.perf_counter())
+    clock = Stopwatch()
     with processes.agreed():
         built = _build(resolved, own, donor)
     with ExitStack() as stack:

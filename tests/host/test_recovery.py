@@ -4,7 +4,6 @@ import gc
 import json
 import re
 import shutil
-import time
 
 import chex
 import hypothesis
@@ -102,7 +101,7 @@ class Host:
         """As ``train.run`` does, up to the next round: (rounds done, state, the run's folder)."""
         workdir.check(folder, configs.identity, self.resolved)
         assert workdir.finished(folder) is None
-        run = RunFolder(folder, self.schedule, Stopwatch(time.perf_counter()))
+        run = RunFolder(folder, self.schedule, Stopwatch())
         done, states = resume(
             [run], lambda done, ended: [self.states[self.schedule.stretch_of(done).place]]
         )
@@ -119,7 +118,7 @@ def host():
 @pytest.fixture(scope="module")
 def references(stopped, host):
     """The saved states by their rounds."""
-    run = RunFolder(stopped, host.schedule, Stopwatch(time.perf_counter()))
+    run = RunFolder(stopped, host.schedule, Stopwatch())
     states = {
         done: run.checkpoints.restore(done, host.states[host.schedule.stretch_of(done).place])[0]
         for done in SAVED

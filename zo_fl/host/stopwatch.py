@@ -9,15 +9,14 @@ PREPARING = "preparing"
 
 
 class Stopwatch:
-    """Seconds since a run began, each counted for one thing: what is done at that moment.
+    """Seconds from now on, each counted for one thing: what is done at that moment.
 
     Args:
-      began: when, by ``clock``.
       clock: seconds.
     """
 
-    def __init__(self, began: float, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._since, self._now = clock, began, PREPARING
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock, self._since, self._now = clock, clock(), PREPARING
         self._spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
