@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from zo_fl import algorithms, models
 from zo_fl.clients import faults
@@ -122,9 +121,8 @@ def assemble(
     if engine.streamed:
         _check_streamed(phases)
     else:
-        replicated = NamedSharding(engine.mesh, P())
-        data = processes.place(data, replicated)
-        tables = processes.place(validation._replace(examples=()), replicated)
+        data = processes.place(data, engine.replicated)
+        tables = processes.place(validation._replace(examples=()), engine.replicated)
         validation = tables._replace(examples=data.examples)
     run_key = keys.run_key(config["seed"])
     return Experiment(federation, learning, phases, data, validation, engine, run_key)

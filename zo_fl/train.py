@@ -22,7 +22,7 @@ from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import Dataset
 from zo_fl.data import summary as label_summary
 from zo_fl.experiment import Experiment
-from zo_fl.host import lock, processes, workdir
+from zo_fl.host import devices, lock, processes, workdir
 from zo_fl.host.provenance import provenance
 from zo_fl.host.signals import deferred_signals
 from zo_fl.host.stopwatch import Stopwatch
@@ -122,6 +122,7 @@ def _run(
     quiet: bool,
 ) -> list[dict[str, Any]]:
     """Returns the summaries of runs that differ in their seed alone."""
+    devices.prepare()
     if own.dataset is not None:
         for config in resolved:
             config["data"]["name"] = own.dataset.name

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from zo_fl import trained
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_check, make_chunk
+from zo_fl.core.engine import Engine
 from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import Dataset, FederatedData, PyTree, ServerState
@@ -77,7 +76,7 @@ class Trainer:
         self.built, self.quiet, self.interrupted, self.own = built, quiet, stop, own
         self.options, self.made_by, self.clock = configs[0]["run"], made_by, clock
         self.lanes = Lanes(len(configs))
-        self.replicated = NamedSharding(built.mesh, P())
+        self.replicated = built.engine.replicated
 
         def run_keys():
             return self.lanes.stack([keys.run_key(config["seed"]) for config in configs])
@@ -163,7 +162,7 @@ class Trainer:
             began = time.perf_counter()
             checked: dict[str, float] = {}
             with self.clock.during("rounds"):
-                state, *measured = program(state, data, self.run_key, np.int32(stop - start))
+                state, *measured = program(state, data, stop - start)
                 data = next(feed, data)  # the next chunk's, while the devices compute this one
                 metrics, *recorded = jax.device_get(measured)
             if recorded:
@@ -242,21 +241,38 @@ class Trainer:
         self, phase: Phase, state: ServerState, cuts: Sequence[tuple[int, int]]
     ) -> Iterator[FederatedData]:
         """Yields the data of each chunk of a phase."""
-        built = self.built
+        built, engine = self.built, self._engine_of(phase)
         data = built.data_of(phase)
-        if built.engine.streamed:
-            return streaming.stream(data, phase.groups, built.engine, built.run_key, cuts)
+        if engine.streamed:
+            return streaming.stream(data, phase.groups, engine, built.run_key, cuts)
         if self.lanes.size == 1:
             data = self.keeper.data_of(phase, state, data)
+        if engine != built.engine:
+            data = jax.device_put(data, engine.replicated)
         return itertools.repeat(data)
 
+    def _engine_of(self, phase: Phase) -> Engine:
+        """Returns the layout of a phase's clients; of several runs side by side it is the run's."""
+        return self.built.engine.of(phase.groups) if self.lanes.size == 1 else self.built.engine
+
     def _compile(self, stretch: Stretch, state: ServerState, data: FederatedData):
-        algorithm = make_algorithm(stretch.phase, self.built.engine)
-        capacity, options = self.options["rounds_per_jit"], self.built.engine.compiler_options
-        recorded = self.replicated if stretch.phase.replays and self.lanes.size == 1 else None
-        chunk = make_chunk(algorithm, capacity, self.lanes, options, recorded)
+        """Returns a phase's chunk, compiled; its states lie as those of all phases."""
+        engine, home = self._engine_of(stretch.phase), self.replicated
+        algorithm, capacity = make_algorithm(stretch.phase, engine), self.options["rounds_per_jit"]
+        recorded = home if stretch.phase.replays and self.lanes.size == 1 else None
+        chunk = make_chunk(algorithm, capacity, self.lanes, engine.compiler_options, recorded)
+        there = engine.replicated
+        run_key = jax.device_put(self.run_key, there)
         with self._compiling(stretch.phase):
-            return chunk.lower(state, data, self.run_key, np.int32(1)).compile()
+            like = jax.device_put(state, there)
+            program = chunk.lower(like, data, run_key, np.int32(1)).compile()
+
+        def run(state: ServerState, data: FederatedData, num_rounds: int):
+            state = jax.device_put(state, there)
+            state, *measured = program(state, data, run_key, np.int32(num_rounds))
+            return jax.device_put(state, home), *measured
+
+        return run
 
     @contextmanager
     def _compiling(self, phase: Phase) -> Iterator[None]:

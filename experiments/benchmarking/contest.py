@@ -39,11 +39,12 @@ class Peer(NamedTuple):
     workloads: tuple[str, ...]
 
 
+_FEDAVG = ("W1", "W1-7", "W1-30", "W1-4")
 PEERS = {
-    "PyTorch, a loop": Peer("torch", "torch_fedavg", (), ("W1", "W5", "W5-45")),
-    "pfl-research": Peer("pfl", "pfl_fedavg", (), ("W1",)),
-    "Flower, 2 actors": Peer("flower", "flower_fedavg", (), ("W1",)),
-    "FedJAX": Peer("fedjax", "fedjax_fedavg", (), ("W1",)),
+    "PyTorch, a loop": Peer("torch", "torch_fedavg", (), (*_FEDAVG, "W5", "W5-45")),
+    "pfl-research": Peer("pfl", "pfl_fedavg", (), _FEDAVG),
+    "Flower, 2 actors": Peer("flower", "flower_fedavg", (), _FEDAVG),
+    "FedJAX": Peer("fedjax", "fedjax_fedavg", (), _FEDAVG),
     "PyTorch, fused": Peer("torch", "torch_zo", ("--style=fused",), ("W2", "W3")),
     "PyTorch, flat": Peer("torch", "torch_zo", ("--style=flat",), ("W2", "W3")),
     "PyTorch, MeZO's": Peer("torch", "torch_zo", ("--style=mezo",), ("W2", "W3")),

@@ -26,6 +26,7 @@ import zo_fl
 from zo_fl import config as configs
 from zo_fl.core import fields
 from zo_fl.core.chunk import make_chunk
+from zo_fl.core.engine import Engine
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import FederatedData
@@ -57,14 +58,15 @@ def measure(
     """
     built, config = workloads.set_up(workload, changes)
     (phase,) = built.phases
-    state = jax.jit(lambda key: phase.init(*built.task.init(key)))(built.run_key)
-    feed = _feed(built, workload.rounds, rounds + 1)
+    engine = built.engine.of(phase.groups)
+    init = jax.jit(lambda key: phase.init(*built.task.init(key)), out_shardings=engine.replicated)
+    state, run_key = init(built.run_key), jax.device_put(built.run_key, engine.replicated)
+    feed = _feed(built, engine, workload.rounds, rounds + 1)
     data = next(feed)
     began = time.perf_counter()
-    options = built.engine.compiler_options
-    algorithm = make_algorithm(phase, built.engine)
-    chunk = make_chunk(algorithm, workload.rounds, compiler_options=options)
-    program = chunk.lower(state, data, built.run_key, jnp.int32(1)).compile()
+    algorithm = make_algorithm(phase, engine)
+    chunk = make_chunk(algorithm, workload.rounds, compiler_options=engine.compiler_options)
+    program = chunk.lower(state, data, run_key, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - began
     forward = _forward_pass(workload, built, config, state)
     analysis: Any = program.memory_analysis()
@@ -73,7 +75,7 @@ def measure(
         for turn in range(rounds + 1):
             forward_seconds.append(_seconds_of(forward) * phase.forward_passes / workload.images)
             start = time.perf_counter()
-            state, metrics = program(state, data, built.run_key, jnp.int32(workload.rounds))
+            state, metrics = program(state, data, run_key, jnp.int32(workload.rounds))
             data = next(feed, data)
             dispatched = time.perf_counter()
             jax.block_until_ready((state, metrics))
@@ -84,7 +86,7 @@ def measure(
             host_seconds.append((dispatched - start + end - ready) / workload.rounds)
     if trace is not None:
         with jax.profiler.trace(trace):
-            jax.block_until_ready(program(state, data, built.run_key, jnp.int32(workload.rounds)))
+            jax.block_until_ready(program(state, data, run_key, jnp.int32(workload.rounds)))
     forward_only = workload.algorithm == "zo"
     training = 1 if forward_only else 3  # a backward pass counts as two forward ones
     flops = workloads.forward_flops(workload.model) * phase.forward_passes * training
@@ -113,13 +115,13 @@ def measure(
     }
 
 
-def _feed(built: Experiment, rounds: int, chunks: int) -> Iterator[FederatedData]:
+def _feed(built: Experiment, engine: Engine, rounds: int, chunks: int) -> Iterator[FederatedData]:
     """Returns the data of each chunk of rounds."""
-    if not built.engine.streamed:
-        return itertools.repeat(built.data)
+    if not engine.streamed:
+        return itertools.repeat(jax.device_put(built.data, engine.replicated))
     cuts = [(i * rounds, (i + 1) * rounds) for i in range(chunks)]
     groups = built.phases[0].groups
-    return streaming.stream(built.data, groups, built.engine, built.run_key, cuts)
+    return streaming.stream(built.data, groups, engine, built.run_key, cuts)
 
 
 def _forward_pass(workload: Workload, built, config, state):
@@ -136,7 +138,8 @@ def _forward_pass(workload: Workload, built, config, state):
         return task.losses(params, model_state, examples, mask, batch_statistics)[0]
 
     # A copy: the round is given the state to destroy.
-    params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))
+    model = jax.tree.map(jnp.copy, (state.params, state.model_state))
+    params, model_state = jax.device_put(model, built.engine.replicated)
     return lambda: losses(params, model_state, examples)
 
 

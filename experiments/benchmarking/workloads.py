@@ -58,6 +58,33 @@ _MLP = {"name": "mlp", "norm": "none"}
 
 _ALL = (
     Workload("W1", "FedAvg, CNN, 10 x 500, batch 50", "fedavg", _CNN, 10, 500, _EPOCH),
+    Workload(
+        "W1-7",
+        "FedAvg, CNN, 7 x 320, batch 20",
+        "fedavg",
+        _CNN,
+        7,
+        320,
+        {**_EPOCH, "batch_size": 20},
+    ),
+    Workload(
+        "W1-30",
+        "FedAvg, CNN, 30 x 100, batch 10",
+        "fedavg",
+        _CNN,
+        30,
+        100,
+        {**_EPOCH, "batch_size": 10},
+    ),
+    Workload(
+        "W1-4",
+        "FedAvg, CNN, 4 x 2,000, batch 100",
+        "fedavg",
+        _CNN,
+        4,
+        2000,
+        {**_EPOCH, "batch_size": 100},
+    ),
     Workload("W2", "ZO, CNN, 10 x 500, S = 3", "zo", _CNN, 10, 500, {}),
     Workload(
         "W3",
@@ -110,7 +137,8 @@ _ALL = (
 WORKLOADS = {workload.name: workload for workload in _ALL}
 SUITES = {
     "cpu": ("W1", "W2", "W3", "W6-zo", "W6-fedavg"),
-    "gpu": tuple(WORKLOADS),
+    "fedavg": ("W1", "W1-7", "W1-30", "W1-4"),
+    "gpu": ("W1", "W2", "W3", "W4", "W5", "W5-45", "W6-zo", "W6-fedavg"),
 }
 
 

@@ -5,12 +5,12 @@ import jax
 import numpy as np
 
 from . import jax_models, timing
-from .workloads import LEARNING_RATE, WORKLOADS, client_data
+from .workloads import FEDAVG_CNN, LEARNING_RATE, WORKLOADS, client_data
 
 
 def main() -> None:
     """Runs the command."""
-    arguments = timing.parser(__doc__, ["W1"]).parse_args()
+    arguments = timing.parser(__doc__, FEDAVG_CNN).parse_args()
     timing.limit_cores(arguments.threads)
     workload = WORKLOADS[arguments.workload]
     weights, loss = jax_models.create(workload)

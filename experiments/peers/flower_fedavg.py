@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from . import timing, torch_models
-from .workloads import WORKLOADS
+from .workloads import FEDAVG_CNN, WORKLOADS
 
 
 class TimedFedAvg(FedAvg):
@@ -64,7 +64,7 @@ def client_app(name: str, threads: int, device: str) -> ClientApp:
 
 def main() -> None:
     """Runs the command."""
-    parser = timing.parser(__doc__, ["W1"], devices=True)
+    parser = timing.parser(__doc__, FEDAVG_CNN, devices=True)
     parser.add_argument("--actors", type=int, default=2)
     arguments = parser.parse_args()
     workload = WORKLOADS[arguments.workload]

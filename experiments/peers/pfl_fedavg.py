@@ -18,7 +18,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch.nn import functional
 
 from . import timing, torch_models
-from .workloads import LEARNING_RATE, WORKLOADS
+from .workloads import FEDAVG_CNN, LEARNING_RATE, WORKLOADS
 
 
 class Clock(TrainingProcessCallback):
@@ -58,7 +58,7 @@ def with_loss(model: torch.nn.Module) -> torch.nn.Module:
 
 def main() -> None:
     """Runs the command."""
-    arguments = timing.parser(__doc__, ["W1"], devices=True).parse_args()
+    arguments = timing.parser(__doc__, FEDAVG_CNN, devices=True).parse_args()
     workload, device = WORKLOADS[arguments.workload], arguments.device
     torch_models.configure(arguments.threads)
     clients = torch_models.load_clients(workload, device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import timing, torch_models
-from .workloads import LEARNING_RATE, WORKLOADS, Workload
+from .workloads import FEDAVG_CNN, LEARNING_RATE, WORKLOADS, Workload
 
 
 def train_locally(model: nn.Module, images: Tensor, labels: Tensor, workload: Workload) -> None:
@@ -29,7 +29,7 @@ def averaged(model: nn.Module) -> list[Tensor]:
 
 def main() -> None:
     """Runs the command."""
-    parser = timing.parser(__doc__, ["W1", "W5", "W5-45"], devices=True)
+    parser = timing.parser(__doc__, [*FEDAVG_CNN, "W5", "W5-45"], devices=True)
     parser.add_argument("--tf32", action="store_true", help="on a GPU; float32 without")
     arguments = parser.parse_args()
     workload, device = WORKLOADS[arguments.workload], arguments.device

@@ -65,11 +65,15 @@ class Workload(NamedTuple):
 
 WORKLOADS = {
     "W1": Workload("cnn", "none", clients=10, examples=500, batch_size=50, epochs=1),
+    "W1-7": Workload("cnn", "none", clients=7, examples=320, batch_size=20, epochs=1),
+    "W1-30": Workload("cnn", "none", clients=30, examples=100, batch_size=10, epochs=1),
+    "W1-4": Workload("cnn", "none", clients=4, examples=2000, batch_size=100, epochs=1),
     "W2": Workload("cnn", "none", clients=10, examples=500, directions=3),
     "W3": Workload("resnet18", "group", clients=10, examples=50, directions=3),
     "W5": Workload("resnet18", "batch", clients=5, examples=900, batch_size=64, epochs=3),
     "W5-45": Workload("resnet18", "batch", clients=45, examples=900, batch_size=64, epochs=3),
 }
+FEDAVG_CNN = [name for name, work in WORKLOADS.items() if work.model == "cnn" and work.epochs]
 
 
 def client_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,9 @@ from zo_fl.data import federated
 
 RUN: Block = {
     "device": Field("auto", "where to compute", ("auto", "cpu", "gpu", "tpu")),
-    "num_devices": Field(0, "devices to use; 0 = all there are", at_least=0),
+    "num_devices": Field(
+        0, "devices to use; 0 = all there are, of a CPU's cores those that pay", at_least=0
+    ),
     "clients_per_vmap": Field(
         0, "clients evaluated at once on a device; 0 = what was best on CPUs", at_least=0
     ),

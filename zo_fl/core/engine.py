@@ -1,14 +1,16 @@
 """How clients are laid out on the hardware: what changes speed and memory, never the result."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.core.strategy import ClientStrategy
+from zo_fl.core.strategy import ClientStrategy, Group
 from zo_fl.core.types import Cohort
 
 AXIS = "clients"
@@ -45,12 +47,32 @@ class Engine(NamedTuple):
       unroll: turns of the loop over clients that are compiled as one.
       streamed: False if all data lie on every device, True if each device is given what the clients
         need that it will evaluate (see ``streaming``).
+      cores: a CPU's cores as devices, the first of which is all of ``mesh``; see ``of``.
     """
 
     mesh: Mesh
     clients_per_vmap: int = 0
     unroll: int = 1
     streamed: bool = False
+    cores: tuple[Any, ...] = ()
+
+    def of(self, groups: Sequence[Group]) -> "Engine":
+        """Returns the layout of a phase; its state and data lie as ``replicated``.
+
+        Where clients train, a core a client: operations on arrays this small share their work among
+        cores badly. Forward passes alone are few operations on large arrays, and faster on one
+        device whose operations have all cores.
+        """
+        trains = all(group.backward_passes for group in groups)
+        count = min(len(self.cores), *(group.cohort_size for group in groups))
+        if not trains or count < 2:
+            return self
+        return self._replace(mesh=make_mesh(self.cores[:count]), cores=())
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """How that lies on the mesh of which every device has a copy."""
+        return NamedSharding(self.mesh, P())
 
     @property
     def data_spec(self) -> P:
@@ -88,6 +110,11 @@ class Engine(NamedTuple):
         padding = -count % (self.mesh.size * size)
         ids, valid = (jnp.pad(leaf, (0, padding)) for leaf in cohort)
         return Cohort(ids, valid), size
+
+
+def make_mesh(devices: Sequence[Any]) -> Mesh:
+    """Returns a mesh of one axis, ``"clients"``."""
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 @functools.cache

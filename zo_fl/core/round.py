@@ -146,8 +146,13 @@ def _run_cohort(
       weights if the aggregation looks at all of them; who of the cohort sent what is not finite.
     """
 
+    is_padded = cohort.client_ids.shape[0] > group.cohort_size
+    skips = is_padded and chunk_size == 1 and group.backward_passes > 0
+
     def on_device(state, data, cohort, run_key):
-        run = _scan_chunks(phase, group.strategy, chunk_size, engine.unroll, state, data, run_key)
+        run = _scan_chunks(
+            phase, group.strategy, chunk_size, skips, engine.unroll, state, data, run_key
+        )
         sums, *sent = run(cohort)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
@@ -166,11 +171,19 @@ def _run_cohort(
 
 
 def _scan_chunks(
-    phase: Phase, strategy: ClientStrategy, chunk_size: int, unroll: int, state, data, run_key
+    phase: Phase,
+    strategy: ClientStrategy,
+    chunk_size: int,
+    skips: bool,
+    unroll: int,
+    state,
+    data,
+    run_key,
 ):
     """Returns ``cohort -> (sums, sent, weights, bad)`` that accumulates over chunks of clients.
 
-    Accumulating keeps memory flat in the number of clients; stacking updates would not.
+    Accumulating keeps memory flat in the number of clients; stacking updates would not. Where a
+    chunk of padding is skipped, not computed, devices that share cores leave them to the others.
     """
     stacks = phase.robust.looks_at_all and not strategy.replays
 
@@ -206,12 +219,17 @@ def _scan_chunks(
 
     def run(cohort: Cohort):
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), cohort)
-        shapes, _ = jax.eval_shape(run_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        shapes = jax.eval_shape(run_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
+        zeros, nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def body(sums, chunk):
-            new, sent = run_chunk(chunk)
-            return jax.tree.map(jnp.add, sums, new), sent
+            def add(chunk):
+                new, sent = run_chunk(chunk)
+                return jax.tree.map(jnp.add, sums, new), sent
+
+            if not skips:
+                return add(chunk)
+            return jax.lax.cond(jnp.any(chunk.valid), add, lambda _: (sums, nothing), chunk)
 
         sums, sent = jax.lax.scan(body, zeros, chunks, unroll=unroll)
         return sums, *jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
