@@ -11,20 +11,20 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 
-from zo_fl import config
 from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
 from zo_fl.host.files import StorageError
 from zo_fl.host.signals import ignore_signals, interrupting_signals
 
 from .startup import INTERRUPTED
+
+if TYPE_CHECKING:  # JAX, and what imports it, takes seconds, which --help does without
+    from ml_collections import ConfigDict
 
 UNWRITABLE, BAD_INPUT = 1, 2
 _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
@@ -41,7 +41,7 @@ class Given(NamedTuple):
 
     name: str
     overrides: dict[str, Any]
-    config: ConfigDict
+    config: "ConfigDict"
 
 
 def define_config() -> None:
@@ -110,6 +110,8 @@ def given_config() -> Given:
     Raises:
       ConfigError: no config, one that fails, or an unknown field.
     """
+    from zo_fl import config
+
     name = flags.FLAGS["config"].value
     if name is None:
         raise ConfigError("no config given; pass --config=quickstart or another name or file")
@@ -131,11 +133,15 @@ def resolved_config() -> dict[str, Any]:
     Raises:
       ConfigError: as ``given_config``, or a value that is not allowed.
     """
+    from zo_fl import config
+
     return config.resolve(given_config().config)
 
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless the user configured JAX's cache already."""
+    import jax
+
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
         root = os.environ.get("ZO_FL_CACHE", str(Path.home() / ".cache" / "zo_fl"))
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))

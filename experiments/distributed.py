@@ -1,6 +1,5 @@
 """One process of several: the flags that say which one, and joining the others."""
 
-import jax
 from absl import flags
 
 from zo_fl.core.errors import ConfigError
@@ -38,6 +37,8 @@ def join() -> None:
         raise ConfigError(f"--{given} needs {' and '.join(missing)} as well")
     if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
+    import jax  # not above: --help does without
+
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:

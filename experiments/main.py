@@ -18,12 +18,13 @@ from pathlib import Path
 
 from absl import flags
 
-from zo_fl import config, train, trainer
 from zo_fl.core.errors import ConfigError
-from zo_fl.host import processes, signals
-from zo_fl.host.closing import print_closing_table, print_seeds_table
+from zo_fl.host import signals
 
 from . import cli, distributed, startup
+
+# JAX, and what imports it, is imported where it is used: --help and a misspelt flag need seconds
+# less without.
 
 
 def define_flags() -> None:
@@ -50,6 +51,9 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the experiment of the flags and returns the exit status."""
+    from zo_fl import config, train, trainer
+    from zo_fl.host import closing, processes
+
     del argv
     given = cli.given_config()
     resolved = config.resolve(given.config)
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> int:
             print(f"{str(stop) or 'stopped at once'}; {resume}", file=sys.stderr)
         return startup.INTERRUPTED
     if processes.is_first():
-        print_closing_table(summary | {"workdir": str(path)})
+        closing.print_closing_table(summary | {"workdir": str(path)})
     if summary["diverged_round"] is not None:
         if processes.is_first():
             print(
@@ -82,11 +86,14 @@ def main(argv: list[str]) -> int:
 
 def _run_seeds(resolved, path: Path) -> int:
     """Runs several seeds as one program, prints their mean and spread, returns the exit status."""
+    from zo_fl import train
+    from zo_fl.host import closing, processes
+
     if flags.FLAGS.warm_start:
         raise ConfigError("--vmap_seeds computes its own warm-ups; leave out --warm_start")
     summaries = train.run_seeds(resolved, path, flags.FLAGS.vmap_seeds)
     if processes.is_first():
-        print_seeds_table(summaries, path)
+        closing.print_seeds_table(summaries, path)
     return 1 if any(summary["diverged_round"] is not None for summary in summaries) else 0
 
 

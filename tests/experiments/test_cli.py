@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -110,3 +112,17 @@ def test_costs_prints_formula_and_measurement_of_both_phases():
     got = call("costs", "--config=configs/quickstart.py", *FAST)
     assert got.returncode == 0, got.stderr
     assert "12 B" in got.stdout and "240 B" in got.stdout and "warmup" in got.stdout
+
+
+def test_help_and_a_misspelt_flag_do_without_jax():
+    """Which takes seconds to import; in a process of its own, as ``commands`` has it already."""
+    program = (
+        "import sys; from experiments import cli, main; main.define_flags()\n"
+        "try: cli.parse_flags(['main', sys.argv[1]], 'a run')\n"
+        "finally: print('jax' in sys.modules)"
+    )
+    for argument, status in (("--help", 0), ("--wokdir=W", 2)):
+        command = [sys.executable, "-c", program, argument]
+        done = subprocess.run(command, cwd=commands.ROOT, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert done.stdout.splitlines()[-1] == "False"

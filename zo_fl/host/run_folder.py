@@ -13,7 +13,7 @@ import jax
 
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.types import PyTree, ServerState
-from zo_fl.host import curves, processes, recovery, workdir
+from zo_fl.host import processes, recovery, workdir
 from zo_fl.host.checkpoint import Checkpoints, Damaged
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import MetricsWriter, read_metrics
@@ -202,6 +202,9 @@ class RunFolder:
         with processes.agreed():
             if processes.is_first():
                 with self._clock.during("drawing"):
+                    # Here, because matplotlib takes a second that the first round need not wait.
+                    from zo_fl.host import curves
+
                     rows = read_metrics(self.path / "metrics.jsonl")
                     curves.draw_curves(rows, self.path / "curves.png", title, self._schedule.pivot)
         summary = self.standing.summary(self._schedule, self._done, self._seconds())
