@@ -33,7 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Norms and last layer": {"zo.params": "*norm*,head/*"},
     "A hundredth of the coordinates": {"zo.density": 0.01},
 }
-FROM_RIDGE = ("As printed", "Last layer", "Last layer, whitened", "A hundredth of the coordinates")
 
 # (start, variant) -> rate, from zeroth_order_rates (its table: experiments/PERFORMANCE.md).
 RATES: dict[tuple[str, str], float] = {
@@ -48,8 +47,14 @@ RATES: dict[tuple[str, str], float] = {
     ("warm-up", "Norms and last layer"): 0.01,
     ("warm-up", "A hundredth of the coordinates"): 0.16,
     ("ridge", "As printed"): 6.25e-5,
+    ("ridge", "Exact derivatives"): 6.25e-5,
+    ("ridge", "Directions of rank one"): 6.25e-5,
+    ("ridge", "Momentum"): 6.25e-6,
+    ("ridge", "Steps of a fixed length"): 0.00625,
+    ("ridge", "Trust ratios"): 0.000625,
     ("ridge", "Last layer"): 0.00025,
     ("ridge", "Last layer, whitened"): 0.00625,
+    ("ridge", "Norms and last layer"): 0.00025,
     ("ridge", "A hundredth of the coordinates"): 0.064,
 }
 
@@ -63,8 +68,8 @@ def cases() -> dict[tuple[str, str], dict[str, Any]]:
     """Returns start and variant -> its fields."""
     found = {}
     for start, algorithm in STARTS.items():
-        for row in VARIANTS if start == "warm-up" else FROM_RIDGE:
-            fields = RIDGE | VARIANTS[row]
+        for row, changes in VARIANTS.items():
+            fields = RIDGE | changes
             if "algorithm" in fields and start == "ridge":
                 fields["head_zo.fresh"] = False  # but go on from ridge's
             fields["algorithm"] = f"{algorithm}+{fields.get('algorithm', 'zo')}"
