@@ -20,9 +20,9 @@ what the head so far gets right of their validation examples, the best head is k
 ends where the count has stopped rising. Every round needs everyone; a client that drops out of one
 leaves an inexact step.
 
-Sources: Hestenes and Stiefel 1952; DiSCO (Zhang and Xiao 2015, arXiv 1501.00263) for a
-preconditioner from one party's data. That class means make its part between classes everyone's is
-this project's own.
+Sources: DiSCO (Zhang and Xiao 2015, arXiv 1501.00263) for a preconditioner from one party's data;
+that class means make its part between classes everyone's is this project's own. The iterations
+themselves are ``core.conjugate``.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,9 @@ import jax.numpy as jnp
 from zo_fl.clients import candidates, class_means, features, sketches
 from zo_fl.clients.class_means import ClassMeans
 from zo_fl.clients.features import CACHE, LOOKING, Looking
-from zo_fl.core import closed_form, encodings
+from zo_fl.core import closed_form, conjugate, encodings
 from zo_fl.core.closed_form import Heads, Moments
+from zo_fl.core.conjugate import Solution
 from zo_fl.core.encodings import ENCODINGS, Encoded
 from zo_fl.core.fields import Block, Field, take
 from zo_fl.core.phase import Check, Participation, Phase, Problem, make_group
@@ -81,32 +82,15 @@ class FirstSums(NamedTuple):
 
 
 class ConjugateState(NamedTuple):
-    """What the server remembers between rounds; all in standardized features.
+    """What the server remembers between rounds.
 
     Attributes:
-      mean: ``f32[d]``.
-      scale: ``f32[d]``, one over the deviation; 0 of a constant feature.
-      prior: ``f32[C]``.
-      num_examples: ``f32[]``.
-      weights: ``f32[d, C]``, the solution so far.
-      residual: ``f32[d, C]``.
-      direction: ``f32[d, C]``.
-      energy: ``f32[C]``, of the residual: its product with ``M^-1`` residual.
-      factor: ``f32[d, d]``, the preconditioner's Cholesky factor, before the first sums the
-        covariance that it is made of; ``()`` without one.
+      solution: so far; with a preconditioner it begins with the high tier's covariance.
       best: ``i32[]`` validation examples that the head in the parameters gets right.
       waited: ``i32[]`` counts since then.
     """
 
-    mean: Array
-    scale: Array
-    prior: Array
-    num_examples: Array
-    weights: Array
-    residual: Array
-    direction: Array
-    energy: Array
-    factor: Array | tuple[()]
+    solution: Solution
     best: Array
     waited: Array
 
@@ -131,25 +115,17 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
 
     def init(params) -> ConjugateState:
         del params
-        zeros = jnp.zeros((dim, classes))
-        return ConjugateState(
-            jnp.zeros(dim),
-            jnp.zeros(dim),
-            jnp.zeros(classes),
-            jnp.zeros(()),
-            zeros,
-            zeros,
-            zeros,
-            jnp.zeros(classes),
-            jnp.zeros((dim, dim)) if preconditioned else (),
-            jnp.int32(-1),
-            jnp.int32(0),
-        )
+        nothing = conjugate.nothing(dim, classes, preconditioned)
+        return ConjugateState(nothing, jnp.int32(-1), jnp.int32(0))
+
+    def solved(state: ServerState, solution: Solution) -> ConjugateState:
+        return state.strategy_state._replace(solution=solution)
 
     def remember(moments: Moments, state: ServerState, run_key):
         del run_key
         within = closed_form.within_covariance(moments)
-        return state.params, state.strategy_state._replace(factor=within)
+        solution = state.strategy_state.solution._replace(factor=within)
+        return state.params, solved(state, solution)
 
     def first_sums(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
         del run_key
@@ -182,32 +158,14 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     def begin(sums, state: ServerState, run_key):
         del run_key
         squares, class_sums, counts = sums
-        count = jnp.maximum(counts.sum(), 1)
-        mean, prior = class_sums.sum(1) / count, counts / count
-        scale = closed_form.standardizing(mean, squares / count - mean**2)
-        cross = (class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
-        known: ConjugateState = state.strategy_state
-        if preconditioned:
-            # Of the residual of class c, 1/n sum (h - mean) y_c, the mean of class c is a multiple.
-            between = closed_form.full_product(cross / jnp.maximum(prior, 1e-9)[None], cross.T)
-            matrix = jnp.asarray(known.factor) * jnp.outer(scale, scale) + between
-            diagonal = (ridge_cg["penalty"] + ridge_cg["shrinkage"]) * jnp.eye(dim)
-            known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal))
-        direction = _preconditioned(known, cross)
-        found = known._replace(
-            mean=mean,
-            scale=scale,
-            prior=prior,
-            num_examples=count,
-            residual=cross,
-            direction=direction,
-            energy=jnp.sum(cross * direction, axis=0),
-        )
-        return state.params, found
+        diagonal = ridge_cg["penalty"] + ridge_cg["shrinkage"]
+        known: Solution = state.strategy_state.solution
+        begun = conjugate.begin(known, squares, class_sums, counts, diagonal)
+        return state.params, solved(state, begun)
 
     def product(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
         del run_key
-        known: ConjugateState = state.strategy_state
+        known: Solution = state.strategy_state.solution
 
         def add(sums, seen, labels):
             real = (labels.sum(-1) > 0)[:, None]
@@ -227,15 +185,15 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
 
     def step(sums, state: ServerState, run_key):
         del run_key
-        known: ConjugateState = state.strategy_state
+        known: Solution = state.strategy_state.solution
         ahead = sums / known.num_examples + ridge_cg["penalty"] * known.direction
-        new = _iterate(known, ahead)
+        new = conjugate.step(known, ahead)
         # Without counts the head is that of the latest iteration, else that of the best.
         params = state.params if every else _with_head(task.head, state.params, new)
-        return params, new
+        return params, solved(state, new)
 
     def receives(state: ServerState):
-        return state.strategy_state.direction
+        return state.strategy_state.solution.direction
 
     def phase(name, num_rounds, strategy, assign, looks: bool) -> Phase:
         passes = features.passes(looking, of_kept) if looks else lambda clients, examples: 0.0
@@ -266,34 +224,9 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     return candidates.in_order("ridge_cg", (*before, first, iterations, *end))
 
 
-def _preconditioned(known: ConjugateState, residual: Array) -> Array:
-    """Returns ``M^-1 residual``, the residual itself without a preconditioner."""
-    if isinstance(known.factor, tuple):
-        return residual
-    return jax.scipy.linalg.cho_solve((known.factor, True), residual)
-
-
-def _iterate(known: ConjugateState, ahead: Array) -> ConjugateState:
-    """Returns the state after one step for each class, given ``A direction``."""
-    curvature = jnp.sum(known.direction * ahead, axis=0)
-    length = jnp.where(curvature > 0, known.energy / jnp.maximum(curvature, 1e-30), 0.0)
-    residual = known.residual - length[None] * ahead
-    toward = _preconditioned(known, residual)
-    energy = jnp.sum(residual * toward, axis=0)
-    ratio = energy / jnp.maximum(known.energy, 1e-30)
-    return known._replace(
-        weights=known.weights + length[None] * known.direction,
-        residual=residual,
-        direction=toward + ratio[None] * known.direction,
-        energy=energy,
-    )
-
-
-def _with_head(name: str, params: Params, known: ConjugateState) -> Params:
+def _with_head(name: str, params: Params, solution: Solution) -> Params:
     """Returns parameters with the head of the latest iteration."""
-    kernel = known.weights * known.scale[:, None]
-    bias = known.prior - closed_form.full_product(known.mean[None], kernel)[0]
-    return candidates.set_head(params, name, kernel, bias)
+    return candidates.set_head(params, name, *conjugate.head(solution))
 
 
 def _check(problem: Problem, looking: Looking, init, block: Mapping[str, Any], keeping) -> Check:
@@ -301,8 +234,8 @@ def _check(problem: Problem, looking: Looking, init, block: Mapping[str, Any], k
     head = problem.task.head
 
     def latest(state: ServerState) -> Heads:
-        found = _with_head(head, state.params, state.strategy_state)[head]
-        return Heads(found["kernel"][None], found["bias"][None])
+        kernel, bias = conjugate.head(state.strategy_state.solution)
+        return Heads(kernel[None], bias[None])
 
     def assign(counts, state: ServerState, run_key):
         del run_key
@@ -311,7 +244,7 @@ def _check(problem: Problem, looking: Looking, init, block: Mapping[str, Any], k
         is_better = count > known.best
         params = jax.tree.map(
             lambda new, old: jnp.where(is_better, new, old),
-            _with_head(head, state.params, known),
+            _with_head(head, state.params, known.solution),
             state.params,
         )
         known = known._replace(
