@@ -16,8 +16,7 @@ from zo_fl.host import ledger, workdir
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.run_folder import ended_of
 from zo_fl.host.schedule import Schedule, Stretch
-from zo_fl.host.stopwatch import Stopwatch
-from zo_fl.trainer import Own, Trainer
+from zo_fl.programs import Programs
 
 
 class Replay:
@@ -25,6 +24,11 @@ class Replay:
 
     Args:
       path: the run's folder; nothing in it is changed.
+
+    Attributes:
+      config: the run's, but that its data lie on the device.
+      built: its experiment.
+      schedule: its phases, some of which may have ended early.
 
     Raises:
       ConfigError: it holds no run, one of a model that its config does not name, or a damaged one.
@@ -40,18 +44,12 @@ class Replay:
         self.config: dict[str, Any] = configs.resolve(configs.read_by(saved["config"]))
         self.config["run"]["data"] = "device"
         self.built = experiment.build(self.config)
-        self._trainer = Trainer(
-            self.built, [self.config], [path], Stopwatch(), True, lambda: False, Own()
-        )
+        self._programs = Programs(self.built, [self.config])
         self._path, self._checkpoints = path, Checkpoints(path, read_only=True)
+        self.schedule: Schedule = self._programs.planned
         latest = self.latest_round()
-        if latest:
-            self._trainer.plan(ended_of(self._checkpoints.progress(latest)))
-
-    @property
-    def schedule(self) -> Schedule:
-        """The run's, with phases that ended early."""
-        return self._trainer.schedule
+        for place, done in ended_of(self._checkpoints.progress(latest)) if latest else ():
+            self.schedule = self.schedule.ended(place, done)
 
     def latest_round(self) -> int:
         """Returns the rounds done at the latest checkpoint, 0 if there is none."""
@@ -73,12 +71,12 @@ class Replay:
         Raises:
           ConfigError: as ``saved``.
         """
-        trainer = self._trainer
+        programs = self._programs
         if not stretch.start:
-            return trainer.initial_state(stretch)
+            return programs.initial_state(stretch)
         before = self.schedule.stretches[stretch.place - 1]
-        state = self.saved(stretch.start, trainer.initial_state(before))
-        first = trainer.first_state(stretch, *trainer.model_of(before, state), stretch.start)
+        state = self.saved(stretch.start, programs.initial_state(before))
+        first = programs.first_state(stretch, programs.model_of(before, state), stretch.start)
         if stretch.phase.continues:
             first = first._replace(strategy_state=state.strategy_state)
         return first
@@ -121,8 +119,8 @@ class Replay:
         apply, like = self._apply(stretch, state)
         for entry in entries:
             sent, statistics = jax.tree.unflatten(like, entry.leaves)
-            after = apply(state, sent, self._trainer.run_key)
-            statistics = jax.device_put(statistics, self._trainer.replicated)
+            after = apply(state, sent, self._programs.run_key)
+            statistics = jax.device_put(statistics, self._programs.replicated)
             state = after._replace(model_state=statistics)
             if entry.round in rounds:
                 yield entry.round, state
@@ -131,6 +129,6 @@ class Replay:
         """Returns the jitted second half of a round, and the structure of what is recorded."""
         algorithm = make_algorithm(stretch.phase, self.built.engine)
         data = self.built.data_of(stretch.phase)
-        shapes = recorded_shapes(algorithm, state, data, self._trainer.run_key)
+        shapes = recorded_shapes(algorithm, state, data, self._programs.run_key)
         options = self.built.engine.compiler_options
         return jax.jit(algorithm.apply, compiler_options=options), jax.tree.structure(shapes)

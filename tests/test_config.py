@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from tests import tiny
-from zo_fl import algorithms, config, models, train, trainer
+from zo_fl import algorithms, config, models, programs, train, trainer
 from zo_fl.clients import faults
 from zo_fl.clients.faults import Faults
 from zo_fl.clients.first_order import LOCAL_SGD, LocalSGD
@@ -200,7 +200,7 @@ def test_what_is_declared_is_what_the_functions_take():
 
 def test_every_field_of_the_run_block_is_read():
     source = inspect.getsource(make_engine)
-    source += inspect.getsource(trainer) + inspect.getsource(schedule)
+    source += "".join(map(inspect.getsource, (programs, trainer, schedule)))
     texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     assert set(config.RUN) <= texts
 
