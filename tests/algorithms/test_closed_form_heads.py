@@ -256,7 +256,7 @@ def test_conjugate_gradients_arrive_at_ridge(preconditioner, rounds):
 
 def test_the_preconditioner_is_the_high_tier_s_covariance_within_classes_and_everyone_s_between():
     built, states = conjugate_gradients(14, preconditioner="high", shrinkage=0.01)
-    known = states[0].strategy_state
+    known = states[0].strategy_state.solution
     h, labels = features_and_labels(built, states[0], range(4))
     # The factor is that of W of the high tier, and B and the scales of everyone.
     tiers = built.federation.clients.client_tiers
