@@ -1,6 +1,6 @@
 """Times whole rounds of fixed size, and says how near they come to plain inference.
 
-    python -m experiments.benchmark [--suite=cpu|fedavg|gpu] [--only=W2,W3] [--peers=ENVS] [--json=F]
+    python -m experiments.benchmark [--suite=cpu|fedavg|gpu] [--only=W2] [--peers=ENVS] [--json=F]
 
 Of each workload, the median of the timed rounds after one that is not timed: seconds a round (with
 the smallest and largest), images and GFLOP a second, the *share of inference* (the time of a jitted
