@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from zo_fl import config as configs
 from zo_fl import experiment
@@ -58,7 +57,7 @@ def start(built, phase):
     params, model_state = built.task.init(keys.stream(built.run_key, "init"))
     state = phase.init(params, model_state)
     # As the trainer does: on the mesh from the start, or the second round would be traced anew.
-    return jax.device_put(state, NamedSharding(built.mesh, PartitionSpec()))
+    return jax.device_put(state, built.engine.replicated)
 
 
 def algorithm(built, phase):

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from zo_fl import algorithms, models
 from zo_fl.clients import faults
@@ -47,11 +46,6 @@ class Experiment(NamedTuple):
     validation: FederatedData
     engine: Engine
     run_key: Array
-
-    @property
-    def mesh(self) -> Mesh:
-        """The devices, along ``"clients"``."""
-        return self.engine.mesh
 
     def data_of(self, phase: Phase) -> FederatedData:
         """Returns what the clients of a phase look at."""

@@ -72,7 +72,7 @@ class Programs:
         measure = evaluate.make_evaluate(precise, options)
         self._evaluate = self.lanes.lift(measure, (0, 0, None))
         size = self._options["eval_batch_size"]
-        self._sets = evaluate.make_sets(built.federation, size, built.mesh)
+        self._sets = evaluate.make_sets(built.federation, size, built.engine)
         self._keeper = Keeper(built.task.head, shared, self.replicated, options)
 
     def initial_state(self, stretch: Stretch) -> ServerState:

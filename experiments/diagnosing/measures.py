@@ -159,7 +159,7 @@ def by_class(built: Experiment, params: Params, model_state: ModelState) -> np.n
         batches = (examples.examples, examples.mask)
         return jax.lax.scan(body, jnp.zeros((2, task.num_classes), jnp.int32), batches)[0]
 
-    test = evaluate.make_set(built.federation.dataset.test, 500, built.engine.mesh)
+    test = evaluate.make_set(built.federation.dataset.test, 500, built.engine)
     right, all_ = np.asarray(counts(params, model_state, test), np.float64)
     return right / np.maximum(all_, 1)
 
@@ -211,7 +211,7 @@ def _run(built: Experiment, phases: Sequence[Phase], start: ServerState) -> tupl
 
 def accuracy_of(built: Experiment, params: Params, model_state: ModelState) -> float:
     """Returns the accuracy on the test set."""
-    test = evaluate.make_set(built.federation.dataset.test, 500, built.engine.mesh)
+    test = evaluate.make_set(built.federation.dataset.test, 500, built.engine)
     measured = evaluate.make_evaluate(built.task, built.engine.compiler_options)
     return float(measured(params, model_state, test)["accuracy"])
 

@@ -76,14 +76,14 @@ def run_all_of(item):
 def round_of(item):
     """The phase's round as a jitted function of the cohorts of its groups."""
     built, phase = item.value
-    clients_per_vmap = 1 if built.mesh.size == 1 else 3
+    clients_per_vmap = 1 if built.engine.mesh.size == 1 else 3
 
     def one(state, data, run_key, cohorts):
         groups = [
             group._replace(sample_cohort=lambda key, cohort=cohort: cohort)
             for group, cohort in zip(phase.groups, cohorts, strict=True)
         ]
-        engine = Engine(built.mesh, clients_per_vmap)
+        engine = Engine(built.engine.mesh, clients_per_vmap)
         return make_algorithm(phase._replace(groups=groups), engine).round(state, data, run_key)
 
     return jax.jit(one)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.core.strategy import ClientStrategy, Group
@@ -69,10 +69,20 @@ class Engine(NamedTuple):
             return self
         return self._replace(mesh=make_mesh(self.cores[:count]), cores=())
 
+    def sharding(self, spec: P) -> Sharding:
+        """Returns how arrays of this layout lie on the mesh.
+
+        On a single device as any array lies that nobody placed: what was traced for the shapes of
+        such arrays, as clients are for what they send, is not traced anew for its program.
+        """
+        if self.mesh.size == 1:
+            return SingleDeviceSharding(self.mesh.devices.flat[0])
+        return NamedSharding(self.mesh, spec)
+
     @property
-    def replicated(self) -> NamedSharding:
+    def replicated(self) -> Sharding:
         """How that lies on the mesh of which every device has a copy."""
-        return NamedSharding(self.mesh, P())
+        return self.sharding(P())
 
     @property
     def data_spec(self) -> P:

@@ -153,20 +153,25 @@ def _run_cohort(
         run = _scan_chunks(
             phase, group.strategy, chunk_size, skips, engine.unroll, state, data, run_key
         )
-        sums, *sent = run(cohort)
+        return run(cohort)
+
+    def on_devices(*arguments):
+        sums, *sent = on_device(*arguments)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
         return sums, *jax.tree.map(gather, sent)
 
-    mapped = jax.shard_map(
-        on_device,
-        mesh=engine.mesh,
-        in_specs=(P(), engine.data_spec, P(AXIS), P()),
-        out_specs=P(),
-        # The outputs are equal on all devices by the collectives above; the checker does not know
-        # all_gather to be replicating.
-        check_vma=False,
-    )
+    mapped = on_device
+    if engine.mesh.size > 1:
+        mapped = jax.shard_map(
+            on_devices,
+            mesh=engine.mesh,
+            in_specs=(P(), engine.data_spec, P(AXIS), P()),
+            out_specs=P(),
+            # The outputs are equal on all devices by the collectives above; the checker does not
+            # know all_gather to be replicating.
+            check_vma=False,
+        )
     return mapped(state._replace(opt_state=()), data, cohort, run_key)
 
 
@@ -186,9 +191,10 @@ def _scan_chunks(
     chunk of padding is skipped, not computed, devices that share cores leave them to the others.
     """
     stacks = phase.robust.looks_at_all and not strategy.replays
+    client_update = jax.jit(strategy.client_update, inline=True)  # traced for traffic too
 
     def one_client(batch):
-        result = strategy.client_update(state, batch, run_key)
+        result = client_update(state, batch, run_key)
         if strategy.replays:
             sent = phase.robust.bounded(result.message)
             return result._replace(message=sent), (), _is_finite(result)

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.core.engine import AXIS
+from zo_fl.core.engine import AXIS, Engine
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, Examples
 from zo_fl.data.federated import Federation
@@ -31,19 +30,19 @@ class EvaluationSet(NamedTuple):
 
 
 def make_set(
-    examples: Examples, batch_size: int, mesh: Mesh, capacity: int | None = None
+    examples: Examples, batch_size: int, engine: Engine, capacity: int | None = None
 ) -> EvaluationSet:
     """Returns the set on the devices.
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
-      batch_size: examples a batch; rounded up to a multiple of the mesh's size.
-      mesh: devices along ``"clients"``.
+      batch_size: examples a batch; rounded up to a multiple of the number of devices.
+      engine: whose devices they lie on.
       capacity: examples to have room for, at least M: sets of equal room share a program.
     """
     count = _count(examples)
     room = max(count if capacity is None else capacity, 1)
-    batch_size = -(-min(batch_size, room) // mesh.size) * mesh.size
+    batch_size = -(-min(batch_size, room) // engine.mesh.size) * engine.mesh.size
     length = -(-room // batch_size) * batch_size
 
     def cut(array):
@@ -52,11 +51,11 @@ def make_set(
         return np.concatenate([array, missing]).reshape(-1, batch_size, *array.shape[1:])
 
     whole = jax.tree.map(cut, (examples, np.ones(count, bool)))
-    batches, mask = processes.place(whole, NamedSharding(mesh, P(None, AXIS)))
+    batches, mask = processes.place(whole, engine.sharding(P(None, AXIS)))
     return EvaluationSet(batches, mask, np.array(-(-count // batch_size), np.int32))
 
 
-def make_sets(federation: Federation, batch_size: int, mesh: Mesh) -> dict[str, EvaluationSet]:
+def make_sets(federation: Federation, batch_size: int, engine: Engine) -> dict[str, EvaluationSet]:
     """Returns the official test split, ``test``, and all clients' validation examples, ``val``.
 
     Both have the shapes of the larger one, so that the model is compiled once for both.
@@ -65,7 +64,7 @@ def make_sets(federation: Federation, batch_size: int, mesh: Mesh) -> dict[str, 
     val = jax.tree.map(lambda leaf: leaf[rows], dataset.train)
     found = {"test": dataset.test, "val": val}
     capacity = max(map(_count, found.values()))
-    return {name: make_set(one, batch_size, mesh, capacity) for name, one in found.items()}
+    return {name: make_set(one, batch_size, engine, capacity) for name, one in found.items()}
 
 
 def _count(examples: Examples) -> int:

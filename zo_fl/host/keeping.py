@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
 from zo_fl.core.phase import Keeping, Phase
 from zo_fl.core.types import Examples, FederatedData, PyTree, ServerState
@@ -37,7 +37,7 @@ class Keeper:
         self,
         head: str,
         folder: Path | None,
-        sharding: NamedSharding,
+        sharding: Sharding,
         compiler_options: Mapping[str, Any],
     ):
         self._head, self._folder, self._sharding = head, folder, sharding

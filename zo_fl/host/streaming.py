@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.core import keys
@@ -52,7 +51,7 @@ def stream(
     plan = _who_is_where(groups, engine, examples, run_key, chunks)
     sizes = np.asarray(clients.client_sizes)
     capacity = max(1, *(int(sizes[ids].sum()) for chunk in plan for ids in chunk))
-    sharding = NamedSharding(mesh, P(AXIS))
+    sharding = engine.sharding(P(AXIS))
     devices = list(mesh.devices.flat)
     local = [i for i, d in enumerate(devices) if d.process_index == jax.process_index()]
 

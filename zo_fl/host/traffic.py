@@ -91,7 +91,7 @@ def group_traffic(
     def one(params, model_state, data):
         state = phase.init(params, model_state)._replace(opt_state=())
         batch, key = first_client(data), keys.run_key(0)
-        result = group.strategy.client_update(state, batch, key)
+        result = jax.jit(group.strategy.client_update, inline=True)(state, batch, key)
         update = group.strategy.decode(result.message, batch.client_id, state, key)
         return result, update, group.strategy.receives(state)
 
