@@ -6,7 +6,7 @@ import pytest
 from zo_fl.clients import directions
 from zo_fl.core import keys
 
-DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "low_rank")
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "low_rank", "hadamard")
 TREE = {"a": np.zeros((3, 5), np.float32), "b": {"c": np.zeros(70, np.float32)}}
 
 
@@ -39,6 +39,27 @@ def test_low_rank_directions_are_outer_products_of_signs():
     rows, columns = z["kernel"].reshape(360, 33)[:, 0], z["kernel"].reshape(360, 33)[0]
     for signs in (rows, columns, z["bias"]):
         assert 0.2 < np.mean(signs > 0) < 0.8
+
+
+def test_rows_of_a_hadamard_matrix_are_orthogonal_to_each_other():
+    tree = {"a": np.zeros((3, 25), np.float32), "b": {"c": np.zeros(52, np.float32)}}
+    z = (
+        draws("hadamard", 200, tree, tau=0.75) / 0.75
+    )  # d = 127 = 2^7 - 1: all columns but the first
+    assert set(np.unique(z)) == {-1, 1}
+    assert abs(z.mean()) < 0.1
+    products = z @ z.T
+    # Where all columns but one are there, the missing one is what is left of zero.
+    assert set(np.unique(products)) == {-1, 127}
+    assert len(np.unique(z, axis=0)) > 90  # of 128 rows, in 200 draws
+    # The signs of neighbours do not follow from their places alone.
+    assert np.abs(np.fft.rfft(z, axis=1)).max() < 60
+
+
+def test_rows_cut_short_are_nearly_orthogonal():
+    z = draws("hadamard", 100, {"a": np.zeros(700, np.float32)})
+    products = np.abs(z @ z.T)[~np.eye(100, dtype=bool)]
+    assert np.median(products) <= 2 and np.mean(products > 26) < 0.06  # 26 = sqrt(700)
 
 
 @pytest.mark.slow

@@ -37,17 +37,17 @@ def test_patterns_choose_paths(patterns, paths):
 @pytest.mark.parametrize("distribution", directions.DISTRIBUTIONS)
 def test_what_moves_moves_as_without_the_others_and_they_stay(distribution):
     whole = directions.create(distribution, 0.5)
-    add = subspaces.restrict(whole, "!conv/*", 1.0, LIKE)
+    add = subspaces.restrict(whole, "!conv/*", 1.0, False, LIKE)
     moved = jax.jit(add)(LIKE, KEY, 2.0)
     chex.assert_trees_all_equal(moved["conv"], LIKE["conv"])
     alone = jax.jit(whole)({name: LIKE[name] for name in ("norm", "head")}, KEY, 2.0)
     chex.assert_trees_all_equal({name: moved[name] for name in alone}, alone)
-    assert subspaces.restrict(whole, "*", 1.0, LIKE) is whole
+    assert subspaces.restrict(whole, "*", 1.0, False, LIKE) is whole
 
 
 @pytest.mark.slow
 def test_a_density_moves_the_same_few_coordinates_of_every_array_in_every_direction():
-    add = jax.jit(subspaces.restrict(directions.create("rademacher", 0.5), "*", 0.01, LIKE))
+    add = jax.jit(subspaces.restrict(directions.create("rademacher", 0.5), "*", 0.01, False, LIKE))
     one, other = (add(LIKE, jax.random.key(seed), 1.0) for seed in (0, 1))
     for a, b, leaf in zip(*map(jax.tree.leaves, (one, other, LIKE)), strict=True):
         places = np.flatnonzero(a)
@@ -62,6 +62,31 @@ def test_a_density_moves_the_same_few_coordinates_of_every_array_in_every_direct
     )
 
 
+@pytest.mark.parametrize("distribution", ("rademacher", "sphere", "hadamard"))
+def test_layers_take_turns_and_directions_are_as_long(distribution):
+    whole = directions.create(distribution, 0.5)
+    add = subspaces.restrict(whole, "!norm/*", 1.0, True, LIKE)
+    keys = jax.random.split(KEY, 40)
+    moved = jax.jit(jax.vmap(add, in_axes=(None, 0, None)))(LIKE, keys, 2.0)
+    turns = {
+        layer: np.stack([np.ravel(leaf.any(tuple(range(1, leaf.ndim)))) for leaf in leaves]).T
+        for layer, leaves in ((name, jax.tree.leaves(moved[name])) for name in LIKE)
+    }
+    assert not turns["norm"].any()
+    for layer in ("conv", "head"):  # all of its arrays, or none, in about half of the directions
+        np.testing.assert_array_equal(turns[layer][:, 0], turns[layer][:, 1])
+    np.testing.assert_array_equal(turns["conv"][:, 0], ~turns["head"][:, 0])
+    assert 10 < turns["head"][:, 0].sum() < 30
+    alone = {name: LIKE[name] for name in ("conv", "head")}
+    longer = jax.jit(jax.vmap(whole, in_axes=(None, 0, None)))(alone, keys, 2.0 * np.sqrt(2))
+    for layer, leaves in alone.items():
+        chosen = turns[layer][:, 0]
+        for name in leaves:
+            np.testing.assert_array_equal(
+                np.asarray(moved[layer][name])[chosen], np.asarray(longer[layer][name])[chosen]
+            )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, changes",
@@ -70,6 +95,7 @@ def test_a_density_moves_the_same_few_coordinates_of_every_array_in_every_direct
         ("zo", {"params": "!head/*", "density": 0.1, "seed_policy": "shared"}),
         ("fedkseed", {"params": "head/*", "density": 0.5}),
         ("fedzo", {"params": "head/*"}),
+        ("decomfl", {"params": "head/*", "by_layer": True}),
     ),
 )
 def test_a_round_moves_nothing_else_and_can_be_replayed(name, changes):

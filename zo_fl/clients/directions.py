@@ -9,13 +9,16 @@ All distributions have E[z z^T] = tau^2 I, so they are exchangeable at equal ste
     sphere       tau * sqrt(d) * U(S^{d-1})    FedZO, which sets eps by its radius
     low_rank     tau * {-1, +1}^m x {-1, +1}^n an outer product for an array of m x n (all axes but
                                                the last, the last): m + n random bits
+    hadamard     tau * {-1, +1}^d              a row of a Hadamard matrix: all directions, of all
+                                               clients and rounds, are orthogonal to each other
 
 tau lives in this file alone. It appears in the perturbation and again in the rebuilt update, hence
 the identity (eps, tau, lr) == (tau * eps, 1, tau^2 * lr) for plain SGD.
 
 Source: ZOWarmUp, Algorithm 1 line 23 and section 3.2; Fang et al. 2022 for the sphere; LOZO (arXiv
 2410.07698) and EGGROLL (2511.16652) for low ranks, with Gaussian factors: of signs, all coordinates
-have the same size, as Rademacher's.
+have the same size, as Rademacher's. Orthogonal directions: Choromanski et al. 2018 (arXiv
+1804.02395).
 """
 
 import itertools
@@ -44,7 +47,8 @@ def create(distribution: str, tau: float) -> AddDirection:
     Returns:
       A pure function of a tree of ``f32`` leaves, a key ``key[]`` and a scale ``f32[]``. Each
       leaf's numbers depend on the key, the leaf's path and its shape, not on the other leaves
-      (``"sphere"`` alone divides by the norm of all of them).
+      (but for ``"sphere"``, which divides by the norm of all of them, and ``"hadamard"``, of which
+      they are parts of one row).
     """
     add = DISTRIBUTIONS[distribution]
 
@@ -94,7 +98,11 @@ def _signed(words: Array, magnitude: Array, shape: tuple[int, ...]) -> Array:
     # word side by side instead, the same draw took three times as long on a CPU (26 against 8 ms
     # for 8.8 M coordinates; adding one to as many takes 4 ms).
     signs = (words[None, :] << jnp.arange(32, dtype=jnp.uint32)[:, None]) & jnp.uint32(1 << 31)
-    signs = signs.reshape(-1)[: math.prod(shape)].reshape(shape)
+    return _signed_by(signs.reshape(-1)[: math.prod(shape)].reshape(shape), magnitude)
+
+
+def _signed_by(signs: Array, magnitude: Array) -> Array:
+    """Returns ``f32`` of +-magnitude, negative where the highest bit of ``signs: u32`` is set."""
     bits = jax.lax.bitcast_convert_type(magnitude, jnp.uint32)
     return jax.lax.bitcast_convert_type(signs ^ bits, jnp.float32)
 
@@ -144,9 +152,38 @@ def _add_low_rank(tree: Params, leaf_keys: Array, scale: Array) -> Params:
     return treedef.unflatten([moved(leaf, word, *side) for leaf, word, side in parts])
 
 
+def _add_hadamard(tree: Params, leaf_keys: Array, scale: Array) -> Params:
+    """Adds +-scale, by a row of the Hadamard matrix of the smallest power of two above d.
+
+    The key draws the row r; coordinate i has the sign of parity(r & (i + 1)), times a sign of its
+    own that is the same in all directions: without it neighbours would move alike. Two rows are
+    orthogonal over all columns; over the first d, the absolute inner product of two directions
+    exceeds 2^b with probability 2^-b, if they are not the same.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    row = _words(leaf_keys[:1], [1])[0][0] >> (32 - ends[-1].bit_length())
+
+    def moved(leaf: Array, end: int) -> Array:
+        # Column 0 is left out: it has the same sign in all rows.
+        column = jnp.arange(end - leaf.size, end, dtype=jnp.uint32) + 1
+        sign = jax.lax.population_count(row & column) ^ (_mixed(column) >> 31)
+        return leaf + _signed_by(sign << 31, scale).reshape(leaf.shape)
+
+    return treedef.unflatten([moved(leaf, end) for leaf, end in zip(leaves, ends, strict=True)])
+
+
+def _mixed(numbers: Array) -> Array:
+    """Returns ``u32[n]`` without structure, each a function of its number (MurmurHash3's end)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        numbers = (numbers ^ (numbers >> shift)) * jnp.uint32(factor)
+    return numbers
+
+
 DISTRIBUTIONS = {
     "rademacher": _add_rademacher,
     "gaussian": _add_gaussian,
     "sphere": _add_sphere,
     "low_rank": _add_low_rank,
+    "hadamard": _add_hadamard,
 }

@@ -31,6 +31,7 @@ class Probing(NamedTuple):
     tau: float
     params: str
     density: float
+    by_layer: bool
     num_directions: int
     local_steps: int
     batch_size: int
@@ -114,7 +115,11 @@ def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
         fields = fields._replace(bn_policy="frozen")
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
     add_direction = subspaces.restrict(
-        directions.create(fields.distribution, fields.tau), fields.params, fields.density, like
+        directions.create(fields.distribution, fields.tau),
+        fields.params,
+        fields.density,
+        fields.by_layer,
+        like,
     )
     estimator = estimators.create(
         fields.estimator,

@@ -9,12 +9,15 @@ other coordinates get no direction, and cost nothing.
     params = "*norm*"               scales and biases of the norms
     params = "!head/*"              all but the last layer
     density = 0.001                 a thousandth of each of the arrays
+    by_layer = True                 one layer a direction, which the key draws: over many directions
+                                    all layers take their turns
 
 Source: MEERKAT (arXiv 2506.03337) for a sparse mask that is sent once; its coordinates are those
 of largest gradient on other data, these are random.
 """
 
 import fnmatch
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +35,21 @@ FIELDS: Block = {
         "*", "paths of those that move, as `*norm*,head/*`; `!` before what stays as it is"
     ),
     "density": Field(1.0, "share of the coordinates of each array that move", above=0, at_most=1),
+    "by_layer": Field(False, "a direction moves one layer, drawn by its key, not all"),
 }
 
 
-def restrict(add: AddDirection, params: str, density: float, like: Params) -> AddDirection:
+def restrict(
+    add: AddDirection, params: str, density: float, by_layer: bool, like: Params
+) -> AddDirection:
     """Returns ``add_direction`` for directions that are zero outside some coordinates.
 
     Args:
       add: from ``directions.create``.
       params: patterns of paths, see above.
       density: share of the coordinates of each array.
+      by_layer: whether a direction moves one of the L layers only: longer by sqrt(L), so that
+        directions still have E[z z^T] = tau^2 I.
       like: the model's parameters, arrays or shapes.
 
     Raises:
@@ -52,7 +60,8 @@ def restrict(add: AddDirection, params: str, density: float, like: Params) -> Ad
     if not moved:
         shown = ", ".join(paths[:6]) + (", ..." if len(paths) > 6 else "")
         raise FieldError("params", f"={params!r} leaves nothing to move; there are: {shown}")
-    if len(moved) == len(paths) and density == 1.0:
+    add = _one_layer(add, moved) if by_layer else add
+    if len(moved) == len(paths) and density == 1.0 and not by_layer:
         return add
 
     def add_direction(tree: Params, key: Array, scale: Array | float) -> Params:
@@ -71,6 +80,26 @@ def restrict(add: AddDirection, params: str, density: float, like: Params) -> Ad
         return jax.tree.unflatten(treedef, [parts.get(name, leaf) for name, leaf in whole.items()])
 
     return add_direction
+
+
+def _one_layer(add: AddDirection, paths: list[str]) -> AddDirection:
+    """Returns ``add_direction`` of trees ``path -> leaf`` for directions of one layer each."""
+    layers = sorted({_layer(path) for path in paths})
+
+    def add_direction(tree: Params, key: Array, scale: Array | float) -> Params:
+        turn = jax.random.randint(keys.stream(key, "layer"), (), 0, len(layers))
+        moved = add(tree, key, scale * math.sqrt(len(layers)))
+        return {
+            path: jnp.where(turn == layers.index(_layer(path)), moved[path], leaf)
+            for path, leaf in tree.items()
+        }
+
+    return add_direction
+
+
+def _layer(path: str) -> str:
+    """Returns a parameter's layer: its path without its own name."""
+    return path.rpartition("/")[0]
 
 
 def chosen(params: str, paths: list[str]) -> list[str]:

@@ -25,12 +25,19 @@ from zo_fl.core import cohorts, keys, reduction, trees
 from zo_fl.core.engine import AXIS, Engine
 from zo_fl.core.phase import Phase
 from zo_fl.core.reduction import Sums
-from zo_fl.core.strategy import ClientStrategy, FederatedAlgorithm, Group, RoundRecord
+from zo_fl.core.strategy import (
+    ClientStrategy,
+    FederatedAlgorithm,
+    Group,
+    RoundRecord,
+    traced_once,
+)
 from zo_fl.core.types import Array, ClientResult, Cohort, FederatedData, ServerState
 
 
 def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
     """Returns a phase as pure functions, its clients laid out on the hardware by ``engine``."""
+    phase = phase._replace(groups=tuple(map(traced_once, phase.groups)))
     groups, aggregation, optimizer = phase.groups, phase.aggregation, phase.server_optimizer
 
     def step(state: ServerState, reduced, run_key) -> ServerState:
@@ -191,10 +198,9 @@ def _scan_chunks(
     chunk of padding is skipped, not computed, devices that share cores leave them to the others.
     """
     stacks = phase.robust.looks_at_all and not strategy.replays
-    client_update = jax.jit(strategy.client_update, inline=True)  # traced for traffic too
 
     def one_client(batch):
-        result = client_update(state, batch, run_key)
+        result = strategy.client_update(state, batch, run_key)
         if strategy.replays:
             sent = phase.robust.bounded(result.message)
             return result._replace(message=sent), (), _is_finite(result)

@@ -6,6 +6,7 @@ client_update -> message -> decode -> mean or sum over the cohort -> finalize ->
 
 from typing import Literal, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from zo_fl.core.types import (
@@ -191,6 +192,17 @@ class Group(NamedTuple):
     def pass_equivalents(self) -> float:
         """Passes of the group in a round, in forward ones: a backward pass counts two."""
         return self.forward_passes + 2 * self.backward_passes
+
+
+def traced_once(group: Group) -> Group:
+    """Returns a group whose clients and messages are traced once for arguments of the same shapes.
+
+    Bills, rounds and replays look at the same functions; their programs are as without it.
+    """
+    strategy = group.strategy
+    hooks = {name: getattr(strategy, name) for name in ("client_update", "decode")}
+    once = {name: jax.jit(hook, inline=True) for name, hook in hooks.items()}
+    return group._replace(strategy=strategy._replace(**once))
 
 
 def _no_state(params: Params) -> PyTree:

@@ -23,7 +23,7 @@ import numpy as np
 
 from zo_fl.core import cohorts, keys, trees
 from zo_fl.core.phase import Phase
-from zo_fl.core.strategy import Group
+from zo_fl.core.strategy import Group, traced_once
 from zo_fl.core.types import LOW, FederatedData, ModelState, Params
 
 
@@ -88,12 +88,14 @@ def group_traffic(
 ) -> GroupTraffic:
     """Returns the traffic of one group of a phase; the arguments are ``phase_traffic``'s."""
 
+    strategy = traced_once(group).strategy
+
     def one(params, model_state, data):
         state = phase.init(params, model_state)._replace(opt_state=())
         batch, key = first_client(data), keys.run_key(0)
-        result = jax.jit(group.strategy.client_update, inline=True)(state, batch, key)
-        update = group.strategy.decode(result.message, batch.client_id, state, key)
-        return result, update, group.strategy.receives(state)
+        result = strategy.client_update(state, batch, key)
+        update = strategy.decode(result.message, batch.client_id, state, key)
+        return result, update, strategy.receives(state)
 
     result, update, received = jax.eval_shape(one, params, model_state, data)
     message, uploaded = trees.num_bytes(result.message), trees.num_bytes(result.model_state)
