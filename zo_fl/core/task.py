@@ -106,50 +106,52 @@ def classification(
     def normalized(examples):
         return augmentation.normalize(examples["image"], mean, std)
 
-    def inputs(params, model_state, examples):
-        variables = {"params": params}
-        if model_state:
-            variables["batch_stats"] = model_state
-        return variables, normalized(examples).astype(precisions.activation_dtype(precision))
+    def at(precision: str) -> Task:
+        def inputs(params, model_state, examples):
+            variables = {"params": params}
+            if model_state:
+                variables["batch_stats"] = model_state
+            return variables, normalized(examples).astype(precisions.activation_dtype(precision))
 
-    def logits(params, model_state, examples, mask, train):
-        variables, x = inputs(params, model_state, examples)
-        # Products remember their precision: those of a backward pass have it from the forward one.
-        with jax.default_matmul_precision(precisions.products(precision)):
-            if not (train and model_state):
-                return apply(variables, x, train, mask), model_state
-            output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
-            return output, new["batch_stats"]
+        def logits(params, model_state, examples, mask, train):
+            variables, x = inputs(params, model_state, examples)
+            # Products remember their precision: a backward pass has that of the forward one.
+            with jax.default_matmul_precision(precisions.products(precision)):
+                if not (train and model_state):
+                    return apply(variables, x, train, mask), model_state
+                output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
+                return output, new["batch_stats"]
 
-    def features(params, model_state, examples, mask, layers=()):
-        variables, x = inputs(params, model_state, examples)
-        with jax.default_matmul_precision(precisions.products(precision)):
-            return _seen(lambda: apply(variables, x, False, mask), layers or (head,), head)
+        def features(params, model_state, examples, mask, layers=()):
+            variables, x = inputs(params, model_state, examples)
+            with jax.default_matmul_precision(precisions.products(precision)):
+                return _seen(lambda: apply(variables, x, False, mask), layers or (head,), head)
 
-    def losses(params, model_state, examples, mask, train):
-        output, model_state = logits(params, model_state, examples, mask, train)
-        return _cross_entropy(output, examples), model_state
+        def losses(params, model_state, examples, mask, train):
+            output, model_state = logits(params, model_state, examples, mask, train)
+            return _cross_entropy(output, examples), model_state
 
-    def with_precision(name):
-        return classification(module, image_shape, num_classes, mean, std, head, name)
+        return Task(
+            init,
+            logits,
+            losses,
+            _cross_entropy,
+            _labels,
+            _relabel,
+            features,
+            _augment,
+            _mirror,
+            normalized,
+            head,
+            num_classes,
+            module,
+            has_statistics,
+            at,
+        )
 
-    return Task(
-        init,
-        logits,
-        losses,
-        _cross_entropy,
-        _labels,
-        _relabel,
-        features,
-        _augment,
-        _mirror,
-        normalized,
-        head,
-        num_classes,
-        module,
-        bool(jax.eval_shape(init, jax.random.key(0))[1]),
-        with_precision,
-    )
+    # One ``init`` for all precisions: JAX remembers the shapes of what it has traced.
+    has_statistics = bool(jax.eval_shape(init, jax.random.key(0))[1])
+    return at(precision)
 
 
 def _seen(run: Callable[[], Any], layers: tuple[str, ...], head: str) -> Array:
