@@ -56,10 +56,16 @@ class Programs:
         def run_keys():
             return self.lanes.stack([keys.run_key(config["seed"]) for config in configs])
 
+        def first_weights(key):
+            return built.task.init(keys.stream(key, "init"))
+
         # Made under jit: of several processes, none can send an array to another's devices.
-        self.run_key = jax.jit(run_keys, out_shardings=self.replicated)()
-        init = self.lanes.lift(lambda key: built.task.init(keys.stream(key, "init")))
-        self._initial = jax.jit(init, out_shardings=self.replicated)(self.run_key)
+        once = {
+            "out_shardings": self.replicated,
+            "compiler_options": built.engine.compiler_options_once,
+        }
+        self.run_key = jax.jit(run_keys, **once)()
+        self._initial = jax.jit(self.lanes.lift(first_weights), **once)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, built.run_key)
         self.planned = make_schedule(built.phases, params, model_state, self._clients_of)
         self._models = [

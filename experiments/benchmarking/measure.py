@@ -59,7 +59,11 @@ def measure(
     built, config = workloads.set_up(workload, changes)
     (phase,) = built.phases
     engine = built.engine.of(phase.groups)
-    init = jax.jit(lambda key: phase.init(*built.task.init(key)), out_shardings=engine.replicated)
+    init = jax.jit(
+        lambda key: phase.init(*built.task.init(key)),
+        out_shardings=engine.replicated,
+        compiler_options=engine.compiler_options_once,
+    )
     state, run_key = init(built.run_key), jax.device_put(built.run_key, engine.replicated)
     feed = _feed(built, engine, workload.rounds, rounds + 1)
     data = next(feed)

@@ -88,6 +88,16 @@ def test_only_options_that_the_compiler_knows_are_used(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model, norm", (("mlp", "none"), ("cnn", "group")))
+def test_the_first_weights_are_the_same_however_quickly_they_are_drawn(model, norm):
+    built = tiny.build(model__name=model, model__norm=norm)
+    levels = {"xla_backend_optimization_level": 3}, built.engine.compiler_options_once
+    one, other = (jax.jit(built.task.init, compiler_options=of)(built.run_key) for of in levels)
+    assert built.engine.compiler_options_once and levels[0] != levels[1]
+    chex.assert_trees_all_equal(one, other)
+
+
+@pytest.mark.slow
 def test_a_barrier_keeps_perturbed_weights_from_being_computed_anew():
     built = tiny.build("zo", model__name="cnn", model__norm="group")
     (phase,) = built.phases

@@ -33,6 +33,9 @@ _COMPILER_OPTIONS = {
         "xla_disable_hlo_passes": "cse_barrier_expander",
     },
 }
+# To draw the first weights takes a second at most; to make that quick took the compiler 3 to 15 s,
+# as long as a phase's rounds do. The weights are the same, a ViT's but for some last digits.
+_COMPILER_OPTIONS_ONCE: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level": 0}}
 
 
 class Engine(NamedTuple):
@@ -92,7 +95,15 @@ class Engine(NamedTuple):
     @property
     def compiler_options(self) -> dict[str, Any]:
         """What to compile rounds with, see ``jax.jit``."""
-        options = _COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform, {})
+        return self._known(_COMPILER_OPTIONS)
+
+    @property
+    def compiler_options_once(self) -> dict[str, Any]:
+        """What to compile with that runs once."""
+        return self._known(_COMPILER_OPTIONS_ONCE)
+
+    def _known(self, of_platforms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        options = of_platforms.get(self.mesh.devices.flat[0].platform, {})
         return {name: value for name, value in options.items() if _is_known(name, value)}
 
     def chunk_size(self, strategy: ClientStrategy, cohort_size: int, examples: int) -> int:
@@ -128,7 +139,7 @@ def make_mesh(devices: Sequence[Any]) -> Mesh:
 
 
 @functools.cache
-def _is_known(option: str, value: str) -> bool:
+def _is_known(option: str, value: Any) -> bool:
     """Returns whether this version of the compiler has an option; they come and go."""
     try:
         jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
