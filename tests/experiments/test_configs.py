@@ -46,9 +46,8 @@ def small(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("quickstart", "imagenet32_zowarmup_fedkseed"))
-def test_two_rounds_run_on_synthetic_data(name, tmp_path):
-    summary = train.run(small(name), tmp_path, quiet=True)
+def test_two_rounds_run_on_synthetic_data(tmp_path):
+    summary = train.run(small("quickstart"), tmp_path, quiet=True)
     assert summary["rounds"] == 2 and summary["diverged_round"] is None
     assert summary["uplink_bytes"] > 0 and 0 <= summary["final_accuracy"] <= 1
 
