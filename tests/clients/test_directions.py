@@ -2,11 +2,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.random import threefry2x32_p
 
 from zo_fl.clients import directions
 from zo_fl.core import keys
-from zo_fl.core.threefry import threefry2x32
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "low_rank", "hadamard")
 TREE = {"a": np.zeros((3, 5), np.float32), "b": {"c": np.zeros(70, np.float32)}}
@@ -41,20 +39,6 @@ def test_low_rank_directions_are_outer_products_of_signs():
     rows, columns = z["kernel"].reshape(360, 33)[:, 0], z["kernel"].reshape(360, 33)[0]
     for signs in (rows, columns, z["bias"]):
         assert 0.2 < np.mean(signs > 0) < 0.8
-
-
-def test_words_are_those_of_the_generator():
-    counts = jnp.arange(300, dtype=jnp.uint32)
-    given = [counts * np.uint32(odd) + np.uint32(5) for odd in (1, 3, 0x9E3779B1, 0xDEADBEEF)]
-    ours, theirs = (jax.jit(draw)(*given) for draw in (threefry2x32, threefry2x32_p.bind))
-    np.testing.assert_array_equal(ours, theirs)
-    # The test vectors of its authors (Random123, kat_vectors): zeros, ones, and digits of pi.
-    for key, count, expected in (
-        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
-        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
-        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
-    ):
-        assert tuple(map(int, threefry2x32(*map(jnp.uint32, (*key, *count))))) == expected
 
 
 def test_rows_of_a_hadamard_matrix_are_orthogonal_to_each_other():

@@ -29,9 +29,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry2x32_p
 
 from zo_fl.core import keys
-from zo_fl.core.threefry import threefry2x32
 from zo_fl.core.types import Array, Params
 
 AddDirection = Callable[[Params, Array, Array | float], Params]
@@ -82,7 +82,9 @@ def _words(leaf_keys: Array, counts: list[int]) -> list[Array]:
     data = jax.random.key_data(leaf_keys)
     key_of = jnp.concatenate([jnp.broadcast_to(data[i], (n, 2)) for i, n in enumerate(pairs)])
     counter = jnp.concatenate([jnp.arange(n, dtype=jnp.uint32) for n in pairs])
-    first, second = threefry2x32(key_of[:, 0], key_of[:, 1], counter, jnp.zeros_like(counter))
+    first, second = threefry2x32_p.bind(
+        key_of[:, 0], key_of[:, 1], counter, jnp.zeros_like(counter)
+    )
     ends = list(itertools.accumulate(pairs, initial=0))
     return [
         jnp.concatenate([first[a:b], second[a:b]])[:count]
