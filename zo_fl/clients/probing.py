@@ -114,13 +114,8 @@ def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
     if not task.has_statistics:
         fields = fields._replace(bn_policy="frozen")
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
-    add_direction = subspaces.restrict(
-        directions.create(fields.distribution, fields.tau),
-        fields.params,
-        fields.density,
-        fields.by_layer,
-        like,
-    )
+    whole = directions.create(fields.distribution, fields.tau)
+    add_direction = subspaces.restrict(whole, fields.params, fields.density, fields.by_layer, like)
     estimator = estimators.create(
         fields.estimator,
         add_direction,
