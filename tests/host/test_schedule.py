@@ -3,11 +3,14 @@
 import itertools
 
 import jax
+import numpy as np
 import pytest
 
 from tests import tiny
 from zo_fl import train
+from zo_fl.core.chunk import make_chunk
 from zo_fl.core.errors import ConfigError
+from zo_fl.core.round import make_algorithm
 from zo_fl.host.schedule import chunks, make_schedule
 
 OPTIONS = {"rounds_per_jit": 5, "eval_every": 7, "checkpoint_every": 100}
@@ -63,3 +66,23 @@ def test_seeds_side_by_side_cannot_end_at_rounds_of_their_own(tmp_path):
     ):
         train.run_seeds(tiny.config("ridge_cg", **CHECKED), tmp_path, 2, quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ("zo", "fedavg"))
+def test_a_client_is_traced_once_for_its_bill_and_its_rounds(name):
+    built = tiny.build(name)
+    (phase,) = built.phases
+    (group,), traced = phase.groups, []
+
+    def client_update(*arguments):
+        traced.append(name)
+        return group.strategy.client_update(*arguments)
+
+    strategy = group.strategy._replace(client_update=client_update)
+    phase = phase._replace(groups=(group._replace(strategy=strategy),))
+    shapes = jax.eval_shape(built.task.init, built.run_key)
+    schedule = make_schedule([phase], *shapes, lambda _: built.federation.clients)
+    assert schedule.traffic(1)[0] > 0 and traced == [name]
+    chunk = make_chunk(make_algorithm(phase, built.engine), capacity=2)
+    chunk.lower(tiny.start(built, phase), built.data, built.run_key, np.int32(1))
+    assert traced == [name]
