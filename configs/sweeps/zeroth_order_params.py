@@ -1,0 +1,45 @@
+"""Where scalars do most: in all parameters, or in some alone, each at three rates.
+
+All send the same scalars. Fewer coordinates bear larger rates. Validation accuracy is shown, by
+which to choose a rate before looking at the test accuracy of the same runs. Expect the last layer
+to gain most, whose gradient is largest in proportion to its size.
+
+    python -m experiments.sweep --config=configs/quickstart.py \
+        --sweep=configs/sweeps/zeroth_order_params.py --seeds=5 --workdir=R
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
+
+FACTORS = (1 / 4, 1, 4)
+# Fields, and the middle rate in units of config.zo.lr.
+CASES: dict[str, tuple[dict[str, Any], float]] = {
+    "All parameters": ({}, 1),
+    "All but the last layer": ({"zo.params": "!head/*"}, 1),
+    "A layer at a time": ({"zo.by_layer": True}, 1),
+    "A hundredth of the coordinates": ({"zo.density": 0.01}, 16),
+    "Norms": ({"zo.params": "*norm*"}, 4),
+    "Norms and last layer": ({"zo.params": "*norm*,head/*"}, 4),
+    "Last layer": ({"zo.params": "head/*"}, 4),
+}
+
+
+def get_sweep(config: ConfigDict) -> Sweep:
+    """Returns a row a choice of parameters, a column a rate; and the warm-up alone."""
+    points = [
+        Point(
+            row,
+            f"x {factor:g}",
+            {"algorithm": "zowarmup", **fields, "zo.lr": config.zo.lr * center * factor},
+        )
+        for row, (fields, center) in CASES.items()
+        for factor in FACTORS
+    ]
+    points += [
+        Point(sweeps.HIGH_RES_ONLY, f"x {factor:g}", {"algorithm": "fedavg"}) for factor in FACTORS
+    ]
+    return Sweep("Where scalars do most", "", points, quantity="validation")
