@@ -62,6 +62,7 @@ def test_a_density_moves_the_same_few_coordinates_of_every_array_in_every_direct
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ("rademacher", "sphere", "hadamard"))
 def test_layers_take_turns_and_directions_are_as_long(distribution):
     whole = directions.create(distribution, 0.5)

@@ -68,6 +68,7 @@ def test_seeds_side_by_side_cannot_end_at_rounds_of_their_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("zo", "fedavg"))
 def test_a_client_is_traced_once_for_its_bill_and_its_rounds(name):
     built = tiny.build(name)
