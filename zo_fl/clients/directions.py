@@ -9,8 +9,8 @@ All distributions have E[z z^T] = tau^2 I, so they are exchangeable at equal ste
     sphere       tau * sqrt(d) * U(S^{d-1})    FedZO, which sets eps by its radius
     low_rank     tau * {-1, +1}^m x {-1, +1}^n an outer product for an array of m x n (all axes but
                                                the last, the last): m + n random bits
-    hadamard     tau * {-1, +1}^d              a row of a Hadamard matrix: all directions, of all
-                                               clients and rounds, are orthogonal to each other
+    hadamard     tau * {-1, +1}^d              a row of a Hadamard matrix: different rows, of all
+                                               clients and rounds, are orthogonal or nearly so
 
 tau lives in this file alone. It appears in the perturbation and again in the rebuilt update, hence
 the identity (eps, tau, lr) == (tau * eps, 1, tau^2 * lr) for plain SGD.
@@ -157,8 +157,8 @@ def _add_hadamard(tree: Params, leaf_keys: Array, scale: Array) -> Params:
 
     The key draws the row r; coordinate i has the sign of parity(r & (i + 1)), times a sign of its
     own that is the same in all directions: without it neighbours would move alike. Two rows are
-    orthogonal over all columns; over the first d, the absolute inner product of two directions
-    exceeds 2^b with probability 2^-b, if they are not the same.
+    orthogonal over all columns; over the first d, the absolute inner product of two that differ
+    exceeds 2^b with a probability of about 2^-b at most. Rows are drawn with replacement.
     """
     leaves, treedef = jax.tree.flatten(tree)
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))

@@ -157,10 +157,8 @@ def _run_cohort(
     skips = is_padded and chunk_size == 1 and group.backward_passes > 0
 
     def on_device(state, data, cohort, run_key):
-        run = _scan_chunks(
-            phase, group.strategy, chunk_size, skips, engine.unroll, state, data, run_key
-        )
-        return run(cohort)
+        how = phase, group.strategy, chunk_size, skips, engine.unroll
+        return _scan_chunks(*how, state, data, run_key)(cohort)
 
     def on_devices(*arguments):
         sums, *sent = on_device(*arguments)
