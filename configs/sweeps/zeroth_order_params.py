@@ -29,7 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
-    """Returns a row a choice of parameters, a column a rate; and the warm-up alone."""
+    """Returns a row a choice of parameters that the model has, a column a rate; and the warm-up."""
     points = [
         Point(
             row,
@@ -38,6 +38,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
         )
         for row, (fields, center) in CASES.items()
         for factor in FACTORS
+        if config.model.norm != "none" or "norm" not in fields.get("zo.params", "")
     ]
     points.append(Point(sweeps.HIGH_RES_ONLY, "x 1", {"algorithm": "fedavg"}))
     return Sweep("Where scalars do most", "", points, quantity="validation")
