@@ -6,6 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import zo_fl
 from tests import tiny
@@ -151,10 +152,10 @@ def test_what_a_device_holds_does_not_grow_with_the_population():
 
 
 def test_chunks_are_equal_in_shape_whoever_takes_part():
-    built = tiny.build(**PARTIAL, run__data="stream")
+    built = tiny.build(**PARTIAL, run__data="stream", run__num_devices=2)
     fed = list(feed(built, built.phases[1], [(3, 5), (5, 6), (6, 8)]))
     assert all(jax.tree.map(np.shape, data) == jax.tree.map(np.shape, fed[0]) for data in fed)
-    assert all(leaf.sharding == fed[0].client_sizes.sharding for leaf in jax.tree.leaves(fed[0]))
+    assert all(leaf.sharding.spec == P("clients") for leaf in jax.tree.leaves(fed[0]))
 
 
 def test_nothing_is_sent_again_if_all_clients_take_part(monkeypatch):
