@@ -272,9 +272,11 @@ def _max_pool_jvp(primals, tangents):
         return cut.reshape(n, rows, 2, columns, 2, channels)
 
     is_largest = windows(x) == maxima[:, :, None, :, None]
+    # A term for each place: XLA's CPU back end is slow at sums of two rows and two columns.
+    places = [is_largest[:, :, i, :, j] for i in range(2) for j in range(2)]
     # At least one is the largest, but XLA may compute x anew for this sum, rounded otherwise than
     # for the maxima (the CPU back end at optimization level 0 does), and find none.
-    count = jnp.maximum(is_largest.sum((2, 4), dtype=x.dtype), 1)
+    count = jnp.maximum(sum(place.astype(x.dtype) for place in places), 1)
     return maxima, jnp.where(is_largest, windows(moved), 0).sum((2, 4)) / count
 
 
