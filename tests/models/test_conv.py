@@ -81,6 +81,33 @@ def test_kernels_can_be_mapped_over_with_shared_and_with_own_images(
     _assert_close(expected, actual)
 
 
+@pytest.mark.parametrize(
+    ("features", "columns", "stride", "padding", "at_once"),
+    [
+        (4, 8, 1, "SAME", 8),
+        (16, 8, 1, "SAME", 2),
+        (4, 8, 1, "VALID", 2),  # six columns of output
+        (4, 7, 1, "SAME", 1),
+        (33, 8, 1, "SAME", 1),
+        (4, 8, 2, 1, 1),
+    ],
+)
+def test_columns_of_three_channel_images_taken_at_once_are_those_taken_alone(
+    features, columns, stride, padding, at_once
+):
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, 6, columns, 3))
+    kernel = jax.random.normal(keys[1], (3, 3, 3, features))
+    expected = jax.jit(_value_and_gradients("xla", stride, padding))(x, kernel)
+    _assert_close(expected, jax.jit(_value_and_gradients("fast_grad", stride, padding))(x, kernel))
+    with conv.forward_mode():
+        program = jax.make_jaxpr(lambda x, kernel: conv2d(x, kernel, stride, padding, "fast_grad"))(
+            x, kernel
+        )
+    (strides,) = (e.params["window_strides"] for e in program.eqns if "window" in str(e.params))
+    assert strides == (stride, at_once * stride)
+
+
 @pytest.mark.parametrize("n", [1, 6, 7])
 def test_a_kernel_gradient_summed_over_chunks_is_the_whole_one(n, monkeypatch):
     keys = jax.random.split(jax.random.key(0))
