@@ -8,8 +8,9 @@ implementations, so that another process's load meets all alike; compare medians
 of two. Flags of XLA and of the C library are set outside, e.g.
 ``XLA_FLAGS=--xla_cpu_enable_fast_math=true python -m experiments.benchmarking.conv``.
 
-The case ``layers`` times each product of ``cnn_large``'s step by itself, beside the largest product
-that the machine does: what of a step is not in there is pooling, activations and the update.
+The case ``layers`` times each product of ``cnn_large``'s step by itself, and of the first
+convolution of ``cnn``, beside the largest product that the machine does: what of a step is not in
+there is pooling, activations and the update.
 
 The last case, ``weights``, is the small CNN for several sets of weights: ``vmap`` (grouped
 convolutions, or with patches batched products), a loop (``lax.map``), or one after the other
@@ -138,6 +139,7 @@ LAYERS = {
     "conv1": Product((30, 30, 32), (3, 3, 32, 64)),
     "hidden": Product((14 * 14 * 64,), (14 * 14 * 64, 128)),
 }
+SMALL = {"conv0 of cnn": Product((34, 34, 3), (3, 3, 3, 16))}  # zeros around its images
 
 
 def _layer_programs(
@@ -175,7 +177,7 @@ def _layer_programs(
 def _print_layers(implementations: Sequence[str], repeats: int) -> None:
     """Prints the time and the speed of each product of the layers."""
     programs, flops = {}, {}
-    for name, layer in LAYERS.items():
+    for name, layer in (LAYERS | SMALL).items():
         for implementation in implementations if len(layer.kernel) == 4 else ("",):
             row = f"{name} {implementation}".strip()
             made, flops[row] = _layer_programs(layer, implementation)
