@@ -70,7 +70,7 @@ def conv2d(
     if pointwise:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     if implementation == "fast_grad" and _FORWARD_MODE.get():
-        return _quick(x, kernel, stride, pads)
+        return _quick_forward(x, kernel, stride, pads)
     if implementation == "fast_grad":
         # The gradients are traced later, where the precision may be another.
         precision: Any = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
@@ -133,7 +133,7 @@ def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -
 def _fast_grad(x: Array, kernel: Array, stride: int, pads: Pads, precision: str | None) -> Array:
     """Returns ``_forward``; its gradients are written out below."""
     del precision  # the current one
-    return _quick(x, kernel, stride, pads)
+    return _quick_forward(x, kernel, stride, pads)
 
 
 def _fast_grad_fwd(x, kernel, stride, pads, precision):
@@ -152,7 +152,7 @@ def _fast_grad_bwd(stride, pads, precision, residuals, cotangent):
 _fast_grad.defvjp(_fast_grad_fwd, _fast_grad_bwd)
 
 
-def _quick(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def _quick_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     """Returns ``_forward``, for images of three channels in another form.
 
     XLA:CPU is slow where a window has few contiguous numbers and few features come of it. So a
