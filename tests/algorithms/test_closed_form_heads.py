@@ -12,9 +12,10 @@ import zo_fl
 from tests import tiny
 from zo_fl import train
 from zo_fl.algorithms import ridge
+from zo_fl.clients import candidates
 from zo_fl.core import closed_form, trees
 from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import HIGH, Cohort
+from zo_fl.core.types import HIGH, Cohort, ServerState
 from zo_fl.host.metrics import read_metrics
 from zo_fl.host.traffic import phase_traffic
 
@@ -422,6 +423,30 @@ def test_fewer_bytes_change_the_heads_a_little():
         accuracies[encoding] = hits(state, *features_and_labels(built, state))
     for encoding, worst in (("float16", 0.01), ("int8", 0.06)):
         assert abs(accuracies["float32"] - accuracies[encoding]) < worst, encoding
+
+
+@pytest.mark.parametrize(
+    ("finite", "chosen"),
+    [((1, 1, 1, 1), 2), ((1, 1, 0, 1), 3), ((1, 1, 0, 0), 1), ((1, 0, 0, 0), 0), ((0, 0, 0, 0), 0)],
+)
+def test_until_one_is_chosen_the_head_is_the_candidate_nearest_to_the_middle_that_is_finite(
+    finite, chosen
+):
+    values = jnp.where(jnp.array(finite) == 1, jnp.arange(4.0), jnp.nan)
+    heads = closed_form.Heads(jnp.broadcast_to(values[:, None, None], (4, 3, 2)), jnp.zeros((4, 2)))
+    old = {"head": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
+    state = ServerState(old, {}, (), (), jnp.int32(0))
+    params = candidates.with_middle("head", state, heads, jnp.ones(2))
+    np.testing.assert_array_equal(params["head"]["kernel"], jnp.full((3, 2), values[chosen]))
+
+
+def test_rounding_that_small_penalties_cannot_bear_ends_no_run(tmp_path):
+    model = {"model__name": "cnn", "model__norm": "group", "model__stages": True}
+    coarse = {"ridge__encoding": "int4", "ridge__penalties": (1e-4, 1e-3, 10.0)}
+    config = tiny.config("ridge", **model, **coarse, ridge__calibrate=False)
+    summary = zo_fl.run(config, tmp_path / "run", quiet=True)
+    assert summary["diverged_round"] is None
+    assert summary["final_accuracy"] > 0.3
 
 
 @pytest.mark.parametrize("basis", ("principal", "random"))

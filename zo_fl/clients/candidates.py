@@ -45,13 +45,19 @@ def set_head(params: Params, name: str, kernel: Array, bias: Array) -> Params:
 def with_middle(head: str, state: ServerState, heads: Heads, class_counts: Array) -> Params:
     """Returns parameters with the middle one of some candidates, until one is chosen.
 
+    Where that is not finite, as rounded sums may want a larger penalty than its, the nearest one
+    that is, rather a later one; if there is none, the head is not finite, which stops a run.
+
     Args:
       head: name of the last layer.
       state: the server's, whose head stays while nothing was counted.
       heads: the candidates.
       class_counts: ``f32[C]`` examples that they were made from.
     """
-    middle = heads.bias.shape[0] // 2
+    count = heads.bias.shape[0]
+    away = np.arange(count) - count // 2
+    usable = jnp.isfinite(heads.kernel).all((1, 2)) & jnp.isfinite(heads.bias).all(1)
+    middle = jnp.argmin(jnp.where(usable, 2 * np.abs(away) - (away > 0), 2 * count))
     anyone = class_counts.sum() > 0
     old = state.params[head]
     kernel = jnp.where(anyone, heads.kernel[middle], old["kernel"])
