@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from scipy.special import chdtri
 
 from zo_fl.host.style import FAINT, INK, decorate, plain
 
@@ -191,7 +191,7 @@ def variance_interval(cell: Cell) -> tuple[float, float, float]:
     """
     freedom = len(cell.values) - 1
     variance = (comparison.std(list(cell.values.values())) or 0.0) ** 2
-    low, high = scipy.stats.chi2.ppf((0.025, 0.975), freedom)
+    high, low = chdtri(freedom, (0.025, 0.975))
     return freedom * variance / float(high), variance, freedom * variance / float(low)
 
 
