@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from zo_fl.core import engine
 from zo_fl.core.engine import EXAMPLES_AT_ONCE, Engine
-from zo_fl.core.strategy import ClientStrategy
+from zo_fl.core.strategy import ClientStrategy, Group
 from zo_fl.core.types import Cohort
 from zo_fl.host.devices import make_mesh
 
@@ -33,7 +33,9 @@ def test_every_device_gets_whole_chunks_and_every_client_a_place(
 ):
     layout = Engine(make_mesh("cpu", devices), clients_per_vmap)
     ids = jnp.arange(cohort_size, dtype=jnp.int32) + 3
-    padded, size = layout.lay_out(strategy, Cohort(ids, jnp.ones(cohort_size, bool)), examples)
+    group = Group(strategy, lambda key: None, cohort_size, 0.0, np.arange(cohort_size))
+    padded, loop = layout.lay_out(group, Cohort(ids, jnp.ones(cohort_size, bool)), examples)
+    size = loop.chunk_size
     assert padded.client_ids.shape[0] % (devices * size) == 0
     assert padded.client_ids.shape[0] - cohort_size < devices * size
     np.testing.assert_array_equal(padded.client_ids[:cohort_size], ids)

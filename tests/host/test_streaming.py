@@ -124,7 +124,7 @@ def test_every_device_holds_what_its_clients_hold_under_other_row_numbers(device
         ]
         for round_idx in range(start, stop):
             drawn = group.sample_cohort(keys.round_key(built.run_key, round_idx))
-            cohort, _ = built.engine.lay_out(group.strategy, drawn, examples)
+            cohort, _ = built.engine.lay_out(group, drawn, examples)
             blocks = jax.tree.map(lambda leaf: leaf.reshape(devices, -1), cohort)
             for device, part in enumerate(parts):
                 block = Cohort(blocks.client_ids[device], blocks.valid[device])

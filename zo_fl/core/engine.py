@@ -38,6 +38,21 @@ _COMPILER_OPTIONS = {
 _COMPILER_OPTIONS_ONCE: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level": 0}}
 
 
+class Loop(NamedTuple):
+    """How each device goes through its part of a cohort.
+
+    Attributes:
+      chunk_size: clients evaluated at once.
+      skips_padding: whether a turn without a client is skipped, not computed: devices that share
+        cores leave them to the others.
+      unroll: turns that are compiled as one.
+    """
+
+    chunk_size: int
+    skips_padding: bool
+    unroll: int
+
+
 class Engine(NamedTuple):
     """The layout of one run.
 
@@ -116,21 +131,20 @@ class Engine(NamedTuple):
         chunks = -(-share // max(1, EXAMPLES_AT_ONCE // examples))
         return -(-share // chunks)  # of equal size: the fewest padding clients
 
-    def lay_out(
-        self, strategy: ClientStrategy, cohort: Cohort, examples: int
-    ) -> tuple[Cohort, int]:
-        """Returns the cohort, padded such that every device has whole chunks, and a chunk's size.
+    def lay_out(self, group: Group, cohort: Cohort, examples: int) -> tuple[Cohort, Loop]:
+        """Returns the cohort, padded such that every device has whole chunks, and the loop over it.
 
         Args:
-          strategy: what the clients do.
-          cohort: of any size.
+          group: what the clients do.
+          cohort: of the group.
           examples: of each client.
         """
         count = cohort.client_ids.shape[0]
-        size = self.chunk_size(strategy, count, examples)
+        size = self.chunk_size(group.strategy, count, examples)
         padding = -count % (self.mesh.size * size)
         ids, valid = (jnp.pad(leaf, (0, padding)) for leaf in cohort)
-        return Cohort(ids, valid), size
+        skips = padding > 0 and size == 1 and group.backward_passes > 0
+        return Cohort(ids, valid), Loop(size, skips, self.unroll)
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:

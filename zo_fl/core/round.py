@@ -14,7 +14,7 @@ Where a rule looks at all updates at once (``robust``), dense ones are stacked i
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,12 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.core import cohorts, keys, reduction, trees
-from zo_fl.core.engine import AXIS, Engine
+from zo_fl.core.engine import AXIS, Engine, Loop
 from zo_fl.core.phase import Phase
 from zo_fl.core.reduction import Sums
 from zo_fl.core.strategy import (
     ClientStrategy,
     FederatedAlgorithm,
-    Group,
     RoundRecord,
     traced_once,
 )
@@ -66,9 +65,10 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
         cohorts, outcomes = [], []
         for group in groups:
             drawn = group.sample_cohort(round_key)
-            cohort, size = engine.lay_out(group.strategy, drawn, examples)
+            cohort, loop = engine.lay_out(group, drawn, examples)
             cohorts.append(cohort)
-            outcomes.append(_run_cohort(phase, group, engine, size, state, data, cohort, run_key))
+            run = _spread(_client_loop(phase, group.strategy, loop), engine)
+            outcomes.append(run(state._replace(opt_state=()), data, cohort, run_key))
         sums = [outcome for outcome, _, _, _ in outcomes]
         sent = tuple(
             RoundRecord(cohort, messages, weights)
@@ -143,61 +143,44 @@ def _is_finite(result: ClientResult) -> Array:
     return jnp.isfinite(jnp.sum(jnp.stack([jnp.sum(0.0 * leaf) for leaf in leaves])))
 
 
-def _run_cohort(
-    phase: Phase, group: Group, engine: Engine, chunk_size: int, state, data, cohort, run_key
-):
-    """Runs every client once.
+def _spread(run: Callable, engine: Engine) -> Callable:
+    """Returns ``run`` of ``_client_loop`` with the cohort spread over the devices.
 
-    Returns:
-      Summed results; the messages and their weights if the strategy replays, the updates and
-      weights if the aggregation looks at all of them; who of the cohort sent what is not finite.
+    Results are then on all devices: sums added up, what is of single clients gathered.
     """
-
-    is_padded = cohort.client_ids.shape[0] > group.cohort_size
-    skips = is_padded and chunk_size == 1 and group.backward_passes > 0
-
-    def on_device(state, data, cohort, run_key):
-        how = phase, group.strategy, chunk_size, skips, engine.unroll
-        return _scan_chunks(*how, state, data, run_key)(cohort)
+    if engine.mesh.size == 1:
+        return run
 
     def on_devices(*arguments):
-        sums, *sent = on_device(*arguments)
+        sums, *sent = run(*arguments)
         sums = jax.lax.psum(sums, AXIS)
         gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
         return sums, *jax.tree.map(gather, sent)
 
-    mapped = on_device
-    if engine.mesh.size > 1:
-        mapped = jax.shard_map(
-            on_devices,
-            mesh=engine.mesh,
-            in_specs=(P(), engine.data_spec, P(AXIS), P()),
-            out_specs=P(),
-            # The outputs are equal on all devices by the collectives above; the checker does not
-            # know all_gather to be replicating.
-            check_vma=False,
-        )
-    return mapped(state._replace(opt_state=()), data, cohort, run_key)
+    return jax.shard_map(
+        on_devices,
+        mesh=engine.mesh,
+        in_specs=(P(), engine.data_spec, P(AXIS), P()),
+        out_specs=P(),
+        # The outputs are equal on all devices by the collectives above; the checker does not
+        # know all_gather to be replicating.
+        check_vma=False,
+    )
 
 
-def _scan_chunks(
-    phase: Phase,
-    strategy: ClientStrategy,
-    chunk_size: int,
-    skips: bool,
-    unroll: int,
-    state,
-    data,
-    run_key,
-):
-    """Returns ``cohort -> (sums, sent, weights, bad)`` that accumulates over chunks of clients.
+def _client_loop(phase: Phase, strategy: ClientStrategy, loop: Loop) -> Callable:
+    """Returns a function that runs every client of a cohort once, in chunks.
 
-    Accumulating keeps memory flat in the number of clients; stacking updates would not. Where a
-    chunk of padding is skipped, not computed, devices that share cores leave them to the others.
+    It accumulates: that keeps memory flat in the number of clients; stacking updates would not.
+
+    Returns:
+      ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; the messages
+      and their weights if the strategy replays, the updates and weights if the aggregation looks at
+      all of them; who of the cohort sent what is not finite.
     """
     stacks = phase.robust.looks_at_all and not strategy.replays
 
-    def one_client(batch):
+    def one_client(batch, state, run_key):
         result = strategy.client_update(state, batch, run_key)
         if strategy.replays:
             sent = phase.robust.bounded(result.message)
@@ -205,15 +188,14 @@ def _scan_chunks(
         update = strategy.decode(result.message, batch.client_id, state, run_key)
         return result, phase.robust.bounded(update), _is_finite(result)
 
-    # Traced once, for its shapes and the scan; the program is the same as without jit.
-    @functools.partial(jax.jit, inline=True)
-    def run_chunk(chunk: Cohort):
+    def run_chunk(state, data, chunk: Cohort, run_key):
         batch = cohorts.gather(data, chunk.client_ids)
         batch = batch._replace(mask=batch.mask & chunk.valid[:, None])
-        if chunk_size == 1:  # vmap would turn every convolution into a grouped one, group count 1
-            result, update, is_finite = trees.expand(one_client(trees.squeeze(batch)))
+        one = functools.partial(one_client, state=state, run_key=run_key)
+        if loop.chunk_size == 1:  # vmap would make every convolution a grouped one of one group
+            result, update, is_finite = trees.expand(one(trees.squeeze(batch)))
         else:
-            result, update, is_finite = jax.vmap(one_client)(batch)
+            result, update, is_finite = jax.vmap(one)(batch)
         counts = chunk.valid & is_finite if phase.robust.tolerant else chunk.valid
         weights = jnp.where(counts, result.weight, 0.0)
         sums = Sums(
@@ -227,21 +209,27 @@ def _scan_chunks(
         answers = chunk.valid & (result.weight > 0)
         return sums, (*sent, ~is_finite & (chunk.valid if phase.robust.tolerant else answers))
 
-    def run(cohort: Cohort):
-        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), cohort)
-        shapes = jax.eval_shape(run_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
+    def run(state, data, cohort: Cohort, run_key):
+        # Traced once, for its shapes and the scan; the program is the same as without jit.
+        @functools.partial(jax.jit, inline=True)
+        def of_chunk(chunk: Cohort):
+            return run_chunk(state, data, chunk, run_key)
+
+        cut = lambda leaf: leaf.reshape(-1, loop.chunk_size, *leaf.shape[1:])  # noqa: E731
+        chunks = jax.tree.map(cut, cohort)
+        shapes = jax.eval_shape(of_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
         zeros, nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def body(sums, chunk):
             def add(chunk):
-                new, sent = run_chunk(chunk)
+                new, sent = of_chunk(chunk)
                 return jax.tree.map(jnp.add, sums, new), sent
 
-            if not skips:
+            if not loop.skips_padding:
                 return add(chunk)
             return jax.lax.cond(jnp.any(chunk.valid), add, lambda _: (sums, nothing), chunk)
 
-        sums, sent = jax.lax.scan(body, zeros, chunks, unroll=unroll)
+        sums, sent = jax.lax.scan(body, zeros, chunks, unroll=loop.unroll)
         return sums, *jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
 
     return run

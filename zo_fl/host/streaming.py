@@ -85,7 +85,7 @@ def _who_is_where(
     def draw(run_key, rounds) -> list[Cohort]:
         def of_round(round_idx):
             round_key = keys.round_key(run_key, round_idx)
-            drawn = [(group.strategy, group.sample_cohort(round_key)) for group in groups]
+            drawn = [(group, group.sample_cohort(round_key)) for group in groups]
             return [engine.lay_out(*each, examples)[0] for each in drawn]
 
         return jax.lax.map(of_round, rounds)
