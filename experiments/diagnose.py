@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False)
     for made in page.tables(found):
         console.print(made.title, style="bold", markup=False)
-        console.print(text_tables.terminal(made))
+        console.print(text_tables.Terminal(made))
     for line in page.warnings(found):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"written to {path / 'diagnosis.html'}", markup=False, soft_wrap=True)

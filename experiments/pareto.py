@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False)
     made = tradeoff.table(points)
     console.print(made.title, style="bold", markup=False, soft_wrap=True)
-    console.print(text_tables.terminal(made))
+    console.print(text_tables.Terminal(made))
     for problem in read.problems:
         console.print(problem, markup=False, soft_wrap=True)
     console.print(f"written to {out}", markup=False, soft_wrap=True)

@@ -51,7 +51,7 @@ def show(sweep: SweepRuns, console: Console) -> None:
     for table in result_tables.tables_of(sweep, cells):
         if table.title:
             console.print(table.title, style="bold", markup=False, soft_wrap=True)
-        console.print(text_tables.terminal(table))
+        console.print(text_tables.Terminal(table))
     lacking = runs.unfinished(sweep)
     shown = [f"missing: {line}" for line in lacking[:10]]
     shown += [f"missing: {len(lacking) - 10} more"] if len(lacking) > 10 else []

@@ -7,9 +7,8 @@ from zo_fl.host import units
 from . import comparison, paper, plain_runs, runs
 from .comparison import Cell
 from .runs import Run, SweepRuns
-from .text_tables import Point, TextTable
+from .text_tables import NONE, Point, TextTable
 
-NONE = "–"
 _AT_CHANCE = "†"
 _COSTS = {
     "sent by clients": ("uplink_bytes", units.num_bytes),

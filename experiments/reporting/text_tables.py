@@ -2,13 +2,17 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+NONE = "–"
+NOTHING = ("", NONE)
+_LEAST = 16  # characters that a name keeps in a terminal
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#"} | {"\n": " "})
 _LATEX = str.maketrans(
     {mark: f"\\{mark}" for mark in "&%$#_{}"}
@@ -83,18 +87,66 @@ def to_csv(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return file.getvalue()
 
 
-def terminal(table: TextTable) -> Table:
-    """Returns a table for a rich console, without its title: that may be wider."""
-    made = Table()
-    for i, header in enumerate(table.headers):
-        if _is_name(table, i):
-            made.add_column(Text(header), overflow="fold")
-        else:  # names break, numbers never
-            widest = max((len(row[i]) for row in table.rows), default=0)
-            made.add_column(Text(header), justify="right", min_width=widest)
-    for row in table.rows:
-        made.add_row(*(Text(text) for text in row))
-    return made
+class Terminal(NamedTuple):
+    """A table for a rich console, without its title: that may be wider.
+
+    Where it is wider than the console, its columns of numbers are printed in several tables below
+    each other, each with the names, and without the rows that have nothing in it.
+    """
+
+    table: TextTable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        names = list(range(self.table.num_names))
+        parts = _parts(self.table, options.max_width)
+        for part in parts:
+            made = Table()
+            for i in names:  # names break, numbers never
+                made.add_column(Text(self.table.headers[i]), overflow="fold")
+            for i in part:
+                made.add_column(
+                    Text(self.table.headers[i]), justify="right", min_width=_widest(self.table, i)
+                )
+            for row in self.table.rows:
+                if len(parts) == 1 or any(row[i] not in NOTHING for i in part):
+                    made.add_row(*(Text(row[i]) for i in (*names, *part)))
+            yield made
+
+
+def _parts(table: TextTable, width: int) -> list[list[int]]:
+    """Returns the columns of numbers, cut into parts that fit beside the names.
+
+    Names are given half of the width to break in, headers of numbers as much as a name.
+    """
+    edges, names = 3, range(table.num_names)  # of a column: a space on both sides, a line
+    most = max(width // (2 * max(table.num_names, 1)) - edges, _LEAST)
+
+    def of_texts(texts: list[str]) -> int:
+        return min(max(map(len, texts)), max(most, *map(_longest_word, texts)))
+
+    left = width - 1 - sum(edges + of_texts(_column(table, i)) for i in names)
+    parts: list[list[int]] = [[]]
+    room = left
+    for i in range(table.num_names, len(table.headers)):
+        needs = edges + max(_widest(table, i), of_texts([table.headers[i]]))
+        if parts[-1] and needs > room:
+            parts.append([])
+            room = left
+        parts[-1].append(i)
+        room -= needs
+    return parts
+
+
+def _column(table: TextTable, i: int) -> list[str]:
+    return [table.headers[i], *(row[i] for row in table.rows)]
+
+
+def _widest(table: TextTable, i: int) -> int:
+    return max((len(row[i]) for row in table.rows), default=0)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def _is_name(table: TextTable, column: int) -> bool:

@@ -244,3 +244,23 @@ def test_the_command_shows_writes_and_fails_in_one_line(tmp_path):
         got = commands.run("-m", "experiments.tables", f"--runs={tmp_path / name}")
         assert got.returncode == 2 and got.stderr.count("\n") == 1 and words in got.stderr
         assert not got.stdout and not (tmp_path / name / "tables").exists()
+
+
+def test_a_table_wider_than_the_terminal_goes_on_below_with_its_names():
+    headers = ["", *(f"column {i}" for i in range(9))]
+    numbers = [[f"{10 * row + i}.0(1.0)" for i in range(9)] for row in range(2)]
+    rows = [["FedAvg of everyone", *numbers[0]], ["ridge", *numbers[1]]]
+    rows.append(["clipped", *["–"] * 8, "99.9"])
+    out = io.StringIO()
+    for width in (40, 80, 200):
+        console = Console(file=out, width=width)
+        console.print(text_tables.Terminal(TextTable("", headers, rows)))
+        lines = out.getvalue().splitlines()
+        out.truncate(out.seek(0))
+        assert max(map(len, lines)) <= width
+        words = [word for line in lines for word in line.split()]
+        assert all(words.count(number) == 1 for row in numbers for number in row)
+        parts = sum("column" in line for line in lines)
+        assert sum("FedAvg of everyone" in line for line in lines) == parts
+        assert sum("clipped" in line for line in lines) == 1  # where it has something
+        assert (parts == 1) == (width == 200)
