@@ -5,11 +5,15 @@ its largest step as compiled, and passes over single examples (a backward one co
 A point is on the front of a price if nothing cheaper is as accurate.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.path import Path
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from zo_fl.host import units
 from zo_fl.host.style import FAINT, INK, decorate, plain
@@ -26,6 +30,10 @@ PRICES = {
 _FORMATS = {"uplink": units.num_bytes, "memory": units.num_bytes, "passes": units.integer}
 _FIELDS = {"uplink": "low_uplink_bytes", "passes": "low_passes"}
 _MEGA = 1_000_000
+_MARK = 4.0  # pixels from the middle of a mark to its edge
+_DISTANCES = (6, 14, 24, 34)  # of a name from its mark, in points
+# Where a mark's name may be, right and up of it, the best first.
+_WAYS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 
 
 class TradeOff(NamedTuple):
@@ -159,36 +167,79 @@ def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
             [], [], color=INK, linestyle="none", label="the paper, as printed", **figure_style.PAPER
         )
     figure_style.add_legend(figure, panels[0], "mean and standard deviation over seeds")
+    figure.draw_without_rendering()  # where there is room depends on the layout
+    for axes, price in zip(panels, prices, strict=True):
+        _label(axes, price, found, with_paper)
     return figure
 
 
-def _draw_points(axes: Axes, found, price: str, colours) -> None:
-    for number, point in numbered(found):
+def _draw_points(axes: Axes, found: Sequence[TradeOff], price: str, colours) -> None:
+    for point in found:
         x = getattr(point, price)
-        if x is None:
-            continue
-        # Left and right in turn: neighbours in the table are neighbours in the picture.
-        side, alignment = ((-5, 3), "right") if number % 2 else ((5, 3), "left")
-        axes.annotate(
-            str(number),
-            (x, _mean(point)),
-            side,
-            textcoords="offset points",
-            ha=alignment,
-            fontsize=7.5,
-            color=INK,
+        if x is not None:
+            axes.errorbar(
+                x,
+                _mean(point),
+                yerr=comparison.std(point.accuracies),
+                fmt="o",
+                ms=4.5,
+                lw=1,
+                color=colours[_family(point)],
+                clip_on=False,
+            )
+
+
+def _label(axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool) -> None:
+    """Writes the numbers of points, and the paper's names, beside their marks.
+
+    Each in the first of some places, near ones first, in which it covers no mark, nothing that is
+    written already and not the front; a line leads there where there is room only further off.
+    """
+    named = [(str(number), 7.5, point) for number, point in numbered(found)]
+    named += [(p.name.removesuffix(" (paper)"), 8, p) for p in PAPER if with_paper]
+    named = [(name, size, p) for name, size, p in named if getattr(p, price) is not None]
+    places = [(getattr(p, price), _mean(p)) for _, _, p in named]
+    covered = [
+        Bbox.from_extents(x - _MARK, y - _MARK, x + _MARK, y + _MARK)
+        for x, y in axes.transData.transform(places)
+    ]
+    kept = [(getattr(p, price), _mean(p)) for p in front(found, price)]
+    corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
+    line = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
+    steps = Path(axes.transData.transform(line))
+    for (name, size, _), place in zip(named, places, strict=True):
+        text = axes.annotate(
+            name, place, (0, 0), textcoords="offset points", fontsize=size, color=INK
         )
-        spread = comparison.std(point.accuracies)
-        axes.errorbar(
-            x,
-            _mean(point),
-            yerr=spread,
-            fmt="o",
-            ms=4.5,
-            lw=1,
-            color=colours[_family(point)],
-            clip_on=False,
-        )
+        for distance in _DISTANCES:
+            if any(_is_free(text, axes, covered, steps, *way, distance) for way in _WAYS):
+                break
+        covered.append(text.get_window_extent())
+        if distance > _DISTANCES[0]:
+            line = {"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 1, "shrinkB": 3}
+            axes.annotate("", place, text.xyann, textcoords="offset points", arrowprops=line)
+
+
+def _is_free(
+    text: Annotation,
+    axes: Axes,
+    covered: Sequence[Bbox],
+    line: Path,
+    right: int,
+    up: int,
+    distance: float,
+) -> bool:
+    """Moves a text away from its mark and returns whether it covers nothing there."""
+    text.set(
+        position=(right * distance, up * distance),
+        horizontalalignment={1: "left", 0: "center", -1: "right"}[right],
+        verticalalignment={1: "bottom", 0: "center", -1: "top"}[up],
+    )
+    box = text.get_window_extent()
+    is_inside = axes.bbox.contains(box.x1, box.y1)
+    return (
+        is_inside and not any(map(box.overlaps, covered)) and not line.intersects_bbox(box, False)
+    )
 
 
 def _draw_paper(axes: Axes, price: str) -> None:
@@ -197,18 +248,14 @@ def _draw_paper(axes: Axes, price: str) -> None:
             continue
         x = getattr(point, price)
         axes.plot(x, _mean(point), color=INK, linestyle="none", clip_on=False, **figure_style.PAPER)
-        name = point.name.removesuffix(" (paper)")
-        axes.annotate(
-            name, (x, _mean(point)), (6, -11), textcoords="offset points", fontsize=8, color=INK
-        )
 
 
 def _scale(axes: Axes, price: str) -> None:
     """Makes the horizontal axis logarithmic, with a place for nothing at all."""
     smallest = {"uplink": 100, "memory": 1_000_000, "passes": 100}[price]
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.9)
-    axes.set_xlim(left=0)
-    largest = axes.get_xlim()[1]
+    largest = 2 * axes.get_xlim()[1]  # room for what is written beside the last
+    axes.set_xlim(0, largest)
     step = 100 if largest / smallest > 1e4 else 10
     ticks = [0.0]
     while (tick := smallest * step ** (len(ticks) - 1)) <= largest:

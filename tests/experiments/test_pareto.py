@@ -35,9 +35,23 @@ def test_what_no_point_knows_has_no_column_and_no_panel_and_points_have_their_nu
     assert tradeoff.table(unknown).headers == ["#", "", "test accuracy, %", "n", "uplink", "passes"]
     panels = tradeoff.draw(unknown, "", False).axes
     assert len(panels) == 2 and len(tradeoff.draw(POINTS, "", False).axes) == 3
-    written = {text.get_text(): text.xy for text in panels[0].texts}
     for number, point in tradeoff.numbered(unknown):
-        assert written[str(number)] == (point.uplink, np.mean(point.accuracies))
+        (text,) = [text for text in panels[0].texts if text.get_text() == str(number)]
+        at = panels[0].transData.transform((point.uplink, np.mean(point.accuracies)))
+        box = text.get_window_extent()
+        assert np.hypot((box.x0 + box.x1) / 2 - at[0], (box.y0 + box.y1) / 2 - at[1]) < 30
+
+
+@pytest.mark.parametrize("with_paper", [False, True])
+def test_what_is_written_beside_points_does_not_overlap(with_paper):
+    near = [TradeOff(f"a, {i}", [50 + 0.3 * i], 1000 + 20 * i, 1e7, 100) for i in range(6)]
+    for points in (near[:1], near):
+        figure = tradeoff.draw(points, "", with_paper)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+            for i, box in enumerate(boxes):
+                assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 @pytest.mark.slow
