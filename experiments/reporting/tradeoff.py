@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.path import Path
-from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
 
 from zo_fl.host import units
 from zo_fl.host.style import FAINT, INK, decorate, plain
 
-from . import comparison, figure_style, runs
+from . import comparison, figure_style, labels, runs
+from .labels import Label
 from .runs import SweepRuns
 from .text_tables import TextTable
 
@@ -30,10 +28,6 @@ PRICES = {
 _FORMATS = {"uplink": units.num_bytes, "memory": units.num_bytes, "passes": units.integer}
 _FIELDS = {"uplink": "low_uplink_bytes", "passes": "low_passes"}
 _MEGA = 1_000_000
-_MARK = 4.0  # pixels from the middle of a mark to its edge
-_DISTANCES = (6, 14, 24, 34)  # of a name from its mark, in points
-# Where a mark's name may be, right and up of it, the best first.
-_WAYS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 
 
 class TradeOff(NamedTuple):
@@ -190,56 +184,18 @@ def _draw_points(axes: Axes, found: Sequence[TradeOff], price: str, colours) -> 
 
 
 def _label(axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool) -> None:
-    """Writes the numbers of points, and the paper's names, beside their marks.
-
-    Each in the first of some places, near ones first, in which it covers no mark, nothing that is
-    written already and not the front; a line leads there where there is room only further off.
-    """
+    """Writes the numbers of points, and the paper's names, beside their marks."""
     named = [(str(number), 7.5, point) for number, point in numbered(found)]
     named += [(p.name.removesuffix(" (paper)"), 8, p) for p in PAPER if with_paper]
-    named = [(name, size, p) for name, size, p in named if getattr(p, price) is not None]
-    places = [(getattr(p, price), _mean(p)) for _, _, p in named]
-    covered = [
-        Bbox.from_extents(x - _MARK, y - _MARK, x + _MARK, y + _MARK)
-        for x, y in axes.transData.transform(places)
+    at = [
+        Label(name, size, (getattr(p, price), _mean(p)))
+        for name, size, p in named
+        if getattr(p, price) is not None
     ]
     kept = [(getattr(p, price), _mean(p)) for p in front(found, price)]
     corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
-    line = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
-    steps = Path(axes.transData.transform(line))
-    for (name, size, _), place in zip(named, places, strict=True):
-        text = axes.annotate(
-            name, place, (0, 0), textcoords="offset points", fontsize=size, color=INK
-        )
-        for distance in _DISTANCES:
-            if any(_is_free(text, axes, covered, steps, *way, distance) for way in _WAYS):
-                break
-        covered.append(text.get_window_extent())
-        if distance > _DISTANCES[0]:
-            line = {"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 1, "shrinkB": 3}
-            axes.annotate("", place, text.xyann, textcoords="offset points", arrowprops=line)
-
-
-def _is_free(
-    text: Annotation,
-    axes: Axes,
-    covered: Sequence[Bbox],
-    line: Path,
-    right: int,
-    up: int,
-    distance: float,
-) -> bool:
-    """Moves a text away from its mark and returns whether it covers nothing there."""
-    text.set(
-        position=(right * distance, up * distance),
-        horizontalalignment={1: "left", 0: "center", -1: "right"}[right],
-        verticalalignment={1: "bottom", 0: "center", -1: "top"}[up],
-    )
-    box = text.get_window_extent()
-    is_inside = axes.bbox.contains(box.x1, box.y1)
-    return (
-        is_inside and not any(map(box.overlaps, covered)) and not line.intersects_bbox(box, False)
-    )
+    steps = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
+    labels.write(axes, at, steps)
 
 
 def _draw_paper(axes: Axes, price: str) -> None:

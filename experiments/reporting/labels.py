@@ -1,0 +1,68 @@
+"""Names beside marks, where they cover no mark, no other name and not a line."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.path import Path
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from zo_fl.host.style import FAINT, INK
+
+_MARK = 4.0  # pixels from the middle of a mark to its edge
+_DISTANCES = (6, 14, 24, 34)  # of a name from its mark, in points
+# Where a name may be, right and up of its mark, the best first.
+_WAYS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
+
+Place = tuple[float, float]
+
+
+class Label(NamedTuple):
+    """A name of the mark at ``place``, in the units of the axes, and its size in points."""
+
+    name: str
+    size: float
+    place: Place
+
+
+def write(axes: Axes, labels: Sequence[Label], line: Sequence[Place]) -> None:
+    """Writes each name in the first place that is free, near ones first.
+
+    A line leads to a name that is further off.
+
+    Args:
+      axes: with their final scales, in a figure whose layout is done.
+      labels: what to write; the earlier ones choose first.
+      line: corners of what no name should cross, in the units of the axes.
+    """
+    marks = axes.transData.transform([label.place for label in labels])
+    taken = [Bbox.from_bounds(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y in marks]
+    drawn = Path(axes.transData.transform(line)) if line else None
+    for name, size, place in labels:
+        text = axes.annotate(
+            name, place, (0, 0), textcoords="offset points", fontsize=size, color=INK
+        )
+        tried = [(distance, *way) for distance in _DISTANCES for way in _WAYS]
+        free = (one for one in tried if _is_free(_moved(text, *one), axes, taken, drawn))
+        distance, right, up = next(free, tried[0])
+        taken.append(_moved(text, distance, right, up))
+        if distance > _DISTANCES[0]:
+            style = {"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 1, "shrinkB": 3}
+            axes.annotate("", place, text.xyann, textcoords="offset points", arrowprops=style)
+
+
+def _moved(text: Annotation, distance: float, right: int, up: int) -> Bbox:
+    """Moves a text away from its mark and returns where it is then, in pixels."""
+    text.set(
+        position=(right * distance, up * distance),
+        horizontalalignment={1: "left", 0: "center", -1: "right"}[right],
+        verticalalignment={1: "bottom", 0: "center", -1: "top"}[up],
+    )
+    return text.get_window_extent()
+
+
+def _is_free(box: Bbox, axes: Axes, taken: Sequence[Bbox], line: Path | None) -> bool:
+    is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+    crosses = line is not None and line.intersects_bbox(box, filled=False)
+    return is_inside and not crosses and not any(map(box.overlaps, taken))
