@@ -76,21 +76,26 @@ class _Filters(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.kernels)
         kernel = self.param("kernel", torch_uniform, shape).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.kernels,)).astype(x.dtype)
-        views = [x, x[:, :, ::-1]] if self.mirror else [x]
-        pooled = sum(self._pooled(view, kernel, bias) for view in views) / len(views)
+        seen = image_patches(x, self.size, self.contrast)
+        shares = _quadrants(*seen.shape[1:3])
+        views = [(kernel, shares)]
+        if self.mirror:  # its patches are those of the image, mirrored: so are kernels and places
+            views.append((kernel[:, ::-1], shares[:, :, ::-1]))
+        pooled = sum(self._pooled(seen, *view, bias) for view in views) / len(views)
         return jnp.sqrt(pooled + _SMOOTH)
 
-    def _pooled(self, x: Array, kernel: Array, bias: Array) -> Array:
-        seen = image_patches(x, self.size, self.contrast)
+    def _pooled(self, seen: Array, kernel: Array, shares: np.ndarray, bias: Array) -> Array:
+        """Returns ``f32[n, 8 kernels]``, the means of patches ``f32[n, H', W', d]``."""
         n, height, width, dim = seen.shape
-        seen, shares = seen.reshape(n * height * width, dim), _quadrants(height, width, x.dtype)
+        seen = seen.reshape(n * height * width, dim)
+        quadrants = jnp.asarray(shares.reshape(4, -1), seen.dtype)
         found = []
         for start in range(0, self.kernels, _AT_ONCE):
             some = kernel[..., start : start + _AT_ONCE].reshape(dim, -1)
             y = seen @ some + bias[None, start : start + _AT_ONCE]
             y = y.reshape(n, height * width, -1)
             for sign in (1, -1):
-                means = jnp.einsum("qp,npk->nqk", shares, nn.relu(sign * y - THRESHOLD))
+                means = jnp.einsum("qp,npk->nqk", quadrants, nn.relu(sign * y - THRESHOLD))
                 found.append(widen(means).reshape(n, -1))
         return jnp.concatenate(found, axis=-1)
 
@@ -104,21 +109,20 @@ def image_patches(x: Array, size: int, contrast: bool) -> Array:
       contrast: whether each patch is given mean 0 and variance v / (v + 0.1).
     """
     height, width = (side - size + 1 for side in x.shape[1:3])
-    shifted = [
-        x[:, row : row + height, column : column + width]
-        for row in range(size)
-        for column in range(size)
-    ]
-    seen = jnp.concatenate(shifted, axis=-1)
+    # Columns, then rows: a compiler takes a sixth of the time for twelve slices as for 36.
+    columns = [x[:, :, start : start + width] for start in range(size)]
+    strips = jnp.concatenate(columns, axis=-1)
+    rows = [strips[:, start : start + height] for start in range(size)]
+    seen = jnp.concatenate(rows, axis=-1)
     if not contrast:
         return seen
     seen = seen - seen.mean(-1, keepdims=True)
     return seen * jax.lax.rsqrt(jnp.square(seen).mean(-1, keepdims=True) + _CONTRAST)
 
 
-def _quadrants(height: int, width: int, dtype) -> Array:
-    """Returns ``f32[4, height * width]``, by which a product takes the mean of each quadrant."""
+def _quadrants(height: int, width: int) -> np.ndarray:
+    """Returns ``f32[4, height, width]``, by which a product takes the mean of each quadrant."""
     bottom, right = (np.arange(side) >= -(-side // 2) for side in (height, width))
-    quadrant = (2 * bottom[:, None] + right[None]).reshape(-1)
-    indicators = (quadrant == np.arange(4)[:, None]).astype(np.float32)
-    return jnp.asarray(indicators / np.maximum(indicators.sum(1, keepdims=True), 1), dtype)
+    quadrant = 2 * bottom[:, None] + right[None]
+    indicators = (quadrant == np.arange(4)[:, None, None]).astype(np.float32)
+    return indicators / np.maximum(indicators.sum((1, 2), keepdims=True), 1)
