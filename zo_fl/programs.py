@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_check, make_chunk
-from zo_fl.core.engine import Engine
+from zo_fl.core.engine import AXIS, Engine
 from zo_fl.core.phase import Phase
 from zo_fl.core.round import make_algorithm
 from zo_fl.core.types import FederatedData, PyTree, ServerState
@@ -76,6 +77,7 @@ class Programs:
         options = built.engine.compiler_options
         precise = built.task.with_precision(self._options["eval_precision"])
         measure = evaluate.make_evaluate(precise, options)
+        self._see = evaluate.make_seen(precise)
         self._evaluate = self.lanes.lift(measure, (0, 0, None))
         size = self._options["eval_batch_size"]
         self._sets = evaluate.make_sets(built.federation, size, built.engine)
@@ -95,10 +97,14 @@ class Programs:
         data = None if self._built.engine.streamed else self._built.data
         return self._models[stretch.place](state, data)
 
-    def evaluate(self, model: Model) -> dict[str, np.ndarray]:
-        """Returns a model's ``test_loss``, ``test_accuracy`` and so on, of each run."""
+    def evaluate(self, stretch: Stretch, model: Model) -> dict[str, np.ndarray]:
+        """Returns a phase's model's ``test_loss``, ``test_accuracy`` and so on, of each run."""
         measured = {}
         for name, examples in self._sets.items():
+            if self.lanes.size == 1:
+                arguments, where = (*model, examples), self._built.engine.sharding(P(None, AXIS))
+                seen = self._keeper.evaluated(stretch.phase, name, self._see, arguments, where)
+                examples = examples if seen is None else examples._replace(features=seen)
             values = jax.device_get(self._evaluate(*model, examples))
             measured |= {f"{name}_{key}": value for key, value in values.items()}
         return measured

@@ -57,8 +57,8 @@ def run(
         are the first of this one's: a new run starts after them instead of repeating them, and ends
         as if it had. A run that has begun goes on from its own checkpoints.
       shared: folder in which runs leave features for each other, where a method looks at a model
-        that it does not change: they are computed once. Up to three files, as large as the training
-        set's features in float32.
+        that it does not change: they are computed once, also those that it is evaluated on. Up to
+        five files, the largest as the training set's features in float32.
       quiet: no progress output.
 
     Returns:

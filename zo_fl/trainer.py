@@ -201,7 +201,7 @@ class Trainer:
         due = stop % self.options["eval_every"] == 0 or stop == stretch.end
         if due and self._is_worth_evaluating(stretch, stop):
             with self.clock.during("evaluating"):
-                measured = self.programs.evaluate(self.programs.model_of(stretch, state))
+                measured = self.programs.evaluate(stretch, self.programs.model_of(stretch, state))
         shown = []
         for i, folder in enumerate(self.folders):
             if folder.standing.divergence is not None:

@@ -1,11 +1,14 @@
 """Features that runs leave for each other are the ones that each would compute."""
 
+import chex
+import jax
 import numpy as np
 import pytest
 
+import zo_fl
 from tests import tiny
 from zo_fl import train
-from zo_fl.host import keeping
+from zo_fl.host import evaluate, keeping
 
 
 def like(value=0.0):
@@ -47,24 +50,41 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(tmp_path):
 
 
 def test_few_files_are_left_and_names_tell_programs_and_arrays_apart(tmp_path):
-    names = [keeping.digest(text, like(v)) for text in ("p", "q") for v in (0.0, 1.0)]
-    assert len(set(names)) == 4 and names[0] == keeping.digest("p", like(0.0))
+    names = [keeping.digest(text, like(v)) for text in ("p", "q", "r") for v in (0.0, 1.0)]
+    assert len(set(names)) == 6 and names[0] == keeping.digest("p", like(0.0))
     for name in names:
         keeping.load_or_make(tmp_path, name, like(), like)
     left = {path.stem for path in tmp_path.iterdir()}
-    assert len(left) == 3 and names[-1] in left
+    assert len(left) == 5 and names[-1] in left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", (1, 2))
+@pytest.mark.parametrize("name, norm", [("cnn", "batch"), ("patches", "patch")])
+def test_what_is_evaluated_on_features_is_the_model(name, norm, devices):
+    built = tiny.build("ridge", model__name=name, model__norm=norm, run__num_devices=devices)
+    params, statistics = built.task.init(built.run_key)
+    measure = evaluate.make_evaluate(built.task)
+    for examples in evaluate.make_sets(built.federation, 7, built.engine).values():
+        seen = jax.jit(evaluate.make_seen(built.task))(params, statistics, examples)
+        kept = measure(params, statistics, examples._replace(features=seen))
+        chex.assert_trees_all_close(measure(params, statistics, examples), kept, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_runs_that_share_end_as_those_that_do_not(tmp_path):
     pool, summaries = tmp_path / "pool", []
-    for name in ("ridge", "gaussian_head"):
+    for name in ("ridge", "gaussian_head", "ridge_cg"):
         config = tiny.config(name)
         alone = train.run(config, tmp_path / name / "alone", quiet=True)
         sharing = train.run(config, tmp_path / name / "sharing", shared=pool, quiet=True)
         for key in ("final_accuracy", "best_val_accuracy"):
             assert sharing[key] == pytest.approx(alone[key], abs=0.01)
+        last, other = (
+            zo_fl.read_metrics(tmp_path / name / where)[-1] for where in ("alone", "sharing")
+        )
+        assert other["test_loss"] == pytest.approx(last["test_loss"], rel=1e-3)
         for key in ("low_passes", "low_uplink_bytes", "forward_passes"):
             assert sharing[key] == alone[key]
         summaries.append(sharing)
-    assert len(list(pool.iterdir())) == 1  # the same features serve both
+    assert len(list(pool.iterdir())) == 3  # of clients, test and validation: they serve all

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from zo_fl.core import closed_form
 from zo_fl.core.engine import AXIS, Engine
 from zo_fl.core.task import Task
 from zo_fl.core.types import Array, Examples
@@ -22,11 +23,14 @@ class EvaluationSet(NamedTuple):
       examples: leaves ``[b, B, ...]``.
       mask: ``bool[b, B]``, False for padding.
       num_batches: ``i32[]`` batches up to the last example; those after it are not looked at.
+      features: ``f32[b, B, d]`` of ``make_seen``, of a model whose last layer alone has changed
+        since; or ``()``.
     """
 
     examples: Examples
     mask: Array | np.ndarray
     num_batches: Array | np.ndarray
+    features: Array | tuple[()] = ()
 
 
 def make_set(
@@ -85,9 +89,15 @@ def make_evaluate(
     """
 
     def evaluate(params, model_state, examples: EvaluationSet):
+        head = params[task.head]
+
         def body(i, totals):
             batch, mask = jax.tree.map(lambda leaf: leaf[i], (examples.examples, examples.mask))
-            logits, _ = task.logits(params, model_state, batch, mask, False)
+            if isinstance(examples.features, tuple):
+                logits, _ = task.logits(params, model_state, batch, mask, False)
+            else:
+                logits = closed_form.full_product(examples.features[i], head["kernel"])
+                logits += head["bias"][None]
             losses = task.loss_of_logits(logits, batch)
             correct = jnp.argmax(logits, axis=-1) == task.labels(batch)
             return totals + jnp.stack([jnp.where(mask, losses, 0).sum(), (correct & mask).sum()])
@@ -97,3 +107,23 @@ def make_evaluate(
         return {"loss": loss, "accuracy": accuracy}
 
     return jax.jit(evaluate, compiler_options=compiler_options)
+
+
+def make_seen(task: Task) -> Callable[..., Array]:
+    """Returns ``(params, model_state, evaluation_set) -> f32[b, B, d]``, the last layer's inputs.
+
+    Args:
+      task: the learning problem, at the precision of the evaluation.
+    """
+
+    def seen(params, model_state, examples: EvaluationSet):
+        def of_batch(i):
+            batch, mask = jax.tree.map(lambda leaf: leaf[i], (examples.examples, examples.mask))
+            return task.features(params, model_state, batch, mask)
+
+        like = jax.eval_shape(of_batch, 0)
+        found = jnp.zeros((len(examples.mask), *like.shape), like.dtype)
+        add = lambda i, found: found.at[i].set(of_batch(i))  # noqa: E731
+        return jax.lax.fori_loop(0, examples.num_batches, add, found)
+
+    return seen

@@ -20,11 +20,13 @@ from jax.sharding import Sharding
 from zo_fl.core.phase import Keeping, Phase
 from zo_fl.core.types import Examples, FederatedData, PyTree, ServerState
 
-_LEFT = 3  # files
+_LEFT = 5  # files: of the clients, of their validation, of two evaluations; one to spare
 
 
 class Keeper:
-    """What the phases of a run look at instead of examples; one such thing at a time.
+    """What the phases of a run look at instead of examples; of one ``Keeping`` at a time.
+
+    Where runs share, what models are evaluated on is kept as well.
 
     Args:
       head: name of the last layer, on which nothing that is kept depends.
@@ -43,6 +45,7 @@ class Keeper:
         self._head, self._folder, self._sharding = head, folder, sharding
         self._options = dict(compiler_options)
         self._kept: tuple[Keeping, Examples] | None = None
+        self._evaluated: tuple[Keeping, dict[str, PyTree]] | None = None
 
     def data_of(self, phase: Phase, state: ServerState, data: FederatedData) -> FederatedData:
         """Returns what a phase looks at: the data, or what is kept of all examples in them.
@@ -58,13 +61,42 @@ class Keeper:
             self._kept = keeping, self._computed(keeping, state, data.examples)
         return data._replace(examples=self._kept[1])
 
+    def evaluated(
+        self, phase: Phase, name: str, see: Callable[..., PyTree], arguments: tuple, sharding
+    ) -> PyTree | None:
+        """Returns what a phase's models are evaluated on; None if that is not kept.
+
+        Args:
+          phase: which leaves all of its models but the last layer as it is.
+          name: of the evaluation set.
+          see: makes it of ``arguments``.
+          arguments: parameters and others.
+          sharding: how it lies.
+        """
+        keeping = phase.keeping
+        if keeping is None or self._folder is None:
+            self._evaluated = None
+            return None
+        if self._evaluated is None or self._evaluated[0] is not keeping:
+            self._evaluated = keeping, {}
+        found = self._evaluated[1]
+        if name not in found:
+            found[name] = self._made(see, arguments, sharding)
+        return found[name]
+
     def _computed(self, keeping: Keeping, state: ServerState, examples: Examples) -> Examples:
+        arguments = state.params, state.model_state, examples
+        return self._made(keeping.compute, arguments, self._sharding)
+
+    def _made(self, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
+        """Returns ``compute(params, ...)``, where runs share from the first that needed it."""
+        params, *others = arguments
         # Whatever the last layer is: runs that differ there share as well.
-        blank = {self._head: optax.tree.zeros_like(state.params[self._head])}
-        arguments = state.params | blank, state.model_state, examples
-        program = jax.jit(
-            keeping.compute, out_shardings=self._sharding, compiler_options=self._options
-        ).lower(*arguments)
+        blank = {self._head: optax.tree.zeros_like(params[self._head])}
+        arguments = params | blank, *others
+        program = jax.jit(compute, out_shardings=sharding, compiler_options=self._options).lower(
+            *arguments
+        )
 
         def make():
             return program.compile()(*arguments)
@@ -73,7 +105,7 @@ class Keeper:
             return make()
         name = digest(program.as_text(), arguments)
         found = load_or_make(self._folder, name, program.out_info, make)
-        return jax.device_put(found, self._sharding)
+        return jax.device_put(found, sharding)
 
 
 def digest(text: str, tree: PyTree) -> str:

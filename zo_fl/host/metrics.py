@@ -156,14 +156,15 @@ def rounds_of(path: str | Path) -> set[int]:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Returns the rows of a ``metrics.jsonl``; ``[]`` if there is no file.
+    """Returns the rows of a ``metrics.jsonl``, or of a run's folder; ``[]`` if there is no file.
 
     A last line that was torn by a kill is left out.
 
     Raises:
       ConfigError: another line is damaged.
     """
-    return [row for row, _ in _parse(Path(path))]
+    path = Path(path)
+    return [row for row, _ in _parse(path / FILE_NAME if path.is_dir() else path)]
 
 
 def _parse(path: Path) -> list[tuple[dict[str, Any], str]]:
