@@ -119,5 +119,7 @@ def _with_gap(folder: Path, done: int, why: str, notes: list[str]) -> Place:
 def _in_words(rounds: list[int]) -> str:
     if not rounds:
         return "what cannot be replayed any more"
+    if len(rounds) == 1:
+        return f"the row of round {rounds[0]}"
     shown = ", ".join(map(str, rounds[:5])) + (", ..." if len(rounds) > 5 else "")
     return f"the rows of {len(rounds)} rounds ({shown})"
