@@ -6,6 +6,7 @@ that share are run one after the other.
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -142,20 +143,20 @@ def load_or_make(folder: Path, name: str, like: PyTree, make: Callable[[], PyTre
         return jax.tree.unflatten(structure, leaves)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         made = jax.device_get(make())
-    try:
+    with suppress(OSError):
         _write(path, jax.tree.leaves(made))
-    except OSError:
-        with suppress(OSError):
-            path.with_suffix(".partial").unlink(missing_ok=True)
     return made
 
 
 def _write(path: Path, leaves: list[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{str(i): leaf for i, leaf in enumerate(leaves)})
-    partial.replace(path)
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two runs may need it at a time
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{str(i): leaf for i, leaf in enumerate(leaves)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     newest = sorted(path.parent.glob("*.npz"), key=lambda one: one.stat().st_mtime, reverse=True)
     for old in newest[_LEFT:]:
         old.unlink(missing_ok=True)
