@@ -127,6 +127,22 @@ def given_config() -> Given:
     return Given(name, overrides, made)
 
 
+def given_values(text: str) -> tuple[str, list[Any]]:
+    """Returns the field and the values of ``FIELD=V1,V2,...``, each checked.
+
+    Raises:
+      ConfigError: an unknown field, or a value that is not allowed.
+    """
+    from zo_fl import config
+
+    field, _, listed = text.removeprefix("config.").partition("=")
+    known = fields.flat(config.blocks())
+    if field not in known:
+        raise ConfigError(fields.unknown(field, known))
+    declared = known[field]
+    return field, [declared.resolve(field, declared.parse(one)) for one in listed.split(",")]
+
+
 def resolved_config() -> dict[str, Any]:
     """Returns the config of the flags as nested dicts, all of it checked.
 

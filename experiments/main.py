@@ -5,7 +5,8 @@
 With ``--distributed`` all processes of a Slurm, TPU pod, Open MPI or GKE job run it together;
 elsewhere ``--coordinator=HOST:PORT --num_processes=2 --process_id=0`` says who they are.
 
-``--vmap_seeds=5`` runs five seeds of a small model, from ``config.seed`` on, as one program.
+``--vmap_seeds=5`` runs five seeds of a small model, from ``config.seed`` on, as one program;
+``--vmap_values=zo.lr=0.001,0.004,0.016`` three values of a number.
 
 Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss, an update or an
 evaluation stopped being finite, or the folder cannot be written, 2 bad input, 130 interrupted (and
@@ -46,6 +47,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "vmap_seeds", 0, "Run that many seeds, from config.seed on, as one program; small models."
     )
+    flags.DEFINE_string(
+        "vmap_values", None, "FIELD=V1,V2,...: run these values as one program; small models."
+    )
     distributed.define_flags()
 
 
@@ -61,8 +65,8 @@ def main(argv: list[str]) -> int:
     path = Path(flags.FLAGS.workdir or processes.of_first(_default_workdir(given.name)))
     cli.enable_compilation_cache()
     try:
-        if flags.FLAGS.vmap_seeds:
-            return _run_seeds(resolved, path)
+        if flags.FLAGS.vmap_seeds or flags.FLAGS.vmap_values:
+            return _run_together(resolved, path)
         summary = train.run(
             resolved, path, warm_start=flags.FLAGS.warm_start, shared=flags.FLAGS.shared
         )
@@ -84,16 +88,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _run_seeds(resolved, path: Path) -> int:
-    """Runs several seeds as one program, prints their mean and spread, returns the exit status."""
+def _run_together(resolved, path: Path) -> int:
+    """Runs several seeds or values as one program, and returns the exit status."""
     from zo_fl import train
     from zo_fl.host import closing, processes
 
     if flags.FLAGS.warm_start:
-        raise ConfigError("--vmap_seeds computes its own warm-ups; leave out --warm_start")
-    summaries = train.run_seeds(resolved, path, flags.FLAGS.vmap_seeds)
-    if processes.is_first():
-        closing.print_seeds_table(summaries, path)
+        raise ConfigError(
+            "--vmap_seeds and --vmap_values compute their own warm-ups; leave out --warm_start"
+        )
+    if not flags.FLAGS.vmap_values:
+        summaries = train.run_seeds(resolved, path, flags.FLAGS.vmap_seeds)
+        if processes.is_first():
+            closing.print_seeds_table(summaries, path)
+    else:
+        if flags.FLAGS.vmap_seeds:
+            raise ConfigError("--vmap_seeds and --vmap_values: give one of them")
+        field, values = cli.given_values(flags.FLAGS.vmap_values)
+        summaries = train.run_values(resolved, path, field, values)
+        if processes.is_first():
+            closing.print_values_table(summaries, field, values, path)
     return 1 if any(summary["diverged_round"] is not None for summary in summaries) else 0
 
 

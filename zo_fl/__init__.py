@@ -29,6 +29,7 @@ _HOME = {
     "read_metrics": "zo_fl.host.metrics",  # a run's metrics.jsonl -> rows
     "run": "zo_fl.train",
     "run_seeds": "zo_fl.train",
+    "run_values": "zo_fl.train",
 }
 _RENAMED = {"default_config": "default", "load_config": "load"}
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "read_metrics",
     "run",
     "run_seeds",
+    "run_values",
 ]
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from zo_fl.data.own import dataset
     from zo_fl.experiment import build
     from zo_fl.host.metrics import read_metrics
-    from zo_fl.train import run, run_seeds
+    from zo_fl.train import run, run_seeds, run_values
     from zo_fl.trained import load
     from zo_fl.trainer import Interrupted
 

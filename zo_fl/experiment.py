@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -37,6 +37,8 @@ class Experiment(NamedTuple):
       validation: likewise, each client with its validation examples.
       engine: how clients are laid out on the devices.
       run_key: ``key[]``, root of all randomness but the partition's.
+      phases_with: ``{dotted field: value} -> phases`` with other values of fields that may vary
+        (``Field.varies``), which may be traced.
     """
 
     federation: federated.Federation
@@ -46,6 +48,7 @@ class Experiment(NamedTuple):
     validation: FederatedData
     engine: Engine
     run_key: Array
+    phases_with: Callable[[Mapping[str, Any]], tuple[Phase, ...]]
 
     def data_of(self, phase: Phase) -> FederatedData:
         """Returns what the clients of a phase look at."""
@@ -103,10 +106,18 @@ def assemble(
     data, validation = federation.clients, federation.validation
     problem = Problem(learning, make_task, federation.clients, federation.validation)
     rules, wrong = Robust(**config["robust"]), Faults(**config["faults"])
-    phases = tuple(
-        faults.inject(phase._replace(robust=rules), learning, wrong, len(data.client_sizes))
-        for phase in algorithms.create(config["algorithm"], problem, config)
-    )
+
+    def phases_with(changes: Mapping[str, Any]) -> tuple[Phase, ...]:
+        blocks = {name: dict(block) for name, block in config.items() if isinstance(block, Mapping)}
+        for field, value in changes.items():
+            block, name = field.split(".")
+            blocks[block][name] = value
+        return tuple(
+            faults.inject(phase._replace(robust=rules), learning, wrong, len(data.client_sizes))
+            for phase in algorithms.create(config["algorithm"], problem, blocks)
+        )
+
+    phases = phases_with({})
     if not sum(phase.num_rounds for phase in phases):
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
@@ -119,7 +130,7 @@ def assemble(
         tables = processes.place(validation._replace(examples=()), engine.replicated)
         validation = tables._replace(examples=data.examples)
     run_key = keys.run_key(config["seed"])
-    return Experiment(federation, learning, phases, data, validation, engine, run_key)
+    return Experiment(federation, learning, phases, data, validation, engine, run_key, phases_with)
 
 
 def _check_streamed(phases: Sequence[Phase]) -> None:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from zo_fl.config import numbers_that_differ
 from zo_fl.core import keys
 from zo_fl.core.chunk import Lanes, make_check, make_chunk
 from zo_fl.core.engine import AXIS, Engine
@@ -34,7 +35,7 @@ class Programs:
 
     Args:
       built: the experiment.
-      configs: one a run; they differ in their seed alone.
+      configs: one a run; they differ in their seed and in fields that may vary alone.
       shared: folder in which runs leave features for each other, or None.
 
     Attributes:
@@ -51,7 +52,7 @@ class Programs:
         shared: Path | None = None,
     ):
         self._built, self._options = built, configs[0]["run"]
-        self.lanes = Lanes(len(configs))
+        self.lanes, self._numbers = Lanes(len(configs)), numbers_that_differ(configs)
         self.replicated = built.engine.replicated
 
         def run_keys():
@@ -124,29 +125,36 @@ class Programs:
         return itertools.repeat(data)
 
     def chunk(
-        self, phase: Phase, state: ServerState, data: FederatedData, compiling: Compiling
+        self, stretch: Stretch, state: ServerState, data: FederatedData, compiling: Compiling
     ) -> Callable[[ServerState, FederatedData, int], tuple]:
         """Returns a phase's chunk of rounds, compiled, but for the key as ``make_chunk``'s.
 
         Args:
-          phase: of the rounds.
+          stretch: of the rounds.
           state: one of its states.
           data: of its feed.
           compiling: entered with the phase while its program is compiled.
         """
-        engine, home = self._engine_of(phase), self.replicated
-        algorithm, capacity = make_algorithm(phase, engine), self._options["rounds_per_jit"]
+        phase, home = stretch.phase, self.replicated
+        engine, capacity = self._engine_of(phase), self._options["rounds_per_jit"]
+        each = {name: np.asarray(of, np.float32) for name, of in self._numbers.items()}
+        numbers = (each,) if each else ()
+
+        def of_numbers(numbers):
+            return make_algorithm(self._with(stretch, numbers), engine)
+
+        algorithm = of_numbers if numbers else make_algorithm(phase, engine)
         recorded = home if phase.replays and self.lanes.size == 1 else None
         chunk = make_chunk(algorithm, capacity, self.lanes, engine.compiler_options, recorded)
         there = engine.replicated
         run_key = jax.device_put(self.run_key, there)
         with compiling(phase):
             like = jax.device_put(state, there)
-            program = chunk.lower(like, data, run_key, np.int32(1)).compile()
+            program = chunk.lower(like, data, run_key, np.int32(1), *numbers).compile()
 
         def run(state: ServerState, data: FederatedData, num_rounds: int) -> tuple:
             state = jax.device_put(state, there)
-            state, *measured = program(state, data, run_key, np.int32(num_rounds))
+            state, *measured = program(state, data, run_key, np.int32(num_rounds), *numbers)
             return jax.device_put(state, home), *measured
 
         return run
@@ -166,15 +174,22 @@ class Programs:
                 self._checks[stretch.place] = lowered.compile()
         return lambda: self._checks[stretch.place](state, data, self.run_key)
 
-    def warnings(self, phase: Phase, state: ServerState) -> list[str | None]:
+    def warnings(self, stretch: Stretch, state: ServerState) -> list[str | None]:
         """Returns of each run what to say of a precision that ruins what its clients send."""
-        clients, options = self._clients_of(phase), self._built.engine.compiler_options
-        return [
-            rounding.warning(
-                phase, self.lanes.take(state, i), clients, self.lanes.take(self.run_key, i), options
-            )
-            for i in range(self.lanes.size)
-        ]
+        clients, options = self._clients_of(stretch.phase), self._built.engine.compiler_options
+        found = []
+        for i in range(self.lanes.size):
+            phase = self._with(stretch, {name: of[i] for name, of in self._numbers.items()})
+            mine, key = self.lanes.take(state, i), self.lanes.take(self.run_key, i)
+            found.append(rounding.warning(phase, mine, clients, key, options))
+        return found
+
+    def _with(self, stretch: Stretch, numbers: Mapping[str, Any]) -> Phase:
+        """Returns a phase with other values of fields that may vary, all of them or none."""
+        if not numbers:
+            return stretch.phase
+        with_rounds = [one for one in self._built.phases_with(numbers) if one.num_rounds]
+        return with_rounds[stretch.place]
 
     def _engine_of(self, phase: Phase) -> Engine:
         """Returns the layout of a phase's clients; of several runs side by side it is the run's."""

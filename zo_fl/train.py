@@ -3,8 +3,9 @@
 Of several processes (``host.processes``) each runs all of this on its own part of the devices. All
 side effects of a run are here, in ``trainer``, in ``host`` and in ``experiments``.
 
-Several seeds of one config can run as one program (``run_seeds``): the same chunk, mapped over
-states and keys with ``vmap``. Each seed has its folder, as if it had run alone.
+Several seeds of one config, or several values of a number of it, can run as one program
+(``run_seeds``, ``run_values``): the same chunk, mapped over states, keys and numbers with ``vmap``.
+Each has its folder, as if it had run alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,42 @@ def run_seeds(
     return _run(resolved, paths, Own(), None, quiet)
 
 
+def run_values(
+    config: str | Path | ConfigDict | Mapping[str, Any],
+    path: str | Path,
+    field: str,
+    values: Sequence[float],
+    *,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Runs a config with several values of a number as one program, and returns their summaries.
+
+    Each has a folder ``path/VALUE`` as ``run`` would leave it, equal up to the rounding of batched
+    arithmetic. As with seeds, small models gain most, and those of a GPU that one run leaves idle.
+
+    Args:
+      config: as for ``run``.
+      path: folder of the folders.
+      field: dotted, such as ``zo.lr``: one that may vary (``Field.varies``).
+      values: of the field, no two alike.
+      quiet: no progress output.
+
+    Raises:
+      ConfigError: as for ``run``, a field that may not vary, or some folders are further than
+        others.
+      Interrupted: as for ``run``.
+    """
+    first = _resolve(config, None)
+    resolved = [_resolve(first, {field: value}) for value in values]
+    names = [f"{value:g}" for value in values]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"config.{field} in {', '.join(names) or 'no values'}: allowed: one value or more, no "
+            "two alike; change --vmap_values"
+        )
+    return _run(resolved, [Path(path) / name for name in names], Own(), None, quiet)
+
+
 def _resolve(config, changes: Mapping[str, Any] | None) -> dict[str, Any]:
     made = configs.load(config) if isinstance(config, str | Path) else config
     resolved = configs.resolve(made)
@@ -121,8 +158,9 @@ def _run(
     donor: Path | None,
     quiet: bool,
 ) -> list[dict[str, Any]]:
-    """Returns the summaries of runs that differ in their seed alone."""
+    """Returns the summaries of runs that differ in their seed and in fields that may vary."""
     devices.prepare()
+    configs.numbers_that_differ(resolved)
     if own.dataset is not None:
         for config in resolved:
             config["data"]["name"] = own.dataset.name
@@ -191,7 +229,7 @@ def _train(
 
 
 def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experiment:
-    """Returns the experiment of runs that differ in their seed alone, all of it checked."""
+    """Returns the experiment of runs side by side, all of it checked."""
     if donor is not None:
         warm_starts.check(resolved[0], donor)
     if own.shared is not None and processes.several():
@@ -199,15 +237,15 @@ def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experim
     built = experiment.build(resolved[0], own.dataset, own.model)
     if built.engine.streamed and len(resolved) > 1:
         raise ConfigError(
-            "the seeds of --vmap_seeds draw different cohorts, so their data cannot be streamed; "
-            "set config.run.data to 'device', or leave out --vmap_seeds"
+            "runs side by side draw different cohorts, so their data cannot be streamed; set "
+            "config.run.data to 'device', or leave out --vmap_seeds and --vmap_values"
         )
     checked = [phase.name for phase in built.phases if phase.check is not None]
     if checked and len(resolved) > 1:
         raise ConfigError(
-            f"{checked[0]} ends when it has done what it can, at another round for each seed of "
-            "--vmap_seeds; let it have all its rounds (check_every=0, or stop='fixed'), or leave "
-            "out --vmap_seeds"
+            f"{checked[0]} ends when it has done what it can, at another round for each of several "
+            "runs; let it have all its rounds (check_every=0, or stop='fixed'), or leave out "
+            "--vmap_seeds and --vmap_values"
         )
     return built
 

@@ -47,7 +47,7 @@ class Trainer:
 
     Args:
       built: the experiment.
-      configs: one a run; they differ in their seed alone.
+      configs: one a run; they differ in their seed and in fields that may vary alone.
       paths: the runs' folders.
       clock: counts since the run began.
       quiet: no progress output.
@@ -118,11 +118,11 @@ class Trainer:
         """Yields ``(rounds done, state)`` after each chunk of a phase; stops after a bad loss."""
         stretch = self.schedule.stretches[place]
         if done == stretch.start:
-            self._warn(stretch.phase, state)
+            self._warn(stretch, state)
         cuts = chunks(stretch, done, self.options)
         feed = self.programs.feed(stretch.phase, state, cuts)
         data = next(feed)
-        program = self.programs.chunk(stretch.phase, state, data, self._compiling)
+        program = self.programs.chunk(stretch, state, data, self._compiling)
         for start, stop in cuts:
             began = time.perf_counter()
             checked: dict[str, float] = {}
@@ -148,9 +148,9 @@ class Trainer:
             if not self._alive() or stop == stretch.end:
                 return
 
-    def _warn(self, phase: Phase, state: ServerState) -> None:
+    def _warn(self, stretch: Stretch, state: ServerState) -> None:
         """Warns where the precision of a phase ruins what its clients send."""
-        for folder, text in zip(self.folders, self.programs.warnings(phase, state), strict=True):
+        for folder, text in zip(self.folders, self.programs.warnings(stretch, state), strict=True):
             if text is not None:
                 folder.standing.warn(text)
         self._show_news()

@@ -62,7 +62,8 @@ def test_checks_are_billed_with_the_round_that_they_follow(schedule):
 
 def test_seeds_side_by_side_cannot_end_at_rounds_of_their_own(tmp_path):
     with pytest.raises(
-        ConfigError, match="let it have all its rounds .* or leave out --vmap_seeds"
+        ConfigError,
+        match="let it have all its rounds .* or leave out --vmap_seeds and --vmap_values",
     ):
         train.run_seeds(tiny.config("ridge_cg", **CHECKED), tmp_path, 2, quiet=True)
     assert not list(tmp_path.iterdir())

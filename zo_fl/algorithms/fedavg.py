@@ -30,7 +30,7 @@ BLOCKS: dict[str, Block] = {
         **stopping.FIELDS,
         **changed(PARTICIPATION, tiers="high"),
         **LOCAL_SGD,
-        "server_lr": Field(1.0, "server learning rate", at_least=0),
+        "server_lr": Field(1.0, "server learning rate", at_least=0, varies=True),
         "server": server_optimizers.BLOCK,
     }
 }

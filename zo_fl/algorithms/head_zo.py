@@ -44,7 +44,7 @@ BLOCKS: dict[str, Block] = {
         "sketch": Field(32, "k, whitened principal directions; 0 = all that there are", at_least=0),
         "fresh": Field(True, "begin with a head of zeros instead of the model's"),
         "loss": client_losses.FIELD._replace(default="wsm"),
-        "lr": Field(0.3, "in whitened coordinates", at_least=0),
+        "lr": Field(0.3, "in whitened coordinates", at_least=0, varies=True),
         "server": server_optimizers.BLOCK,
         **CACHE,
         **without(LOOKING, "mirror"),

@@ -39,7 +39,7 @@ FIELDS: Block = {
     "seed_policy": Field("per_client", "directions of each client's own, or shared", SEED_POLICIES),
     "aggregation": Field("mean", "or the printed algorithm's sum", AGGREGATIONS),
     **PROBING,
-    "lr": Field(2e-4, "server and client rates multiplied, for a mean", at_least=0),
+    "lr": Field(2e-4, "server and client rates multiplied, for a mean", at_least=0, varies=True),
     "local_lr": Field(0.0, "between a client's own steps; 0 = lr", at_least=0),
     "server": server_optimizers.BLOCK,
 }

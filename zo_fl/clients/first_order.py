@@ -58,7 +58,7 @@ class LocalSGD(NamedTuple):
 LOCAL_SGD: Block = {
     "local_epochs": Field(3, "passes over a client's examples a round", at_least=1),
     "batch_size": Field(64, "examples a step", at_least=1),
-    "lr": Field(0.05, "client learning rate", at_least=0),
+    "lr": Field(0.05, "client learning rate", at_least=0, varies=True),
     "momentum": Field(0.0, "client momentum", at_least=0, below=1),
     "weight_decay": Field(0.0, "client weight decay, coupled (L2)", at_least=0),
     "augment": Field(True, "random crop and flip"),

@@ -56,8 +56,8 @@ PROBING: Block = {
         lambda: estimators.ESTIMATORS,
     ),
     "distribution": Field("rademacher", "of the directions", lambda: directions.DISTRIBUTIONS),
-    "eps": Field(1e-4, "perturbation scale; 0 = the precision's best", at_least=0),
-    "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0),
+    "eps": Field(1e-4, "perturbation scale; 0 = the precision's best", at_least=0, varies=True),
+    "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
     **subspaces.FIELDS,
     "num_directions": Field(3, "S, of a local step", at_least=1, at_most=10**6),
     "local_steps": Field(1, "a client's own steps a round", at_least=1),
@@ -110,7 +110,8 @@ def make_prober(task: Task, fields: Probing, local_lr: float) -> Prober:
     Raises:
       FieldError: no parameter is left that directions move.
     """
-    fields = fields._replace(eps=fields.eps or precision.best_eps(fields.precision))
+    if not isinstance(fields.eps, jax.Array) and not fields.eps:
+        fields = fields._replace(eps=precision.best_eps(fields.precision))
     if not task.has_statistics:
         fields = fields._replace(bn_policy="frozen")
     like, _ = jax.eval_shape(task.init, jax.random.key(0))

@@ -7,7 +7,7 @@ exports ``get_config()``; it changes fields of ``default()``, or of another one,
 
 import importlib.util
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,34 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns nested dicts as one dict of dotted names."""
     return traverse_util.flatten_dict(dict(tree), sep=".")
+
+
+def numbers_that_differ(resolved: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Returns the values of the fields but the seed in which configs differ, by dotted name.
+
+    Raises:
+      ConfigError: runs that differ in one of them cannot be one program.
+    """
+    whole, known = [flatten(one) for one in resolved], fields.flat(blocks())
+    found = {
+        field: [one[field] for one in whole]
+        for field in whole[0]
+        if field != "seed" and any(one[field] != whole[0][field] for one in whole)
+    }
+    may = [field for field, declared in known.items() if declared.varies]
+    for field, values in found.items():
+        if field not in may:
+            shown = ", ".join(map(str, values))
+            raise ConfigError(
+                f"config.{field}={shown}: runs that differ in it cannot be one program; allowed: "
+                f"the seed, {', '.join(may)}"
+            )
+        if field.endswith(".eps") and not all(values):
+            raise ConfigError(
+                f"config.{field}=0 stands for the best of a precision, which one program cannot "
+                "have among others; give that number itself"
+            )
+    return found
 
 
 def load(name: str | Path) -> ConfigDict:

@@ -16,7 +16,7 @@ from zo_fl.core.types import Array, PyTree, ServerState
 
 
 class Lanes(NamedTuple):
-    """How many runs one program computes side by side: runs that differ in their seed alone.
+    """How many runs one program computes side by side: of seeds and values of their own.
 
     With several, every state, key and measurement has a leading axis of runs; with one it has not,
     and nothing is mapped: ``vmap`` would make grouped convolutions of all.
@@ -43,7 +43,7 @@ class Lanes(NamedTuple):
 
 
 def make_chunk(
-    algorithm: FederatedAlgorithm,
+    algorithm: FederatedAlgorithm | Callable[[Any], FederatedAlgorithm],
     capacity: int,
     lanes: Lanes = Lanes(),  # noqa: B008  # immutable
     compiler_options: dict[str, Any] | None = None,
@@ -52,7 +52,8 @@ def make_chunk(
     """Returns jitted ``(state, data, run_key, num_rounds i32[]) -> (state, metrics)``.
 
     Args:
-      algorithm: what a round does.
+      algorithm: what a round does; or that as a function of numbers, each run's own, which are then
+        a fifth argument.
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
       lanes: runs side by side, which share the data.
       compiler_options: see ``jax.jit``; an engine has those of its devices.
@@ -62,12 +63,16 @@ def make_chunk(
     The state is donated. The number of rounds is an argument: one program serves every chunk.
     """
 
-    def run_chunk(state: ServerState, data, run_key, num_rounds):
+    fixed = algorithm if isinstance(algorithm, FederatedAlgorithm) else None
+
+    def run_chunk(state: ServerState, data, run_key, num_rounds, *numbers):
+        made = fixed or algorithm(*numbers)  # pyright: ignore[reportCallIssue]
+
         # Under jit the round is traced once, for its shapes and for the loop; inlined, nothing of
         # that is left in the program.
         @functools.partial(jax.jit, inline=True)
         def one(state, data, run_key):
-            state, metrics, sent = algorithm.round(state, data, run_key)
+            state, metrics, sent = made.round(state, data, run_key)
             return state, (metrics, () if recorded is None else (sent, state.model_state))
 
         shapes = jax.eval_shape(one, state, data, run_key)[1]
@@ -81,7 +86,7 @@ def make_chunk(
         state, (metrics, kept) = jax.lax.fori_loop(0, num_rounds, body, (state, buffers))
         return (state, metrics) if recorded is None else (state, metrics, kept)
 
-    mapped = lanes.lift(run_chunk, (0, None, 0, None))
+    mapped = lanes.lift(run_chunk, (0, None, 0, None, 0)[: 4 if fixed else 5])
     return jax.jit(
         mapped,
         donate_argnums=0,

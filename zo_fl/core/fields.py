@@ -40,6 +40,8 @@ class Field(NamedTuple):
       at_most: largest allowed number.
       below: the number must be smaller.
       rule: for what is none of these.
+      varies: whether runs that differ in it can be one program, to which it is an argument: a
+        number by which nothing is decided in Python.
     """
 
     default: Any
@@ -50,6 +52,7 @@ class Field(NamedTuple):
     at_most: float | None = None
     below: float | None = None
     rule: Rule | None = None
+    varies: bool = False
 
     def allowed(self) -> str:
         """Returns in words what the field may be."""

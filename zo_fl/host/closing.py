@@ -89,6 +89,27 @@ def print_seeds_table(summaries: Sequence[Mapping[str, Any]], path: Any) -> None
     print("\n".join(f" {label:{width}}  {text}" for label, text in rows.items()))
 
 
+def print_values_table(
+    summaries: Sequence[Mapping[str, Any]], field: str, values: Sequence[float], path: Any
+) -> None:
+    """Prints a line a value: its accuracies.
+
+    Args:
+      summaries: what ``train.run_values`` returns.
+      field: the one that varied.
+      values: of it.
+      path: folder of their folders.
+    """
+    shown = {"final_accuracy": "test", "best_val_accuracy": "best validation"}
+    for value, summary in zip(values, summaries, strict=True):
+        known = [(name, summary[key]) for key, name in shown.items() if summary[key] is not None]
+        text = ", ".join(f"{name} {units.percent(reached)}" for name, reached in known)
+        diverged = summary["diverged_round"]
+        end = f"diverged in round {diverged}" if diverged is not None else ""
+        print(f" {field}={value:<8g}  {', '.join(part for part in (text, end) if part)}")
+    print(f" results in {path}")
+
+
 def _spread(summaries: Sequence[Mapping[str, Any]], field: str) -> str:
     values = [100 * summary[field] for summary in summaries if summary[field] is not None]
     if not values:
