@@ -1,6 +1,8 @@
 """Runs that differ in a number, as one program: each ends as it does alone."""
 
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from zo_fl import config as configs
 from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
+from zo_fl.host import run_folder
 
 
 def rows_of(path):
@@ -90,6 +93,29 @@ def test_a_value_that_diverges_leaves_the_others_alone(tmp_path):
     assert bad["diverged_round"] is not None and good["diverged_round"] is None
     alone = train.run(config, tmp_path / "alone", quiet=True)
     assert good["final_accuracy"] == pytest.approx(alone["final_accuracy"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_stopped_after_one_has_diverged_the_others_go_on(tmp_path, monkeypatch):
+    config = tiny.config(warmup__num_rounds=1, zo__num_rounds=15)
+    values, write, sent = (1e12, 1e-3, 2e-3), run_folder.MetricsWriter.write, []
+    whole = train.run_values(config, tmp_path / "whole", "zo.lr", values, quiet=True)
+
+    def interrupting(self, rows):
+        write(self, rows)
+        if rows[-1]["round"] >= 11 and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_folder.MetricsWriter, "write", interrupting)
+    with pytest.raises(zo_fl.Interrupted):
+        train.run_values(config, tmp_path / "stopped", "zo.lr", values, quiet=True)
+    monkeypatch.undo()
+    again = train.run_values(config, tmp_path / "stopped", "zo.lr", values, quiet=True)
+    for value, got, expected in zip(values, again, whole, strict=True):
+        assert got["diverged_round"] == expected["diverged_round"]
+        last = [rows_of(tmp_path / name / f"{value:g}")[-1] for name in ("stopped", "whole")]
+        assert last[0]["train_loss"] == pytest.approx(last[1]["train_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

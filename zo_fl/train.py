@@ -168,21 +168,30 @@ def _run(
                 config["data"]["num_clients"] = len(own.dataset.client_indices)
     processes.check_same([resolved, str(donor)], "configs or warm starts")
     finished = _finished(resolved, paths, own)
-    if not processes.any_of(not all(finished)):
+    if all(finished):
         return [one for one in finished if one is not None]
     clock = Stopwatch()
     with processes.agreed():
-        built = _build(resolved, own, donor)
+        built = _build(_left(resolved, finished), own, donor)
     with ExitStack() as stack:
         with processes.agreed():
             if processes.is_first():
                 for path in paths:
                     stack.enter_context(lock.owned(path))
-        # Another process may have done it all in the meantime.
-        finished = _finished(resolved, paths, own)
-        if not processes.any_of(not all(finished)):
-            return [one for one in finished if one is not None]
-        return _train(built, resolved, paths, clock, own, donor, quiet)
+        # Another process may have done some of it, or all, in the meantime.
+        before, finished = finished, _finished(resolved, paths, own)
+        left = _left(resolved, finished)
+        if left:
+            if len(left) < len(_left(resolved, before)):
+                built = _build(left, own, donor)
+            new = iter(_train(built, left, _left(paths, finished), clock, own, donor, quiet))
+            finished = [next(new) if one is None else one for one in finished]
+        return [one for one in finished if one is not None]
+
+
+def _left(of_runs: Sequence[Any], finished: Sequence[dict[str, Any] | None]) -> list[Any]:
+    """Returns what belongs to the runs that are not finished."""
+    return [one for one, summary in zip(of_runs, finished, strict=True) if summary is None]
 
 
 def _finished(
@@ -192,7 +201,9 @@ def _finished(
     with processes.agreed():
         for config, path in zip(resolved, paths, strict=True):
             workdir.check(path, configs.identity, config, _name(own.model))
-        return [workdir.finished(path) for path in paths]
+        seen = [workdir.finished(path) for path in paths]
+    # A shared file system may show some processes less than others.
+    return [None if processes.any_of(one is None) else one for one in seen]
 
 
 def _train(
@@ -221,11 +232,7 @@ def _train(
         trainer = Trainer(built, resolved, paths, clock, quiet, interrupted, own, made_by)
         if donor is not None:
             trainer.adopt(donor)
-        trainer.train()
-        return [
-            folder.finish(_title(one))
-            for folder, one in zip(trainer.folders, resolved, strict=True)
-        ]
+        return trainer.train()
 
 
 def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experiment:
@@ -253,10 +260,3 @@ def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experim
 def _name(model: nn.Module | None) -> str | None:
     """Returns what tells a user's own model from another one: its class and its attributes."""
     return None if model is None else " ".join(repr(model).split())
-
-
-def _title(config: Mapping[str, Any]) -> str:
-    return (
-        f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}, "
-        f"seed {config['seed']}"
-    )

@@ -72,6 +72,8 @@ class Trainer:
         self.programs = Programs(built, configs, own.shared)
         self.lanes, self.schedule = self.programs.lanes, self.programs.planned
         self.folders = [RunFolder(path, self.schedule, clock) for path in paths]
+        self._titles = [_title(config) for config in configs]
+        self._summaries: dict[int, dict[str, Any]] = {}  # of runs that have ended
 
     def adopt(self, donor: Path) -> None:
         """Starts a run that has not begun after a finished warm-up."""
@@ -83,8 +85,8 @@ class Trainer:
 
         folder.adopt(donor, like)
 
-    def train(self) -> None:
-        """Runs all rounds not yet done, or until all seeds have diverged."""
+    def train(self) -> list[dict[str, Any]]:
+        """Runs all rounds not yet done, or until all runs have diverged; returns the summaries."""
         state, done = self._restore()
         with ExitStack() as stack:
             for folder in self.folders:
@@ -107,6 +109,13 @@ class Trainer:
                         self._save(state, done)
                         raise Interrupted(f"stopped after round {done} of {self.schedule.end}")
         self._save_models(self.programs.model_of(self.schedule.stretches[-1], state))
+        return [self._summary(i) for i in range(len(self.folders))]
+
+    def _summary(self, i: int) -> dict[str, Any]:
+        """Returns the summary of a run that has ended, written once."""
+        if i not in self._summaries:
+            self._summaries[i] = self.folders[i].finish(self._titles[i])
+        return self._summaries[i]
 
     def _planned(self) -> list[Planned]:
         return [
@@ -213,6 +222,8 @@ class Trainer:
             rows[-1] |= {name: float(value) for name, value in self.lanes.take(measured, i).items()}
             folder.write(rows)
             shown.append(rows)
+            if folder.standing.divergence is not None and len(self.folders) > 1:
+                self._summary(i)  # now: of several runs it will not be resumed with the others
             if self.own.on_round is not None:
                 for row in rows:
                     self.own.on_round(row)
@@ -260,3 +271,10 @@ class Trainer:
         if self.lanes.size == 1:
             return states[0], done
         return jax.device_put(self.lanes.stack(states), self.programs.replicated), done
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    return (
+        f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}, "
+        f"seed {config['seed']}"
+    )
