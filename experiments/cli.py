@@ -8,8 +8,9 @@ changes a field.
 import functools
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -141,6 +142,19 @@ def given_values(text: str) -> tuple[str, list[Any]]:
         raise ConfigError(fields.unknown(field, known))
     declared = known[field]
     return field, [declared.resolve(field, declared.parse(one)) for one in listed.split(",")]
+
+
+def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, Any]]:
+    """Returns folder and config of ``FOLDER FIELD=VALUE ...``, like another but for these fields.
+
+    Raises:
+      ConfigError: an unknown field, or a value that is not allowed.
+    """
+    from zo_fl import config
+
+    folder, *changes = shlex.split(text)
+    pairs = [given_values(change) for change in changes]
+    return Path(folder), config.changed(resolved, {field: one for field, (one,) in pairs})
 
 
 def resolved_config() -> dict[str, Any]:

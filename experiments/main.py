@@ -50,6 +50,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "vmap_values", None, "FIELD=V1,V2,...: run these values as one program; small models."
     )
+    flags.DEFINE_multi_string(
+        "also", [], "FOLDER FIELD=VALUE ...: another run of the same program, and its numbers."
+    )
     distributed.define_flags()
 
 
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
     path = Path(flags.FLAGS.workdir or processes.of_first(_default_workdir(given.name)))
     cli.enable_compilation_cache()
     try:
-        if flags.FLAGS.vmap_seeds or flags.FLAGS.vmap_values:
+        if flags.FLAGS.vmap_seeds or flags.FLAGS.vmap_values or flags.FLAGS.also:
             return _run_together(resolved, path)
         summary = train.run(
             resolved, path, warm_start=flags.FLAGS.warm_start, shared=flags.FLAGS.shared
@@ -93,17 +96,27 @@ def _run_together(resolved, path: Path) -> int:
     from zo_fl import train
     from zo_fl.host import closing, processes
 
-    if flags.FLAGS.warm_start:
+    given = flags.FLAGS
+    if bool(given.vmap_seeds) + bool(given.vmap_values) + bool(given.also) > 1:
+        raise ConfigError("--vmap_seeds, --vmap_values and --also: give one of them")
+    if given.warm_start and not given.also:
         raise ConfigError(
             "--vmap_seeds and --vmap_values compute their own warm-ups; leave out --warm_start"
         )
-    if not flags.FLAGS.vmap_values:
+    if given.also:
+        others = [cli.given_run(resolved, text) for text in given.also]
+        folders, changed = [one for one, _ in others], [one for _, one in others]
+        summaries = train.run_together(
+            [resolved, *changed], [path, *folders], warm_start=given.warm_start
+        )
+        if processes.is_first():
+            for folder, summary in zip([path, *folders], summaries, strict=True):
+                closing.print_closing_table(summary | {"workdir": str(folder)})
+    elif not flags.FLAGS.vmap_values:
         summaries = train.run_seeds(resolved, path, flags.FLAGS.vmap_seeds)
         if processes.is_first():
             closing.print_seeds_table(summaries, path)
     else:
-        if flags.FLAGS.vmap_seeds:
-            raise ConfigError("--vmap_seeds and --vmap_values: give one of them")
         field, values = cli.given_values(flags.FLAGS.vmap_values)
         summaries = train.run_values(resolved, path, field, values)
         if processes.is_first():

@@ -11,7 +11,9 @@ R/NAME/sweep.json.
 The same command skips what is finished and resumes what is not; with more seeds it extends the
 sweep. ``python -m experiments.tables --runs=R`` shows the results.
 
-Several runs at a time on one GPU need XLA_PYTHON_CLIENT_PREALLOCATE=false.
+Several runs at a time on one GPU need XLA_PYTHON_CLIENT_PREALLOCATE=false. With --vmap_points those
+that differ in a rate or the like alone are one program (``experiments.main --also``): much faster
+for small dense models, but no round of them can be replayed.
 
 Exit status: 0 all fine (also where a loss stopped being finite: that is a result), 1 some runs
 failed, 2 bad input, 130 interrupted (and saved).
@@ -20,8 +22,9 @@ failed, 2 bad input, 130 interrupted (and saved).
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import flags
@@ -58,28 +61,42 @@ def main(argv: list[str]) -> int:
     with lock.owned(root):  # its warm-ups, and what its runs share, are those of all sweeps in it
         record.write(root / name / "sweep.json", content)
         try:
-            return run(planned, given.jobs, config_file, root / SHARED)
+            numbers = jobs.side_by_side(planned, config) if given.vmap_points else {}
+            return run(planned, given.jobs, config_file, root / SHARED, numbers)
         finally:
             shutil.rmtree(root / SHARED, ignore_errors=True)
 
 
-def run(planned: Sequence[Job], parallel: int, config_file: str, shared: Path | None = None) -> int:
+def run(
+    planned: Sequence[Job],
+    parallel: int,
+    config_file: str,
+    shared: Path | None = None,
+    numbers: Mapping[Path, tuple[str, jobs.Overrides]] = MappingProxyType({}),
+) -> int:
     """Runs jobs, reports failures at the end, and returns the exit status.
 
     Args:
       planned: what to run.
-      parallel: runs at a time.
+      parallel: processes at a time.
       config_file: of all runs.
       shared: folder of what they leave for each other.
+      numbers: by folder, of runs that may be one program with others; see ``jobs.side_by_side``.
     """
 
-    def command(job: Job, after: Path | None) -> list[str]:
-        line = command_line(job, after, config_file)
+    def command(of_one: list[Job], after: Path | None) -> list[str]:
+        line = command_line(of_one[0], after, config_file)
+        for job in of_one[1:]:
+            own = [f"{name}={value}" for name, value in numbers[job.folder][1].items()]
+            line.append(f"--also={shlex.join([str(job.folder), *own])}")
         return line if shared is None else [*line, f"--shared={shared}"]
+
+    def together(job: Job) -> object:
+        return numbers[job.folder][0] if job.folder in numbers else job.folder
 
     try:
         with SweepDisplay(planned, parallel) as display:
-            statuses = pool.run(planned, parallel, command, display)
+            statuses = pool.run(planned, parallel, command, display, together)
     except KeyboardInterrupt:
         print("stopped, and saved; to resume, run the same command", file=sys.stderr)
         return 130
@@ -126,6 +143,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seeds", 5, "How many seeds.", lower_bound=1)
     flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
     flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+    flags.DEFINE_bool(
+        "vmap_points", False, "Run points that differ in a number alone as one program."
+    )
     flags.DEFINE_bool("list", False, "Print the runs instead of running them.")
 
 

@@ -105,8 +105,7 @@ def run_seeds(
         raise ConfigError(f"{num_seeds} seeds asked for; allowed: 1 or more; change --vmap_seeds")
     first = _resolve(config, None)
     resolved = [_resolve(first, {"seed": first["seed"] + i}) for i in range(num_seeds)]
-    paths = [Path(path) / str(one["seed"]) for one in resolved]
-    return _run(resolved, paths, Own(), None, quiet)
+    return run_together(resolved, [Path(path) / str(one["seed"]) for one in resolved], quiet=quiet)
 
 
 def run_values(
@@ -142,7 +141,34 @@ def run_values(
             f"config.{field} in {', '.join(names) or 'no values'}: allowed: one value or more, no "
             "two alike; change --vmap_values"
         )
-    return _run(resolved, [Path(path) / name for name in names], Own(), None, quiet)
+    return run_together(resolved, [Path(path) / name for name in names], quiet=quiet)
+
+
+def run_together(
+    configs_: Sequence[Mapping[str, Any]],
+    paths: Sequence[str | Path],
+    *,
+    warm_start: str | Path | None = None,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Runs configs that differ in their seed and in numbers that may vary as one program.
+
+    Args:
+      configs_: as for ``run``.
+      paths: the folder of each.
+      warm_start: as for ``run``; of all of them.
+      quiet: no progress output.
+
+    Returns:
+      The content of each one's ``summary.json``. Their folders have no ledger: no replays.
+
+    Raises:
+      ConfigError: as for ``run_values``.
+      Interrupted: as for ``run``.
+    """
+    resolved = [_resolve(one, None) for one in configs_]
+    donor = None if warm_start is None else Path(warm_start)
+    return _run(resolved, [Path(path) for path in paths], Own(), donor, quiet)
 
 
 def _resolve(config, changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -238,7 +264,8 @@ def _train(
 def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experiment:
     """Returns the experiment of runs side by side, all of it checked."""
     if donor is not None:
-        warm_starts.check(resolved[0], donor)
+        for config in resolved:
+            warm_starts.check(config, donor)
     if own.shared is not None and processes.several():
         raise ConfigError("features are shared by runs of one process each; leave out --shared")
     built = experiment.build(resolved[0], own.dataset, own.model)

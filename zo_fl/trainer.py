@@ -76,14 +76,15 @@ class Trainer:
         self._summaries: dict[int, dict[str, Any]] = {}  # of runs that have ended
 
     def adopt(self, donor: Path) -> None:
-        """Starts a run that has not begun after a finished warm-up."""
-        (folder,) = self.folders
+        """Starts runs that have not begun after a finished warm-up."""
 
         def like(done: int, ended: Ended) -> ServerState:
-            self._end(ended)
-            return self.programs.initial_state(self.schedule.stretch_of(done))
+            self._plan(ended)
+            state = self.programs.initial_state(self.schedule.stretch_of(done))
+            return self.lanes.take(state, 0)
 
-        folder.adopt(donor, like)
+        for folder in self.folders:
+            folder.adopt(donor, like)
 
     def train(self) -> list[dict[str, Any]]:
         """Runs all rounds not yet done, or until all runs have diverged; returns the summaries."""

@@ -17,6 +17,7 @@ from zo_fl import algorithms
 from zo_fl import config as configs
 from zo_fl.config import warm_starts
 from zo_fl.config.sweeps import Point, Sweep
+from zo_fl.core import fields
 from zo_fl.core.errors import ConfigError
 
 Overrides = dict[str, Any]
@@ -90,6 +91,37 @@ def plan(
             for i, point in enumerate(points)
         ]
     return jobs
+
+
+def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, tuple[str, Overrides]]:
+    """Returns of runs that others may be one program with what they share, and their own numbers.
+
+    Runs whose first item is alike differ in the second alone. Those that end by themselves, or keep
+    features, stay alone, as do warm-ups.
+
+    Args:
+      planned: all runs.
+      config: as for ``plan``.
+    """
+    plain, found = config.to_dict(), {}
+    may = [name for name, one in fields.flat(configs.blocks()).items() if one.varies]
+    for job in planned:
+        resolved = _resolve(plain, job.overrides)
+        parts = algorithms.parts(resolved["algorithm"])
+        read = {block for part in parts for block in algorithms.blocks_of(part)}
+        options = [resolved[block] for block in sorted(read)]
+        # A warm-up is watched unless it is fixed, other methods have checks unless they have none.
+        ends = any(
+            one.get("stop", one.get("check_every")) not in (None, 0, "fixed") for one in options
+        )
+        keeps = any(one.get("cache") for one in options) or resolved["run"]["data"] == "stream"
+        flat = configs.flatten(resolved)
+        numbers = {name: flat[name] for name in may if name.split(".")[0] in read}
+        best = any(name.endswith(".eps") and not value for name, value in numbers.items())
+        if not (ends or keeps or best):
+            shared = {name: value for name, value in flat.items() if name not in numbers}
+            found[job.folder] = (_digest([shared, str(job.after)]), numbers)
+    return found
 
 
 def distinct(points: Iterable[Point]) -> list[Point]:

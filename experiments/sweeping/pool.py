@@ -46,7 +46,7 @@ class Display(Protocol):
 
 
 class _Running(NamedTuple):
-    job: Job
+    jobs: list[Job]  # more than one: as one program
     process: subprocess.Popen
     began: float
 
@@ -54,16 +54,18 @@ class _Running(NamedTuple):
 def run(
     jobs: Sequence[Job],
     parallel: int,
-    command: Callable[[Job, Path | None], list[str]],
+    command: Callable[[list[Job], Path | None], list[str]],
     display: Display,
+    together: Callable[[Job], object] | None = None,
 ) -> Statuses:
     """Runs all jobs and returns where each ended, by its folder.
 
     Args:
       jobs: a job comes after the one it starts from.
       parallel: processes at a time.
-      command: ``(job, finished warm-up or None) -> argv``.
+      command: ``(jobs of one process, finished warm-up or None) -> argv``.
       display: shows the progress.
+      together: jobs of which this is alike are one process; by default each is one of its own.
 
     Raises:
       KeyboardInterrupt: a signal to stop came; the processes were told to save, and have ended.
@@ -74,10 +76,11 @@ def run(
         try:
             display.update(None, statuses)
             while True:
-                for job in _ready(jobs, statuses, parallel - len(running)):
-                    running.append(_start(job, command))
-                    statuses[job.folder] = Status(RUNNING)
-                    display.update(job, statuses)
+                for group in _ready(jobs, statuses, parallel - len(running), together):
+                    running.append(_start(group, command))
+                    for job in group:
+                        statuses[job.folder] = Status(RUNNING)
+                        display.update(job, statuses)
                 for job in _block(jobs, statuses):
                     display.update(job, statuses)
                 if not running:
@@ -85,8 +88,9 @@ def run(
                 time.sleep(_POLL_SECONDS)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
-                    statuses[one.job.folder] = _ended(one)
-                    display.update(one.job, statuses)
+                    for job in one.jobs:
+                        statuses[job.folder] = _ended(one, job)
+                        display.update(job, statuses)
                 display.update(None, statuses)
         except KeyboardInterrupt:
             _stop(running)
@@ -110,15 +114,19 @@ def _initial(job: Job) -> Status:
     return Status(DONE) if is_finished(job.folder) else Status(WAITING)
 
 
-def _ready(jobs: Sequence[Job], statuses: Statuses, room: int) -> list[Job]:
-    """Returns the first jobs that can start now."""
-    ready = [
-        job
-        for job in jobs
-        if statuses[job.folder].state == WAITING
-        and (job.after is None or statuses[job.after].state == DONE)
-    ]
-    return ready[: max(room, 0)]
+def _ready(
+    jobs: Sequence[Job],
+    statuses: Statuses,
+    room: int,
+    together: Callable[[Job], object] | None,
+) -> list[list[Job]]:
+    """Returns the first jobs that can start now, a list a process."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        can_start = job.after is None or statuses[job.after].state == DONE
+        if can_start and statuses[job.folder].state == WAITING:
+            groups.setdefault(together(job) if together else job.folder, []).append(job)
+    return list(groups.values())[: max(room, 0)]
 
 
 def _block(jobs: Sequence[Job], statuses: Statuses) -> list[Job]:
@@ -133,12 +141,16 @@ def _block(jobs: Sequence[Job], statuses: Statuses) -> list[Job]:
     return blocked
 
 
-def _start(job: Job, command: Callable[[Job, Path | None], list[str]]) -> _Running:
-    log = log_path(job)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # Of a sweep that was killed a run may still be saving.
-    lock.wait_until_free(job.folder, _SAVING_SECONDS)
-    argv = command(job, _usable(job.after))
+def _start(jobs: list[Job], command: Callable[[list[Job], Path | None], list[str]]) -> _Running:
+    log = log_path(jobs[0])
+    for job in jobs:
+        log_path(job).parent.mkdir(parents=True, exist_ok=True)
+        # Of a sweep that was killed a run may still be saving.
+        lock.wait_until_free(job.folder, _SAVING_SECONDS)
+    for job in jobs[1:]:
+        with log_path(job).open("a", encoding="utf-8") as file:
+            print(f"one program with {jobs[0].name}: {log}", file=file)
+    argv = command(jobs, _usable(jobs[0].after))
     with log.open("ab") as file:
         process = subprocess.Popen(
             argv,
@@ -150,7 +162,7 @@ def _start(job: Job, command: Callable[[Job, Path | None], list[str]]) -> _Runni
             # Away from the terminal: Ctrl-C would reach a run twice, which stops it unsaved.
             start_new_session=True,
         )
-    return _Running(job, process, time.monotonic())
+    return _Running(jobs, process, time.monotonic())
 
 
 def _usable(warmup: Path | None) -> Path | None:
@@ -161,12 +173,14 @@ def _usable(warmup: Path | None) -> Path | None:
     return warmup if summary.get("diverged_round") is None else None
 
 
-def _ended(one: _Running) -> Status:
-    seconds, code = time.monotonic() - one.began, one.process.returncode
+def _ended(one: _Running, job: Job) -> Status:
+    seconds = (time.monotonic() - one.began) / len(one.jobs)
+    code = one.process.returncode
     # Python's own status 1 is an exception: only a run that diverged leaves a summary.
-    if code in (0, _DIVERGED) and is_finished(one.job.folder):
+    if code in (0, _DIVERGED) and is_finished(job.folder):
         return Status(DONE, seconds)
-    return Status(FAILED, seconds, f"exit status {code}: {last_useful_line(log_path(one.job))}")
+    said = last_useful_line(log_path(one.jobs[0]))
+    return Status(FAILED, seconds, f"exit status {code}: {said}")
 
 
 def last_useful_line(path: Path) -> str:

@@ -87,7 +87,8 @@ class Watch:
 def run(planned, how=None, parallel=2, display=None):
     """Runs fakes; ``how`` says for a part of a folder's name how a run ends."""
 
-    def command(job, after):
+    def command(of_one, after):
+        (job,) = of_one
         ends = [end for part, end in (how or {}).items() if part in str(job.folder)]
         return [sys.executable, "-c", FAKE, str(job.folder), str(after), *(ends or ["fine"])]
 
@@ -414,6 +415,48 @@ def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
     assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
     assert sweep.run(planned, 2, "configs/quickstart.py") == 0
     assert "2 runs, 2 of them finished before" in capfd.readouterr().out
+
+
+def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
+    points = [point("a", zo__lr=0.1), point("b", zo__lr=0.2, zo__tau=0.5), point("c")]
+    points += [point("other S", zo__num_directions=9), point("no rate", zo__lr=0.0)]
+    points += [point("best eps", zo__eps=0.0), point("ends", warmup__stop="plateau")]
+    points += [point("keeps", "fedavg+head_zo", head_zo__cache=True), point("head", "head_zo")]
+    planned = plan(points, tmp_path, seeds=range(2), name="quickstart")
+    found = jobs.side_by_side(planned, config("quickstart"))
+    names = {job.folder: job.name.split(",")[0] for job in planned}
+    groups: dict = {}
+    for folder, (key, _) in found.items():
+        groups.setdefault(key, []).append(names[folder].partition(" ")[0])
+    several = [group for group in groups.values() if len(group) > 1]
+    assert several == [["a", "b", "c", "no"]] * 2  # of each seed
+    alone = {names[job.folder] for job in planned} - {names[folder] for folder in found}
+    assert {"best eps", "ends", "keeps"} <= alone and "head" not in alone
+    numbers = {names[folder]: of for folder, (_, of) in found.items()}
+    assert numbers["b"]["zo.lr"] == 0.2 and numbers["b"]["zo.tau"] == 0.5
+    assert "num_directions" not in str(numbers)
+
+
+@pytest.mark.slow
+def test_points_as_one_program_end_as_alone(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    tiny = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
+    tiny |= {"warmup.num_rounds": 1, "zo.num_rounds": 2, "run.num_devices": 1}
+    points, ends = [point("a", zo__lr=0.001), point("b", zo__lr=0.004)], []
+    for name in ("together", "alone"):
+        planned = plan(points, tmp_path / name, given=tiny)
+        base = config("quickstart")
+        base.update_from_flattened_dict(tiny)
+        numbers = jobs.side_by_side(planned, base) if name == "together" else {}
+        assert sweep.run(planned, 1, "configs/quickstart.py", numbers=numbers) == 0
+        assert "3 of 3 runs are finished" in capfd.readouterr().out
+        ends.append([read_metrics(job.folder) for job in planned])
+        logs = [pool.log_path(job).read_text() for job in planned[1:]]
+        assert ("one program with a, c, seed 0" in logs[1]) == (name == "together")
+    for one, other in zip(*ends, strict=True):
+        for row, expected in zip(one, other, strict=True):
+            assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+    assert ends[0][1][-1]["update_norm"] != ends[0][2][-1]["update_norm"]
 
 
 @pytest.mark.slow
