@@ -153,8 +153,11 @@ def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, A
     from zo_fl import config
 
     folder, *changes = shlex.split(text)
-    pairs = [given_values(change) for change in changes]
-    return Path(folder), config.changed(resolved, {field: one for field, (one,) in pairs})
+    pairs = dict(given_values(change) for change in changes)
+    for field, values in pairs.items():
+        if len(values) > 1:
+            raise ConfigError(f"config.{field} has {len(values)} values in {text!r}; give one")
+    return Path(folder), config.changed(resolved, {field: one for field, (one,) in pairs.items()})
 
 
 def resolved_config() -> dict[str, Any]:

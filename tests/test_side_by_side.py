@@ -125,6 +125,7 @@ def test_stopped_after_one_has_diverged_the_others_go_on(tmp_path, monkeypatch):
         ("data.alpha", (0.1, 1.0), "runs that differ in it cannot be one program; allowed: the"),
         ("zo.eps", (0.0, 1e-3), "config.zo.eps=0 stands for the best of a precision"),
         ("zo.lr", (1e-3, 1e-3), "no two alike"),
+        ("model.name", ("mlp", "cnn"), "config.model.name=mlp, cnn: runs that differ in it"),
         ("zo.lr", (), "no values"),
         ("zo.lr", (-1.0, 1.0), "config.zo.lr=-1.0 is not allowed"),
         ("zo.rate", (1.0, 2.0), "unknown field config.zo.rate"),

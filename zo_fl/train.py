@@ -135,7 +135,7 @@ def run_values(
     """
     first = _resolve(config, None)
     resolved = [_resolve(first, {field: value}) for value in values]
-    names = [f"{value:g}" for value in values]
+    names = [str(value) if isinstance(value, str) else f"{value:g}" for value in values]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
             f"config.{field} in {', '.join(names) or 'no values'}: allowed: one value or more, no "

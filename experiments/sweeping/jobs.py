@@ -94,10 +94,10 @@ def plan(
 
 
 def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, tuple[str, Overrides]]:
-    """Returns of runs that others may be one program with what they share, and their own numbers.
+    """Returns, of runs that may be one program with others, what these share and their own numbers.
 
-    Runs whose first item is alike differ in the second alone. Those that end by themselves, or keep
-    features, stay alone, as do warm-ups.
+    By folder. Runs whose first item is alike differ in the second alone. Those that end by
+    themselves, or keep features, are left out.
 
     Args:
       planned: all runs.
