@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.path import Path
 from matplotlib.text import Annotation
@@ -29,7 +30,7 @@ class Label(NamedTuple):
 def write(axes: Axes, labels: Sequence[Label], line: Sequence[Place]) -> None:
     """Writes each name in the first place that is free, near ones first.
 
-    A line leads to a name that is further off.
+    Without a line that leads to it, a name is nearer to its own mark than to any other.
 
     Args:
       axes: with their final scales, in a figure whose layout is done.
@@ -39,13 +40,20 @@ def write(axes: Axes, labels: Sequence[Label], line: Sequence[Place]) -> None:
     marks = axes.transData.transform([label.place for label in labels])
     taken = [Bbox.from_bounds(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y in marks]
     drawn = Path(axes.transData.transform(line)) if line else None
-    for name, size, place in labels:
+    for (name, size, place), mark in zip(labels, marks, strict=True):
         text = axes.annotate(
             name, place, (0, 0), textcoords="offset points", fontsize=size, color=INK
         )
+
+        def is_free(distance: float, right: int, up: int) -> bool:
+            box = _moved(text, distance, right, up)  # noqa: B023
+            middle = np.array([box.x0 + box.x1, box.y0 + box.y1]) / 2
+            away = np.hypot(*(marks - middle).T).min()
+            is_near = np.hypot(*(mark - middle)) <= away or distance > _DISTANCES[0]  # noqa: B023
+            return bool(is_near) and _is_free(box, axes, taken, drawn)
+
         tried = [(distance, *way) for distance in _DISTANCES for way in _WAYS]
-        free = (one for one in tried if _is_free(_moved(text, *one), axes, taken, drawn))
-        distance, right, up = next(free, tried[0])
+        distance, right, up = next((one for one in tried if is_free(*one)), tried[0])
         taken.append(_moved(text, distance, right, up))
         if distance > _DISTANCES[0]:
             style = {"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 1, "shrinkB": 3}

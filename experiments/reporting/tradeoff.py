@@ -195,7 +195,8 @@ def _label(axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool) 
     kept = [(getattr(p, price), _mean(p)) for p in front(found, price)]
     corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
     steps = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
-    labels.write(axes, at, steps)
+    # From the top: what is best is named where it is looked for.
+    labels.write(axes, sorted(at, key=lambda label: -label.place[1]), steps)
 
 
 def _draw_paper(axes: Axes, price: str) -> None:
