@@ -5,17 +5,18 @@ python -m experiments.configs --config=quickstart    # marked where the config d
 """
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
-
-from zo_fl import config
-from zo_fl.core import fields
 
 from . import cli
 
 
 def main(argv: list[str]) -> int:
     """Prints the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from zo_fl import config
+    from zo_fl.core import fields
+
     del argv
     given = cli.resolved_config() if flags.FLAGS.config else config.resolve({})
     values, table = config.flatten(given), Table(title=flags.FLAGS.config or "defaults")

@@ -13,31 +13,35 @@ from absl import flags
 
 from zo_fl.core.errors import ConfigError
 
-from . import cli, packing
-
-_DATASET = flags.DEFINE_string("dataset", None, "cifar10, or another prepared set.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where data sets lie. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
-)
-_OUT = flags.DEFINE_string("out", None, "Folder for the parts.")
-_PART_MB = flags.DEFINE_float("part_mb", 55.0, "Megabytes of a part at most.", 1e-6)
-_JOIN = flags.DEFINE_string("join", None, "Instead: folder of the parts to put together.")
+from . import cli
 
 
 def main(argv: list[str]) -> int:
     """Packs or joins what the flags say and returns the exit status."""
+    from . import packing
+
     del argv
-    if _JOIN.value is not None:
-        if _DATA_DIR.value is None:
+    given = flags.FLAGS
+    if given.join is not None:
+        if given.data_dir is None:
             raise ConfigError("no --data_dir given; name a folder for the data set")
-        print(packing.join(Path(_JOIN.value), Path(_DATA_DIR.value).expanduser()))
-    elif _DATASET.value is None or _OUT.value is None:
+        print(packing.join(Path(given.join), Path(given.data_dir).expanduser()))
+    elif given.dataset is None or given.out is None:
         raise ConfigError("give --dataset and --out to pack, or --join and --data_dir to join")
     else:
-        size = int(_PART_MB.value * 1e6)
-        print(packing.pack(_DATASET.value, _DATA_DIR.value, Path(_OUT.value), size))
+        size = int(given.part_mb * 1e6)
+        print(packing.pack(given.dataset, given.data_dir, Path(given.out), size))
     return 0
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("dataset", None, "cifar10, or another prepared set.")
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where data sets lie. Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+    )
+    flags.DEFINE_string("out", None, "Folder for the parts.")
+    flags.DEFINE_float("part_mb", 55.0, "Megabytes of a part at most.", 1e-6)
+    flags.DEFINE_string("join", None, "Instead: folder of the parts to put together.")
     cli.run(main)

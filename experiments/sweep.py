@@ -22,26 +22,23 @@ failed, 2 bad input, 130 interrupted (and saved).
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from absl import flags
 
 from zo_fl.core.errors import ConfigError
-from zo_fl.host import lock
 
 from . import cli
-from .sweeping import jobs, pool, record
-from .sweeping.display import SweepDisplay
-from .sweeping.jobs import Job
 
 SHARED = ".shared"  # in the folder of all sweeps, while one runs
 
 
 def main(argv: list[str]) -> int:
     """Runs the sweep of the flags and returns the exit status."""
+    from zo_fl.host import lock
+
+    from .sweeping import jobs, record, running
+
     del argv
     given = flags.FLAGS
     config_file, overrides, config = cli.given_config()
@@ -54,7 +51,7 @@ def main(argv: list[str]) -> int:
     root, name = Path(given.workdir), Path(given.sweep).stem
     planned = jobs.plan(sweep, config, overrides, seeds, root, name)
     if given.list:
-        print("\n".join(describe(job, root) for job in planned))
+        print("\n".join(running.describe(job, root) for job in planned))
         return 0
     command = shlex.join(["python", "-m", f"{__package__}.sweep", *sys.argv[1:]])
     content = record.make(sweep, config_file, overrides, command, seeds)
@@ -62,76 +59,9 @@ def main(argv: list[str]) -> int:
         record.write(root / name / "sweep.json", content)
         try:
             numbers = jobs.side_by_side(planned, config) if given.vmap_points else {}
-            return run(planned, given.jobs, config_file, root / SHARED, numbers)
+            return running.run(planned, given.jobs, config_file, root / SHARED, numbers)
         finally:
             shutil.rmtree(root / SHARED, ignore_errors=True)
-
-
-def run(
-    planned: Sequence[Job],
-    parallel: int,
-    config_file: str,
-    shared: Path | None = None,
-    numbers: Mapping[Path, tuple[str, jobs.Overrides]] = MappingProxyType({}),
-) -> int:
-    """Runs jobs, reports failures at the end, and returns the exit status.
-
-    Args:
-      planned: what to run.
-      parallel: processes at a time.
-      config_file: of all runs.
-      shared: folder of what they leave for each other.
-      numbers: by folder, of runs that may be one program with others; see ``jobs.side_by_side``.
-    """
-
-    def command(of_one: list[Job], after: Path | None) -> list[str]:
-        line = command_line(of_one[0], after, config_file)
-        for job in of_one[1:]:
-            own = [f"{name}={value}" for name, value in numbers[job.folder][1].items()]
-            line.append(f"--also={shlex.join([str(job.folder), *own])}")
-        return line if shared is None else [*line, f"--shared={shared}"]
-
-    def together(job: Job) -> object:
-        return numbers[job.folder][0] if job.folder in numbers else job.folder
-
-    try:
-        with SweepDisplay(planned, parallel) as display:
-            statuses = pool.run(planned, parallel, command, display, together)
-    except KeyboardInterrupt:
-        print("stopped, and saved; to resume, run the same command", file=sys.stderr)
-        return 130
-    bad = [job for job in planned if statuses[job.folder].state in (pool.FAILED, pool.BLOCKED)]
-    for job in bad:
-        status = statuses[job.folder]
-        log = f"\n  log: {pool.log_path(job)}" if status.state == pool.FAILED else ""
-        print(f"{status.state}: {job.name}: {status.message}{log}", file=sys.stderr)
-    print(f"{len(planned) - len(bad)} of {len(planned)} runs are finished")
-    return 1 if bad else 0
-
-
-def command_line(job: Job, after: Path | None, config_file: str) -> list[str]:
-    """Returns the command of a run.
-
-    Args:
-      job: what to run.
-      after: the finished warm-up to start from, or None.
-      config_file: of all runs of the sweep.
-    """
-    command = [sys.executable, "-m", f"{__package__}.main", f"--config={config_file}"]
-    command += [f"--config.{field}={_text(value)}" for field, value in job.overrides.items()]
-    command += [f"--workdir={job.folder}"]
-    return command + ([f"--warm_start={after}"] if after is not None else [])
-
-
-def describe(job: Job, root: Path) -> str:
-    """Returns a line for ``--list``."""
-    changes = " ".join(f"{field}={_text(value)}" for field, value in job.overrides.items())
-    after = f"  after {job.after.relative_to(root)}" if job.after else ""
-    return f"{job.folder.relative_to(root)}: {changes}{after}"
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _define_flags() -> None:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from zo_fl.core.errors import ConfigError
 
 from ..sweeping import record
@@ -54,33 +52,6 @@ def read(root: str | Path) -> Found:
         looked = f"in {root} there is no sweep.json and, three folders deep, no run's config.json"
         raise ConfigError("; ".join([*(problems or [looked]), _MADE_BY.format(root)]))
     return Found(sweeps, problems)
-
-
-def define_flags(out: str) -> None:
-    """Defines --runs and --out of the commands that show results.
-
-    Args:
-      out: default of --out, in the folder --runs.
-    """
-    flags.DEFINE_string(
-        "runs", None, "Folder of sweeps (--workdir of experiments.sweep), or of runs."
-    )
-    flags.DEFINE_string("out", None, f"Where to write to. Default: RUNS/{out}.")
-
-
-def given_folders(default_out: str) -> tuple[Path, Path]:
-    """Returns --runs and --out.
-
-    Raises:
-      ConfigError: there is no --runs.
-    """
-    if not flags.FLAGS["runs"].value:
-        raise ConfigError(
-            "no --runs given; pass the --workdir of experiments.sweep, or the folder of the runs "
-            "of experiments.main"
-        )
-    root = Path(flags.FLAGS["runs"].value)
-    return root, Path(flags.FLAGS["out"].value or root / default_out)
 
 
 def _read_sweep(folder: Path, content: dict[str, Any]) -> SweepRuns:

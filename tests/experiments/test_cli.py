@@ -114,15 +114,20 @@ def test_costs_prints_formula_and_measurement_of_both_phases():
     assert "12 B" in got.stdout and "240 B" in got.stdout and "warmup" in got.stdout
 
 
-def test_help_and_a_misspelt_flag_do_without_jax():
-    """Which takes seconds to import; in a process of its own, as ``commands`` has it already."""
-    program = (
-        "import sys; from experiments import cli, main; main.define_flags()\n"
-        "try: cli.parse_flags(['main', sys.argv[1]], 'a run')\n"
-        "finally: print('jax' in sys.modules)"
-    )
-    for argument, status in (("--help", 0), ("--wokdir=W", 2)):
-        command = [sys.executable, "-c", program, argument]
-        done = subprocess.run(command, cwd=commands.ROOT, capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-        assert done.stdout.splitlines()[-1] == "False"
+COMMANDS = sorted(
+    path.stem
+    for path in (commands.ROOT / "experiments").glob("*.py")
+    if "cli.run(main)" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("argument, status", [("--help", 0), ("--no_such_flag=1", 2)])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_a_misspelt_flag_do_without_jax(command, argument, status):
+    """Which takes seconds to import."""
+    program = [sys.executable, "-X", "importtime", "-m", f"experiments.{command}", argument]
+    done = subprocess.run(program, cwd=commands.ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "absl.flags" in imported
+    assert not imported & {"jax", "matplotlib", "numpy"}

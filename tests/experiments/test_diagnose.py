@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import diagnose
-from experiments.diagnosing import measures, page
+from experiments.diagnosing import diagnosis, measures, page
 from experiments.diagnosing.measures import Bought, OneRound
 from experiments.diagnosing.page import Diagnosis
 from experiments.replaying import Replay
@@ -29,7 +28,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(path):
-    return diagnose.diagnose(Replay(path))
+    return diagnosis.of(Replay(path))
 
 
 @pytest.mark.slow
@@ -94,10 +93,10 @@ def test_differences_at_a_good_distance_are_signal(found):
 @pytest.mark.slow
 def test_rounds_that_there_are_not_and_runs_without_scalars_are_one_line(path, tmp_path):
     with pytest.raises(ConfigError, match="--rounds=3 is not allowed; allowed: 4 to 7"):
-        diagnose.diagnose(Replay(path), ["3"])
+        diagnosis.of(Replay(path), ["3"])
     train.run(tiny.config("fedavg", warmup__num_rounds=1), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match="no phase in which clients send scalars"):
-        diagnose.diagnose(Replay(tmp_path))
+        diagnosis.of(Replay(tmp_path))
 
 
 def example(**changes):

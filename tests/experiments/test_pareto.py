@@ -5,8 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from experiments import pareto, report
-from experiments.reporting import found, tradeoff
+from experiments.reporting import (
+    client_memory,
+    found,
+    report_page,
+    tradeoff,
+    tradeoff_files,
+)
 from experiments.reporting.tradeoff import TradeOff
 from tests import tiny
 from tests.experiments import fake_sweeps
@@ -57,15 +62,15 @@ def test_what_is_written_beside_points_does_not_overlap(with_paper):
 @pytest.mark.slow
 def test_what_is_written_can_be_read_and_is_in_the_report(tmp_path):
     fake_sweeps.make(tmp_path)
-    pareto.write(POINTS, tmp_path / "pareto", True)
+    tradeoff_files.write(POINTS, tmp_path / "pareto", True)
     names = sorted(path.suffix for path in (tmp_path / "pareto").iterdir())
     assert names == [".csv", ".json", ".md", ".png", ".svg"]
     content = json.loads((tmp_path / "pareto" / "pareto.json").read_text())
     assert tradeoff.from_json(content) == (POINTS, True) and tradeoff.from_json({}) is None
-    page = report.page(found.read(tmp_path), tmp_path)
+    page = report_page.of(found.read(tmp_path), tmp_path)
     assert "What a low-resource client pays" in page and "a, k = 2" in page
     (tmp_path / "pareto" / "pareto.json").write_text("{")
-    assert "low-resource client pays" not in report.page(found.read(tmp_path), tmp_path)
+    assert "low-resource client pays" not in report_page.of(found.read(tmp_path), tmp_path)
 
 
 @pytest.mark.slow
@@ -75,7 +80,7 @@ def test_prices_are_those_of_a_low_resource_client(tmp_path):
     both = tiny.config("fedavg+zo")
     train.run(both, tmp_path / "fedavg+zo", warm_start=tmp_path / "fedavg", quiet=True)
     (sweep,) = found.read(tmp_path).sweeps
-    memory = pareto.memory_of(sweep)
+    memory = client_memory.of(sweep)
     points = {p.name: p for p in tradeoff.points(sweep, memory)}
     high_alone, ridge, zowarmup = (points[name] for name in ("fedavg", "ridge", "fedavg+zo"))
     assert high_alone.uplink == high_alone.passes == high_alone.memory == 0

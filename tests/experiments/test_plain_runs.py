@@ -4,8 +4,17 @@ import json
 
 import pytest
 
-from experiments import plots, report, tables
-from experiments.reporting import comparison, figures, found, plain_runs, result_tables, runs
+from experiments.reporting import (
+    comparison,
+    figures,
+    found,
+    picture_files,
+    plain_runs,
+    report_page,
+    result_tables,
+    runs,
+    table_files,
+)
 from tests import commands
 from tests.experiments import fake_sweeps
 
@@ -92,11 +101,11 @@ def test_tables_plots_and_a_page_are_written(tmp_path):
     for seed in (0, 1):
         finish(tmp_path / str(seed), seed=seed)
     sweep = only(tmp_path)
-    tables.write(sweep, tmp_path / "tables")
+    table_files.write(sweep, tmp_path / "tables")
     assert "zowarmup" in (tmp_path / "tables" / "runs.md").read_text()
-    names = [path.name for path in plots.write(sweep, tmp_path / "plots")]
+    names = [path.name for path in picture_files.write(sweep, tmp_path / "plots")]
     assert names == ["runs.png", "runs-curves.png"]
-    text = report.page(found.read(tmp_path))
+    text = report_page.of(found.read(tmp_path))
     assert 'href="#runs--0"' in text and text.count("<img") == 2
 
 

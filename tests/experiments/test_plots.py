@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import plots
-from experiments.reporting import comparison, figure_style, figures, found
+from experiments.reporting import comparison, figure_style, figures, found, picture_files
 from tests import commands
 from tests.experiments import fake_sweeps
 
@@ -47,7 +46,7 @@ def test_every_kind_of_sweep_is_drawn_as_png_and_svg(tmp_path, name):
     fake_sweeps.make(tmp_path, name=name, seeds=(0, 1), **KINDS[name], **without)
     curves = figures.of(only(tmp_path))[f"{name}-curves"]
     assert sum(axes.get_visible() for axes in curves.axes) == PANELS[name]
-    written = plots.write(only(tmp_path), tmp_path / "plots")
+    written = picture_files.write(only(tmp_path), tmp_path / "plots")
     assert [path.stem for path in written] == [name, f"{name}-curves"]
     for path in written:
         picture = np.asarray(Image.open(path).convert("L"))
@@ -90,7 +89,7 @@ def test_a_figure_of_one_finished_run_is_drawn(tmp_path, table):
     for (_, column, seed), folder in folders.items():
         if (column, seed) != ("S = 1", 0):
             (folder / "summary.json").unlink()
-    assert plots.write(only(tmp_path), tmp_path / "plots")
+    assert picture_files.write(only(tmp_path), tmp_path / "plots")
 
 
 def test_a_method_that_did_not_converge_says_so(tmp_path):
@@ -187,7 +186,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
 
     before = plt.get_fignums(), plt.get_backend()
     fake_sweeps.make(tmp_path)
-    plots.write(only(tmp_path), tmp_path / "plots")
+    picture_files.write(only(tmp_path), tmp_path / "plots")
     assert (plt.get_fignums(), plt.get_backend()) == before
 
 

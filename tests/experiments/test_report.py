@@ -10,8 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import report
-from experiments.reporting import commands, found
+from experiments.reporting import commands, found, report_page
 from tests.commands import run
 from tests.experiments import fake_sweeps
 
@@ -44,7 +43,7 @@ class Page(html.parser.HTMLParser):
 
 
 def page(root):
-    return Page(report.page(found.read(root)))
+    return Page(report_page.of(found.read(root)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def sweeps(tmp_path_factory):
 
 
 def test_the_page_needs_nothing_else(sweeps):
-    text = report.page(found.read(sweeps))
+    text = report_page.of(found.read(sweeps))
     seen = Page(text)
     assert seen.links and all(link.startswith(("#", "data:")) for link in seen.links)
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
@@ -102,12 +101,12 @@ def test_what_is_missing_is_listed(sweeps):
 
 def test_a_title_is_said_once(tmp_path):
     fake_sweeps.make(tmp_path, columns=("10/90", "50/50"))
-    assert report.page(found.read(tmp_path)).count("A title") == 1
+    assert report_page.of(found.read(tmp_path)).count("A title") == 1
 
 
 @pytest.mark.slow
 def test_every_result_leads_to_the_commands_of_its_runs(sweeps):
-    text = report.page(found.read(sweeps))
+    text = report_page.of(found.read(sweeps))
     targets = set(re.findall(r'<td><a href="#(hostile--\d)">', text))
     assert targets == {"hostile--0", "hostile--1"}
     for target in targets:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep
-from experiments.sweeping import display, jobs, pool, record
+from experiments.sweeping import display, jobs, pool, record, running
 from tests import commands
 from zo_fl import config as configs
 from zo_fl import experiment
@@ -303,15 +302,15 @@ def test_failures_are_reported_at_the_end_with_their_log(tmp_path, capfd, monkey
         how = "fail" if "bad--" in str(job.folder) else "fine"
         return [sys.executable, "-c", FAKE, str(job.folder), str(after), how]
 
-    monkeypatch.setattr(sweep, "command_line", command)
-    assert sweep.run(planned, 2, "c.py") == 1
+    monkeypatch.setattr(running, "command_line", command)
+    assert running.run(planned, 2, "c.py") == 1
     out, err = capfd.readouterr()
     assert "1 of 2 runs are finished" in out
     assert "bad, c, seed 0" in err and "it is broken" in err and "0.log" in err
     monkeypatch.setattr(
-        sweep, "command_line", lambda job, *_: [sys.executable, "-c", FAKE, job.folder, "", ""]
+        running, "command_line", lambda job, *_: [sys.executable, "-c", FAKE, job.folder, "", ""]
     )
-    assert sweep.run(planned, 2, "c.py") == 0
+    assert running.run(planned, 2, "c.py") == 0
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, capfd, monkeypatch):
@@ -319,13 +318,13 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, capfd, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pool, "run", interrupted)
-    assert sweep.run(plan([point("a")], tmp_path), 1, "c.py") == 130
+    assert running.run(plan([point("a")], tmp_path), 1, "c.py") == 130
     assert "to resume, run the same command" in capfd.readouterr().err
 
 
 def test_the_command_of_a_run_names_all_that_it_needs(tmp_path):
     job = plan([point("a", zo__augment=True, zo__lr=1e-5)], tmp_path, seeds=(7,))[1]
-    command = sweep.command_line(job, job.after, "configs/quickstart.py")
+    command = running.command_line(job, job.after, "configs/quickstart.py")
     assert command[1:4] == ["-m", "experiments.main", "--config=configs/quickstart.py"]
     expected = {
         "--config.algorithm=zowarmup",
@@ -409,11 +408,11 @@ def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
     tiny = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
     tiny |= {"warmup.num_rounds": 1, "zo.num_rounds": 1, "run.num_devices": 1}
     planned = plan([point("a")], tmp_path, given=tiny)
-    assert sweep.run(planned, 2, "configs/quickstart.py") == 0, capfd.readouterr()
+    assert running.run(planned, 2, "configs/quickstart.py") == 0, capfd.readouterr()
     warmup, run = [read_metrics(job.folder / "metrics.jsonl") for job in planned]
     assert len(warmup) == 1 and len(run) == 2
     assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
-    assert sweep.run(planned, 2, "configs/quickstart.py") == 0
+    assert running.run(planned, 2, "configs/quickstart.py") == 0
     assert "2 runs, 2 of them finished before" in capfd.readouterr().out
 
 
@@ -448,7 +447,7 @@ def test_points_as_one_program_end_as_alone(tmp_path, monkeypatch, capfd):
         base = config("quickstart")
         base.update_from_flattened_dict(tiny)
         numbers = jobs.side_by_side(planned, base) if name == "together" else {}
-        assert sweep.run(planned, 1, "configs/quickstart.py", numbers=numbers) == 0
+        assert running.run(planned, 1, "configs/quickstart.py", numbers=numbers) == 0
         assert "3 of 3 runs are finished" in capfd.readouterr().out
         ends.append([read_metrics(job.folder) for job in planned])
         logs = [pool.log_path(job).read_text() for job in planned[1:]]

@@ -8,8 +8,16 @@ import math
 import pytest
 from rich.console import Console
 
-from experiments import report, tables
-from experiments.reporting import comparison, figures, found, result_tables, runs, text_tables
+from experiments.reporting import (
+    comparison,
+    figures,
+    found,
+    report_page,
+    result_tables,
+    runs,
+    table_files,
+    text_tables,
+)
 from experiments.reporting.text_tables import TextTable
 from tests import commands
 from tests.experiments import fake_sweeps
@@ -27,7 +35,7 @@ def by_row(sweep):
 
 def printed(sweep):
     console = Console(width=200, file=io.StringIO())
-    tables.show(sweep, console)
+    table_files.show(sweep, console)
     return console.file.getvalue()
 
 
@@ -149,7 +157,7 @@ def test_odd_values_in_other_files_hurt_nothing(tmp_path):
         for name, content in odd.items():
             (folder / name).write_text(content)
     assert printed(only(tmp_path))
-    assert figures.of(only(tmp_path)) == {} and report.page(found.read(tmp_path))
+    assert figures.of(only(tmp_path)) == {} and report_page.of(found.read(tmp_path))
 
 
 def test_runs_that_lost_their_record_are_plain_runs_and_a_record_without_runs_is_shown(tmp_path):
@@ -204,7 +212,7 @@ def test_markdown_and_latex_are_escaped():
 
 def test_csv_holds_the_numbers_in_full(tmp_path):
     fake_sweeps.make(tmp_path, rows=("High Res Only", 'odd, "row"'), accuracy=lambda *_: 1 / 3)
-    tables.write(only(tmp_path), tmp_path / "out")
+    table_files.write(only(tmp_path), tmp_path / "out")
     with (tmp_path / "out" / "s.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert lines[1]["row"] == 'odd, "row"' and math.isclose(
@@ -215,7 +223,7 @@ def test_csv_holds_the_numbers_in_full(tmp_path):
 
 def test_a_table_of_several_columns_also_looks_like_the_paper_s(tmp_path):
     fake_sweeps.make(tmp_path, columns=("10/90", "50/50"))
-    tables.write(only(tmp_path), tmp_path / "out")
+    table_files.write(only(tmp_path), tmp_path / "out")
     text = (tmp_path / "out" / "s.md").read_text()
     assert "|  | 10/90 | 50/50 |" in text or "|   | 10/90 | 50/50 |" in text
     assert text.count("ZOWarmUp") >= 3
@@ -225,7 +233,7 @@ def test_a_table_of_several_columns_also_looks_like_the_paper_s(tmp_path):
 def test_numbers_are_never_cut_where_the_screen_is_narrow(tmp_path):
     fake_sweeps.make(tmp_path, rows=("High Res Only", "a name of many words " * 3))
     console = Console(width=60, file=io.StringIO())
-    tables.show(only(tmp_path), console)
+    table_files.show(only(tmp_path), console)
     lines = console.file.getvalue().split("Cells:")[0]
     assert "…" not in lines and "1/3" not in lines and "3/3" in lines
 

@@ -1,0 +1,81 @@
+"""Runs the jobs of a sweep, each by a command that ``--list`` shows."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from . import jobs, pool
+from .display import SweepDisplay
+from .jobs import Job
+
+_MAIN = __name__.rsplit(".", 2)[0] + ".main"
+
+
+def run(
+    planned: Sequence[Job],
+    parallel: int,
+    config_file: str,
+    shared: Path | None = None,
+    numbers: Mapping[Path, tuple[str, jobs.Overrides]] = MappingProxyType({}),
+) -> int:
+    """Runs jobs, reports failures at the end, and returns the exit status.
+
+    Args:
+      planned: what to run.
+      parallel: processes at a time.
+      config_file: of all runs.
+      shared: folder of what they leave for each other.
+      numbers: by folder, of runs that may be one program with others; see ``jobs.side_by_side``.
+    """
+
+    def command(of_one: list[Job], after: Path | None) -> list[str]:
+        line = command_line(of_one[0], after, config_file)
+        for job in of_one[1:]:
+            own = [f"{name}={value}" for name, value in numbers[job.folder][1].items()]
+            line.append(f"--also={shlex.join([str(job.folder), *own])}")
+        return line if shared is None else [*line, f"--shared={shared}"]
+
+    def together(job: Job) -> object:
+        return numbers[job.folder][0] if job.folder in numbers else job.folder
+
+    try:
+        with SweepDisplay(planned, parallel) as display:
+            statuses = pool.run(planned, parallel, command, display, together)
+    except KeyboardInterrupt:
+        print("stopped, and saved; to resume, run the same command", file=sys.stderr)
+        return 130
+    bad = [job for job in planned if statuses[job.folder].state in (pool.FAILED, pool.BLOCKED)]
+    for job in bad:
+        status = statuses[job.folder]
+        log = f"\n  log: {pool.log_path(job)}" if status.state == pool.FAILED else ""
+        print(f"{status.state}: {job.name}: {status.message}{log}", file=sys.stderr)
+    print(f"{len(planned) - len(bad)} of {len(planned)} runs are finished")
+    return 1 if bad else 0
+
+
+def command_line(job: Job, after: Path | None, config_file: str) -> list[str]:
+    """Returns the command of a run.
+
+    Args:
+      job: what to run.
+      after: the finished warm-up to start from, or None.
+      config_file: of all runs of the sweep.
+    """
+    command = [sys.executable, "-m", _MAIN, f"--config={config_file}"]
+    command += [f"--config.{field}={_text(value)}" for field, value in job.overrides.items()]
+    command += [f"--workdir={job.folder}"]
+    return command + ([f"--warm_start={after}"] if after is not None else [])
+
+
+def describe(job: Job, root: Path) -> str:
+    """Returns a line for ``--list``."""
+    changes = " ".join(f"{field}={_text(value)}" for field, value in job.overrides.items())
+    after = f"  after {job.after.relative_to(root)}" if job.after else ""
+    return f"{job.folder.relative_to(root)}: {changes}{after}"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
