@@ -20,11 +20,19 @@ Place = tuple[float, float]
 
 
 class Label(NamedTuple):
-    """A name of the mark at ``place``, in the units of the axes, and its size in points."""
+    """A name of a mark.
+
+    Attributes:
+      name: the text.
+      size: of the text, in points.
+      place: of the mark, in the units of the axes.
+      is_optional: left out where there is no room right beside the mark.
+    """
 
     name: str
     size: float
     place: Place
+    is_optional: bool = False
 
 
 def write(axes: Axes, labels: Sequence[Label], line: Sequence[Place]) -> None:
@@ -40,7 +48,8 @@ def write(axes: Axes, labels: Sequence[Label], line: Sequence[Place]) -> None:
     marks = axes.transData.transform([label.place for label in labels])
     taken = [Bbox.from_bounds(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y in marks]
     drawn = Path(axes.transData.transform(line)) if line else None
-    for (name, size, place), mark in zip(labels, marks, strict=True):
+    for label, mark in zip(labels, marks, strict=True):
+        name, size, place, is_optional = label
         text = axes.annotate(
             name, place, (0, 0), textcoords="offset points", fontsize=size, color=INK
         )
@@ -52,8 +61,13 @@ def write(axes: Axes, labels: Sequence[Label], line: Sequence[Place]) -> None:
             is_near = np.hypot(*(mark - middle)) <= away or distance > _DISTANCES[0]  # noqa: B023
             return bool(is_near) and _is_free(box, axes, taken, drawn)
 
-        tried = [(distance, *way) for distance in _DISTANCES for way in _WAYS]
-        distance, right, up = next((one for one in tried if is_free(*one)), tried[0])
+        distances = _DISTANCES[:1] if is_optional else _DISTANCES
+        tried = [(distance, *way) for distance in distances for way in _WAYS]
+        free = next((one for one in tried if is_free(*one)), None)
+        if free is None and is_optional:
+            text.remove()
+            continue
+        distance, right, up = free or tried[0]
         taken.append(_moved(text, distance, right, up))
         if distance > _DISTANCES[0]:
             style = {"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 1, "shrinkB": 3}

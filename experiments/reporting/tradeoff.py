@@ -136,7 +136,8 @@ def table(found: Sequence[TradeOff]) -> TextTable:
 def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
     """Returns accuracy against each known price, fronts as lines, the paper's figures hollow.
 
-    Numbers are the table's.
+    Numbers are the table's. The first panel has all of them, the others those on their fronts and
+    what else finds a place beside its mark.
     """
     prices = known(found)
     figure = figure_style.new_figure(title, 3.2 * len(prices), figure_style.WIDTH)
@@ -163,7 +164,7 @@ def draw(found: Sequence[TradeOff], title: str, with_paper: bool) -> Figure:
     figure_style.add_legend(figure, panels[0], "mean and standard deviation over seeds")
     figure.draw_without_rendering()  # where there is room depends on the layout
     for axes, price in zip(panels, prices, strict=True):
-        _label(axes, price, found, with_paper)
+        _label(axes, price, found, with_paper, has_all=price == prices[0])
     return figure
 
 
@@ -183,20 +184,27 @@ def _draw_points(axes: Axes, found: Sequence[TradeOff], price: str, colours) -> 
             )
 
 
-def _label(axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool) -> None:
+def _label(
+    axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool, has_all: bool
+) -> None:
     """Writes the numbers of points, and the paper's names, beside their marks."""
-    named = [(str(number), 7.5, point) for number, point in numbered(found)]
-    named += [(p.name.removesuffix(" (paper)"), 8, p) for p in PAPER if with_paper]
+    on_front = front(found, price)
+    named = [
+        (str(number), 7.5, point, not has_all and point not in on_front)
+        for number, point in numbered(found)
+    ]
+    named += [(p.name.removesuffix(" (paper)"), 8, p, False) for p in PAPER if with_paper]
     at = [
-        Label(name, size, (getattr(p, price), _mean(p)))
-        for name, size, p in named
+        Label(name, size, (getattr(p, price), _mean(p)), is_optional)
+        for name, size, p, is_optional in named
         if getattr(p, price) is not None
     ]
-    kept = [(getattr(p, price), _mean(p)) for p in front(found, price)]
+    kept = [(getattr(p, price), _mean(p)) for p in on_front]
     corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
     steps = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
     # From the top: what is best is named where it is looked for.
-    labels.write(axes, sorted(at, key=lambda label: -label.place[1]), steps)
+    at.sort(key=lambda label: (label.is_optional, -label.place[1]))
+    labels.write(axes, at, steps)
 
 
 def _draw_paper(axes: Axes, price: str) -> None:

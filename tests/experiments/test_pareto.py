@@ -59,6 +59,15 @@ def test_what_is_written_beside_points_does_not_overlap(with_paper):
                 assert not any(box.overlaps(other) for other in boxes[:i])
 
 
+def test_the_first_panel_names_all_points_and_the_others_at_least_their_fronts():
+    """Twenty at one price and nearly one accuracy: numbers beside all would say nothing."""
+    crowd = [TradeOff(f"a, {i}", [50 + 0.1 * i], 100.0 * 2**i, 1e7, 100) for i in range(19)]
+    panels = tradeoff.draw([*crowd, TradeOff("b", [90.0], 1e8, 1e7, 100)], "", False).axes
+    first, *others = [{text.get_text() for text in axes.texts} - {""} for axes in panels]
+    assert first == {str(number) for number in range(1, 21)}
+    assert all("20" in names and len(names) < 20 for names in others)
+
+
 @pytest.mark.slow
 def test_what_is_written_can_be_read_and_is_in_the_report(tmp_path):
     fake_sweeps.make(tmp_path)
