@@ -95,8 +95,8 @@ def _setup(case: Case, implementation: str) -> tuple[Callable, Callable, PyTree,
 def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]]:
     """Returns what is timed, each taking ``case.steps`` steps a call."""
     forward, step, variables, images, labels = _setup(case, implementation)
-    forward, single = _jit(forward), _jit(step)
-    scanned = _jit(functools.partial(jax.lax.scan, step))
+    forward, single = compiled(forward), compiled(step)
+    scanned = compiled(functools.partial(jax.lax.scan, step))
 
     def alone():
         current, value = variables, None
@@ -111,7 +111,7 @@ def _programs(case: Case, implementation: str) -> dict[str, Callable[[], PyTree]
     }
 
 
-def _jit(function: Callable) -> Callable:
+def compiled(function: Callable) -> Callable:
     """Returns the function compiled as rounds are."""
     return jax.jit(function, compiler_options=Engine(make_mesh()).compiler_options)
 
@@ -168,7 +168,7 @@ def _layer_programs(
             zeros = jnp.zeros(jax.eval_shape(product, x, kernel, cotangent).shape)
             return jax.lax.scan(step, zeros, None, length=LAYERS_STEPS)[0]
 
-        return functools.partial(_jit(all_steps), x, kernel, cotangent)
+        return functools.partial(compiled(all_steps), x, kernel, cotangent)
 
     programs = {name: repeated(product) for name, product in products.items()}
     return programs, 2 * out.size * math.prod(layer.kernel[:-1])
@@ -183,13 +183,13 @@ def _print_layers(implementations: Sequence[str], repeats: int) -> None:
             made, flops[row] = _layer_programs(layer, implementation)
             programs |= {(row, column): program for column, program in made.items()}
     side = jax.random.normal(jax.random.key(0), (1024, 1024))
-    square = functools.partial(_jit(jnp.matmul), side, side)
-    medians = _medians({**programs, ("", ""): square}, repeats)
-    reached = 2 * 1024**3 / medians.pop(("", "")) / 1e6
-    each = {key: value / LAYERS_STEPS for key, value in medians.items()}
-    _print_table(f"cnn_large, {LAYERS_BATCH} images, ms", each)
+    square = functools.partial(compiled(jnp.matmul), side, side)
+    took = medians({**programs, ("", ""): square}, repeats)
+    reached = 2 * 1024**3 / took.pop(("", "")) / 1e6
+    each = {key: value / LAYERS_STEPS for key, value in took.items()}
+    print_table(f"cnn_large, {LAYERS_BATCH} images, ms", each)
     speeds = {(row, column): flops[row] / ms / 1e6 for (row, column), ms in each.items()}
-    _print_table(f"GFLOP/s; a product of 1024 x 1024: {reached:.0f}", speeds)
+    print_table(f"GFLOP/s; a product of 1024 x 1024: {reached:.0f}", speeds)
 
 
 def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTree]]:
@@ -202,12 +202,14 @@ def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTre
         )
         x, y = images[:WEIGHT_SETS], labels[:WEIGHT_SETS]
         if train:
-            run = _jit(lambda v, *batch: mapped(lambda args: step(args[0], args[1:]), (v, *batch)))
+            run = compiled(
+                lambda v, *batch: mapped(lambda args: step(args[0], args[1:]), (v, *batch))
+            )
             return lambda: run(stacked, x, y)
         if own_images:
-            run = _jit(lambda v, x: mapped(lambda pair: forward(*pair), (v, x)))
+            run = compiled(lambda v, x: mapped(lambda pair: forward(*pair), (v, x)))
             return lambda: run(stacked, x)
-        run = _jit(lambda v, x: mapped(lambda v: forward(v, x), v))
+        run = compiled(lambda v, x: mapped(lambda v: forward(v, x), v))
         return lambda: run(stacked, images[0])
 
     def vmap(function, stacked):
@@ -233,7 +235,7 @@ def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTre
     }
 
 
-def _medians(programs: dict[tuple, Callable[[], PyTree]], repeats: int) -> dict[tuple, float]:
+def medians(programs: dict[tuple, Callable[[], PyTree]], repeats: int) -> dict[tuple, float]:
     """Returns each program's median milliseconds a call, measured in interleaved rounds."""
     milliseconds = {key: [] for key in programs}
     for program in programs.values():
@@ -246,7 +248,7 @@ def _medians(programs: dict[tuple, Callable[[], PyTree]], repeats: int) -> dict[
     return {key: statistics.median(values) for key, values in milliseconds.items()}
 
 
-def _print_table(title: str, values: dict[tuple[str, str], float]) -> None:
+def print_table(title: str, values: dict[tuple[str, str], float]) -> None:
     """Prints values by (row, column) as a Markdown table."""
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
     print(f"\n{title}\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
@@ -265,7 +267,7 @@ def main(argv: list[str]) -> int:
         if name == "weights":
             programs = _weight_set_programs(CASES["cnn"])
             title = f"cnn, {WEIGHT_SETS} sets of weights, ms for all"
-            _print_table(title, _medians(programs, flags.FLAGS.repeats))
+            print_table(title, medians(programs, flags.FLAGS.repeats))
             continue
         case = CASES[name]
         programs = {
@@ -273,9 +275,9 @@ def main(argv: list[str]) -> int:
             for implementation in flags.FLAGS.implementations
             for column, program in _programs(case, implementation).items()
         }
-        medians = _medians(programs, flags.FLAGS.repeats)
+        took = medians(programs, flags.FLAGS.repeats)
         title = f"{name}, norm {case.norm}, batch {case.batch_size}, ms a step"
-        _print_table(title, {key: value / case.steps for key, value in medians.items()})
+        print_table(title, {key: value / case.steps for key, value in took.items()})
     return 0
 
 

@@ -89,8 +89,10 @@ def test_every_product_has_the_precision_forward_and_backward(name, conv, precis
     learning = make_task(name, norm, conv).with_precision(precision)
     variables = jax.eval_shape(learning.init, jax.random.key(0))
     found, _ = traced(gradient(learning), *variables, EXAMPLES, MASK)
-    assert found
-    assert {eqn.params["precision"] for eqn in found} == {(expected, expected)}
+    precisions = {eqn.params["precision"] for eqn in found}
+    if name == "patches":  # its means are written as products, and are as exact as means
+        precisions.discard((Precision.HIGHEST, Precision.HIGHEST))
+    assert precisions == {(expected, expected)}
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import math
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarking import contest, conv, growth, measure, workloads
+from experiments.benchmarking import contest, conv, conv_forms, growth, measure, workloads
 from tests import commands
 from zo_fl.core.errors import ConfigError
 from zo_fl.core.round import make_algorithm
@@ -81,6 +82,20 @@ def test_each_product_of_a_layer_is_taken_as_often_as_said(monkeypatch):
             one.setdefault(name, program())
             np.testing.assert_allclose(program(), steps * one[name], rtol=1e-4, atol=1e-4)
     assert [value.shape for value in one.values()] == [(2, 3, 3, 4), (2, 5, 5, 3), (3, 3, 3, 4)]
+
+
+def test_other_forms_of_a_convolution_are_that_convolution():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (2, 6, 6, 32)), jax.random.normal(keys[1], (3, 3, 32, 4))
+    expected = conv_forms.conv2d(x, kernel)
+    for form in conv_forms.FORMS.values():
+        np.testing.assert_allclose(form(x, kernel), expected, rtol=1e-4, atol=1e-4)
+    first = conv_forms.channels_first(jnp.moveaxis(x, -1, 1), kernel)
+    np.testing.assert_allclose(jnp.moveaxis(first, 1, -1), expected, rtol=1e-4, atol=1e-4)
+    kernels = jax.random.normal(keys[2], (3, 3, 3, 3, 4))
+    expected = conv_forms.one_by_one(x[..., :3], kernels)
+    for form in (conv_forms.one_wide, conv_forms.same_patches):
+        np.testing.assert_allclose(form(x[..., :3], kernels), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

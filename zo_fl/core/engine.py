@@ -23,13 +23,15 @@ _COMPILER_OPTIONS = {
     #
     # It also gives lone convolutions to YNNPACK, where Eigen computes them twice as fast (jaxlib
     # 0.10.2, AVX-512: 190 against 100 GFLOP/s); those that YNNPACK can fuse with what follows are
-    # quick, and stay.
+    # quick, and stay, and so do sums over pixels, of which norms are made.
     #
     # And it drops optimization barriers before it fuses, so that they bar nothing: it would compute
     # a residual sum anew for each of its uses, and a norm's perturbed scales for each activation.
     "cpu": {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+        "xla_cpu_experimental_ynn_fusion_type": (
+            "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+        ),
         "xla_disable_hlo_passes": "cse_barrier_expander",
     },
 }
