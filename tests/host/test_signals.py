@@ -1,6 +1,8 @@
 """A signal to stop is not lost, wherever it arrives."""
 
 import signal
+import subprocess
+import sys
 import time
 from importlib import machinery
 
@@ -50,3 +52,22 @@ def test_one_that_arrives_where_exceptions_are_not_heard_is_raised_after_that(ac
         assert heard == ["went on"]
         time.sleep(60)
     assert time.monotonic() - began < 30
+
+
+INTERRUPTED_IN_EXEC = """
+import sys
+from zo_fl.host import signals
+
+try:
+    exec("raise KeyboardInterrupt")
+except KeyboardInterrupt:
+    signals.ignore_signals()
+    sys.exit(130)
+"""
+
+
+def test_the_status_is_the_commands_own_wherever_the_signal_was_heard(tmp_path):
+    """Named tuples and data classes are made by ``exec``, of which Python keeps that it failed."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_EXEC)
+    command = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == 130

@@ -77,8 +77,13 @@ def _send_main_thread(number: int) -> None:
 
 
 def ignore_signals() -> None:
-    """Ignores signals to stop from now on: the process is about to end anyway."""
+    """Ignores signals to stop from now on: the process is about to end anyway.
+
+    With its own status, too: once a Ctrl-C has left code that ``exec`` compiled, as a named tuple's
+    or a data class's, ``python -m`` ends by that signal, until other such code ends well.
+    """
     _set(signal.SIG_IGN)
+    exec("")
 
 
 def _set(handler: Handler | signal.Handlers) -> Callable[[], None]:
