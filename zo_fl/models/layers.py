@@ -168,14 +168,26 @@ def _batch_statistics(
     Two passes: ``E[x^2] - E[x]^2`` cancels, and a zeroth-order difference of losses sees it.
     """
     x = widen(x)
+    examples = jnp.ones(x.shape[0], x.dtype) if mask is None else mask.astype(x.dtype)
+    count = examples.sum()
+    weights = examples / (jnp.maximum(count, 1) * x.shape[1] * x.shape[2])
+    mean = _weighted_sum(weights, x)
+    var = _weighted_sum(weights, jnp.square(x - _per_channel(mean)))
     if mask is None:
-        mean = x.mean((0, 1, 2))
-        return mean, jnp.square(x - _per_channel(mean)).mean((0, 1, 2))
-    count = mask.sum()
-    weight = (mask / (jnp.maximum(count, 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
-    mean = (x * weight).sum((0, 1, 2))
-    var = (jnp.square(x - _per_channel(mean)) * weight).sum((0, 1, 2))
+        return mean, var
     return jnp.where(count > 0, mean, running_mean), jnp.where(count > 0, var, running_var)
+
+
+def _weighted_sum(weights: Array, x: Array) -> Array:
+    """Returns the sum over all pixels ``f32[c]`` of ``x: f32[n, H, W, c]`` by ``weights: f32[n]``.
+
+    On a CPU by a product: a sum there costs a copy of its terms, a fifth more memory for a forward
+    pass of ResNet18.
+    """
+    if jax.default_backend() != "cpu":
+        return (x * weights[:, None, None, None]).sum((0, 1, 2))
+    pixels = jnp.repeat(weights, x.shape[1] * x.shape[2])
+    return jnp.matmul(pixels, x.reshape(-1, x.shape[-1]), precision="highest")
 
 
 class GroupNorm(nn.Module):
