@@ -58,8 +58,12 @@ def main(argv: list[str]) -> int:
     with lock.owned(root):  # its warm-ups, and what its runs share, are those of all sweeps in it
         record.write(root / name / "sweep.json", content)
         try:
-            numbers = jobs.side_by_side(planned, config) if given.vmap_points else {}
-            return running.run(planned, given.jobs, config_file, root / SHARED, numbers)
+            alike = jobs.side_by_side(planned, config)
+            if not given.vmap_points:
+                if (text := jobs.suggestion(alike)) is not None:
+                    print(text, flush=True)
+                alike = {}
+            return running.run(planned, given.jobs, config_file, root / SHARED, alike)
         finally:
             shutil.rmtree(root / SHARED, ignore_errors=True)
 

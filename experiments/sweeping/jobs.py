@@ -4,6 +4,7 @@ Points whose methods begin alike (``warm_starts.shared``) start from the same fi
 beginning; a shorter one is the start of a longer one.
 """
 
+import collections
 import hashlib
 import json
 import re
@@ -32,6 +33,21 @@ class Job(NamedTuple):
     folder: Path
     overrides: Overrides
     after: Path | None
+
+
+class Alike(NamedTuple):
+    """What a run that may be one program with others shares with them, and what is its own.
+
+    Attributes:
+      key: alike for those.
+      numbers: dotted field -> value.
+      dense: its model is such that one program of several runs was measured to be faster on CPUs
+        too, where convolutions with weights of each run's own are slow.
+    """
+
+    key: str
+    numbers: Overrides
+    dense: bool
 
 
 def load_sweep(path: str | Path, config: ConfigDict) -> Sweep:
@@ -93,11 +109,10 @@ def plan(
     return jobs
 
 
-def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, tuple[str, Overrides]]:
-    """Returns, of runs that may be one program with others, what these share and their own numbers.
+def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, Alike]:
+    """Returns the runs that may be one program with others, by folder.
 
-    By folder. Runs whose first item is alike differ in the second alone. Those that end by
-    themselves, or keep features, are left out.
+    Those that end by themselves, or keep features, are left out.
 
     Args:
       planned: all runs.
@@ -120,8 +135,21 @@ def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, tuple
         best = any(name.endswith(".eps") and not value for name, value in numbers.items())
         if not (ends or keeps or best):
             shared = {name: value for name, value in flat.items() if name not in numbers}
-            found[job.folder] = (_digest([shared, str(job.after)]), numbers)
+            is_dense = resolved["model"]["name"] == "mlp"
+            found[job.folder] = Alike(_digest([shared, str(job.after)]), numbers, is_dense)
     return found
+
+
+def suggestion(found: Mapping[Path, Alike]) -> str | None:
+    """Returns what to say where some runs would be quicker as one program, None if none would."""
+    sizes = collections.Counter(one.key for one in found.values() if one.dense)
+    several = [size for size in sizes.values() if size > 1]
+    if not several:
+        return None
+    return (
+        f"{sum(several)} of these runs differ from others in numbers alone; with --vmap_points "
+        f"they are {len(several)} programs, quicker, but none of them can be replayed"
+    )
 
 
 def distinct(points: Iterable[Point]) -> list[Point]:

@@ -19,7 +19,7 @@ def run(
     parallel: int,
     config_file: str,
     shared: Path | None = None,
-    numbers: Mapping[Path, tuple[str, jobs.Overrides]] = MappingProxyType({}),
+    alike: Mapping[Path, jobs.Alike] = MappingProxyType({}),
 ) -> int:
     """Runs jobs, reports failures at the end, and returns the exit status.
 
@@ -28,18 +28,18 @@ def run(
       parallel: processes at a time.
       config_file: of all runs.
       shared: folder of what they leave for each other.
-      numbers: by folder, of runs that may be one program with others; see ``jobs.side_by_side``.
+      alike: runs that are to be one program with others, by folder; see ``jobs.side_by_side``.
     """
 
     def command(of_one: list[Job], after: Path | None) -> list[str]:
         line = command_line(of_one[0], after, config_file)
         for job in of_one[1:]:
-            own = [f"{name}={value}" for name, value in numbers[job.folder][1].items()]
+            own = [f"{name}={value}" for name, value in alike[job.folder].numbers.items()]
             line.append(f"--also={shlex.join([str(job.folder), *own])}")
         return line if shared is None else [*line, f"--shared={shared}"]
 
     def together(job: Job) -> object:
-        return numbers[job.folder][0] if job.folder in numbers else job.folder
+        return alike[job.folder].key if job.folder in alike else job.folder
 
     try:
         with SweepDisplay(planned, parallel) as display:

@@ -425,15 +425,30 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     found = jobs.side_by_side(planned, config("quickstart"))
     names = {job.folder: job.name.split(",")[0] for job in planned}
     groups: dict = {}
-    for folder, (key, _) in found.items():
-        groups.setdefault(key, []).append(names[folder].partition(" ")[0])
+    for folder, one in found.items():
+        groups.setdefault(one.key, []).append(names[folder].partition(" ")[0])
     several = [group for group in groups.values() if len(group) > 1]
     assert several == [["a", "b", "c", "no"]] * 2  # of each seed
     alone = {names[job.folder] for job in planned} - {names[folder] for folder in found}
     assert {"best eps", "ends", "keeps"} <= alone and "head" not in alone
-    numbers = {names[folder]: of for folder, (_, of) in found.items()}
+    numbers = {names[folder]: one.numbers for folder, one in found.items()}
     assert numbers["b"]["zo.lr"] == 0.2 and numbers["b"]["zo.tau"] == 0.5
     assert "num_directions" not in str(numbers)
+
+
+def test_that_points_may_be_one_program_is_said_where_that_was_measured_to_be_quicker(tmp_path):
+    points = [
+        point("a", zo__lr=0.1),
+        point("b", zo__lr=0.2),
+        point("other S", zo__num_directions=9),
+    ]
+    said = {}
+    for model in ("mlp", "cnn"):
+        given = {"model.name": model, "model.norm": "none"}
+        planned = plan(points, tmp_path, seeds=range(2), given=given, name="quickstart")
+        said[model] = jobs.suggestion(jobs.side_by_side(planned, config("quickstart")))
+    assert said["cnn"] is None
+    assert said["mlp"].startswith("4 of these runs differ") and "2 programs" in said["mlp"]
 
 
 @pytest.mark.slow
@@ -446,8 +461,8 @@ def test_points_as_one_program_end_as_alone(tmp_path, monkeypatch, capfd):
         planned = plan(points, tmp_path / name, given=tiny)
         base = config("quickstart")
         base.update_from_flattened_dict(tiny)
-        numbers = jobs.side_by_side(planned, base) if name == "together" else {}
-        assert running.run(planned, 1, "configs/quickstart.py", numbers=numbers) == 0
+        alike = jobs.side_by_side(planned, base) if name == "together" else {}
+        assert running.run(planned, 1, "configs/quickstart.py", alike=alike) == 0
         assert "3 of 3 runs are finished" in capfd.readouterr().out
         ends.append([read_metrics(job.folder) for job in planned])
         logs = [pool.log_path(job).read_text() for job in planned[1:]]
