@@ -1,9 +1,9 @@
 """The rates of ``head_scalars``: each of its rows on one grid, by validation accuracy.
 
-Thirteen rates, four to a factor of ten, on two seeds that the comparison does not use.
+Thirteen rates, four to a factor of ten, on five seeds that the comparison does not use.
 
     python -m experiments.sweep --config=configs/quickstart.py \
-        --sweep=configs/sweeps/head_scalars_rates.py --first_seed=100 --seeds=2 --workdir=R
+        --sweep=configs/sweeps/head_scalars_rates.py --first_seed=100 --seeds=5 --workdir=R
 """
 
 from ml_collections import ConfigDict
