@@ -46,18 +46,22 @@ class Diagnosis(NamedTuple):
 def warnings(found: Diagnosis) -> list[str]:
     """Returns what is wrong, or would have been better, a line each."""
     lines = []
-    for one in found.rounds:
-        if one.noise > one.signal:
+    noisy = [one for one in found.rounds if one.noise > one.signal]
+    if noisy:
+        worst = max(noisy, key=lambda one: one.noise / max(one.signal, 1e-30))
+        lines.append(
+            f"{_listed(noisy)}: what clients send is more noise than signal "
+            f"({worst.noise:.2g} against {worst.signal:.2g}): raise eps, or the precision."
+        )
+    astray = [one for one in found.rounds if one.cosine < one.expected / 2]
+    for why, is_clear in (("clients disagree about the way", True), ("noise", False)):
+        those = [one for one in astray if (one.signal > 10 * one.noise) == is_clear]
+        if those:
             lines.append(
-                f"Round {one.round}: what clients send is more noise than signal "
-                f"({one.noise:.2g} against {one.signal:.2g}): raise eps, or the precision."
-            )
-        if one.cosine < one.expected / 2:
-            why = "clients disagree about the way" if one.signal > 10 * one.noise else "noise"
-            lines.append(
-                f"Round {one.round}: the step has a cosine of {one.cosine:.4f} with the descent "
-                f"direction; {one.directions} directions in {one.coordinates:,} coordinates give "
-                f"{one.expected:.4f} where all clients have the same gradient: {why}."
+                f"{_listed(those)}: the cosine of the step with the descent direction is "
+                f"{', '.join(f'{one.cosine:.4f}' for one in those)}; {those[0].directions} "
+                f"directions in {those[0].coordinates:,} coordinates give "
+                f"{those[0].expected:.4f} where all clients have the same gradient: {why}."
             )
     own, *others = found.bought
     gain = own.accuracy - found.start
@@ -80,6 +84,12 @@ def warnings(found: Diagnosis) -> list[str]:
                 f"passes of this phase, which gave {100 * own.accuracy:.1f} %."
             )
     return lines
+
+
+def _listed(rounds: Sequence[OneRound]) -> str:
+    """Returns ``Round 5``, or ``Rounds 5, 9``."""
+    noun = "Round" if len(rounds) == 1 else "Rounds"
+    return f"{noun} {', '.join(str(one.round) for one in rounds)}"
 
 
 def tables(found: Diagnosis) -> list[TextTable]:

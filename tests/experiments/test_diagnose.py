@@ -117,7 +117,10 @@ def test_warnings_are_about_what_stands_out_and_nothing_else():
     drop = page.warnings(example(after=np.array([0.3, 0.6])))
     assert drop == ["Class 0 lost more than 10 points."]
     (off,) = page.warnings(example(rounds=[example().rounds[0]._replace(cosine=0.04)]))
-    assert off.startswith("Round 5: the step has a cosine of 0.0400")
+    assert off.startswith("Round 5: the cosine of the step with the descent direction is 0.0400")
+    rounds = [example().rounds[0]._replace(round=i, cosine=i / 1000) for i in (8, 9)]
+    (both,) = page.warnings(example(rounds=rounds))
+    assert both.startswith("Rounds 8, 9: ") and "is 0.0080, 0.0090; " in both
     bought = [example().bought[0], Bought("zero rate: statistics alone", 0.44, 100.0)]
     assert "explain 80 %" in page.warnings(example(bought=bought))[0]
     bought = [example().bought[0], Bought("a closed-form head of everyone", 0.6, 5.0)]
