@@ -27,7 +27,7 @@ from .startup import INTERRUPTED
 if TYPE_CHECKING:  # JAX, and what imports it, takes seconds, which --help does without
     from ml_collections import ConfigDict
 
-UNWRITABLE, BAD_INPUT = 1, 2
+UNWRITABLE, BAD_INPUT, UNREAD = 1, 2, 141  # the last as of who is killed by SIGPIPE
 _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
 
 
@@ -57,7 +57,8 @@ def run(main: Callable[[list[str]], int]) -> None:
     """Runs a command and exits with its status.
 
     Bad input is one line and status 2, a file that cannot be written one line and status 1, a
-    signal to stop one line and status 130.
+    signal to stop one line and status 130; where nobody reads on, as after ``| head``, it is
+    status 141 and no line.
 
     Args:
       main: gets what absl left of the arguments; its module's docstring is the command's help.
@@ -67,7 +68,12 @@ def run(main: Callable[[list[str]], int]) -> None:
     def wrapped(argv):
         try:
             with interrupting_signals():
-                return main(argv)
+                status = main(argv)
+                sys.stdout.flush()
+                return status
+        except BrokenPipeError:
+            _write_no_more()
+            sys.exit(UNREAD)
         except ConfigError as error:
             _fail(str(error))
         except StorageError as error:
@@ -93,8 +99,8 @@ def parse_flags(argv: list[str], described: str = "") -> list[str]:
     if any(argument in _HELP for argument in argv[1:]):
         try:
             print(_help(described), flush=True)
-        except BrokenPipeError:  # | head: what it wanted it has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            _write_no_more()
         sys.exit(0)
     try:
         rest = flags.FLAGS([_as_set(argument) for argument in argv])
@@ -200,6 +206,11 @@ def _help(described: str) -> str:
     if "config" in flags.FLAGS:
         lines.append(f"  --config.FIELD=VALUE: `python -m {package}.configs` lists the fields.")
     return "\n".join(lines)
+
+
+def _write_no_more() -> None:
+    """Has what is printed from now on, or was and is not written yet, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

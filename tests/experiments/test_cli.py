@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,17 @@ def test_what_a_command_raises_is_one_line_and_a_status(raised, status, said, mo
     printed = capsys.readouterr().err
     assert end.value.code == status and printed.startswith(said) and printed.count("\n") == 1
     assert bool(ignored) == (status == 130)
+
+
+def test_output_that_nobody_reads_on_ends_a_command_without_a_line():
+    """As by ``| head``, of more than fits into a pipe, or of what is flushed at the end alone."""
+    for lines in (10**6, 10):
+        code = f"from experiments import cli\ncli.run(lambda argv: print('line\\n' * {lines}))"
+        reads, writes = os.pipe()
+        os.close(reads)
+        with os.fdopen(writes, "wb") as out:
+            got = subprocess.run([sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE)
+        assert (got.returncode, got.stderr) == (141, b"")
 
 
 def test_no_config_is_one_line_that_names_one():
