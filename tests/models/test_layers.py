@@ -46,7 +46,11 @@ def test_group_norm_of_channels_that_do_not_split_is_an_error():
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("mask", [None, np.array([True, False, True, True])])
-def test_batch_norm_equals_flaxs_in_value_gradient_and_statistics(train, mask):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # by products, by sums
+def test_batch_norm_equals_flaxs_in_value_gradient_and_statistics(
+    train, mask, backend, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     ours = BatchNorm()
     flaxs = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
     flax_mask = None if mask is None else mask[:, None, None, None]
