@@ -1,8 +1,8 @@
 """Where scalars do most: in all parameters, or in some alone, each at three rates.
 
 All send the same scalars. Fewer coordinates bear larger rates. Validation accuracy is shown, by
-which to choose a rate before looking at the test accuracy of the same runs. Expect little: ten
-seeds of the quickstart tell no row from another, each at its best rate (README).
+which to choose a rate before looking at the test accuracy of the same runs. Expect little: on
+ten seeds of the quickstart no row, each at its best rate, gains more than all parameters (README).
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/zeroth_order_params.py --seeds=10 --workdir=R
