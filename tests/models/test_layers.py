@@ -72,6 +72,15 @@ def test_batch_norm_equals_flaxs_in_value_gradient_and_statistics(
         np.testing.assert_allclose(*new, rtol=1e-5, atol=1e-4)
 
 
+def test_batch_norms_variance_is_as_exact_as_float32_for_many_pixels():
+    x = np.random.default_rng(0).normal(0.3, 1.0, (64, 32, 32, 8)).astype(np.float32)
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), x, train=False)
+    _, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    expected = 0.9 + 0.1 * x.astype(np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(new["batch_stats"]["var"], expected, rtol=3e-7)
+
+
 def test_group_norm_of_an_example_does_not_depend_on_the_others():
     module = GroupNorm()
     params = module.init(jax.random.key(0), X)
