@@ -187,10 +187,8 @@ def _weighted_sum(weights: Array, x: Array) -> Array:
     """
     if jax.default_backend() != "cpu":
         return (x * weights[:, None, None, None]).sum((0, 1, 2))
-    n, channels = x.shape[0], x.shape[-1]
-    pixels = x.reshape(n, -1, channels)
-    ones = jnp.ones((n, 1, pixels.shape[1]), x.dtype)
-    each = jnp.matmul(ones, pixels, precision="highest")[:, 0]
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    each = jnp.matmul(jnp.ones(pixels.shape[1], x.dtype), pixels, precision="highest")
     return (each * weights[:, None]).sum(0)
 
 
