@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.algorithms import fedkseed
-from zo_fl.clients import directions, local_steps, subspaces
+from zo_fl.clients import directions, subspaces
 from zo_fl.core import augment, cohorts, keys
 
 FOLDER = Path(__file__).parent
