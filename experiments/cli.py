@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from zo_fl.core import fields
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import fields
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import StorageError
 from zo_fl.host.signals import ignore_signals, interrupting_signals
 

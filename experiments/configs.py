@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     from rich.table import Table
 
     from zo_fl import config
-    from zo_fl.core import fields
+    from zo_fl.engine import fields
 
     del argv
     given = cli.resolved_config() if flags.FLAGS.config else config.resolve({})

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 
 def define_flags() -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import storing, write_whole
 
 from . import cli

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import signals
 
 from . import cli, distributed, startup
@@ -58,7 +58,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the experiment of the flags and returns the exit status."""
-    from zo_fl import config, train, trainer
+    from zo_fl import api as train
+    from zo_fl import config, trainer
     from zo_fl.host import closing, processes
 
     del argv
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 def _run_together(resolved, path: Path) -> int:
     """Runs several seeds or values as one program, and returns the exit status."""
-    from zo_fl import train
+    from zo_fl import api as train
     from zo_fl.host import closing, processes
 
     given = flags.FLAGS

@@ -15,8 +15,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import cache, leftovers, progress, tfds_source
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import storing, write_whole
 
 MANIFEST = "parts.json"

@@ -10,7 +10,7 @@ for bad input and where there is nothing.
 
 from absl import flags
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 from . import cli
 from .reporting import folders

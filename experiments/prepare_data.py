@@ -11,7 +11,7 @@ what to do), 130 interrupted (nothing is left behind).
 
 from absl import flags
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 from . import cli
 

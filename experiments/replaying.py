@@ -10,10 +10,10 @@ import numpy as np
 
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.core.chunk import recorded_shapes
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import ServerState
+from zo_fl.engine.chunk import recorded_shapes
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import ServerState
 from zo_fl.host import ledger, workdir
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.run_folder import ended_of

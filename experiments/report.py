@@ -7,7 +7,7 @@ commands of its runs. Exit status 0, also where runs are missing (it says which)
 and where there is nothing.
 """
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 from . import cli
 from .reporting import folders

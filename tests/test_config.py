@@ -12,18 +12,20 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from tests import tiny
-from zo_fl import algorithms, config, models, programs, train, trainer
-from zo_fl.clients import faults
-from zo_fl.clients.faults import Faults
-from zo_fl.clients.first_order import LOCAL_SGD, LocalSGD
-from zo_fl.clients.probing import PROBING, Probing
-from zo_fl.core import fields, robust, server_optimizers
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import PARTICIPATION, Participation
-from zo_fl.core.robust import Robust
+from zo_fl import api as train
+from zo_fl import config, models, programs, trainer
+from zo_fl import methods as algorithms
 from zo_fl.data import federated
+from zo_fl.engine import fields, robust, server_optimizers
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.phase import PARTICIPATION, Participation
+from zo_fl.engine.robust import Robust
 from zo_fl.host import schedule
 from zo_fl.host.devices import make_engine
+from zo_fl.sgd.client import LOCAL_SGD, LocalSGD
+from zo_fl.wrap import faults
+from zo_fl.wrap.faults import Faults
+from zo_fl.zo.probing import PROBING, Probing
 
 FIELDS = fields.flat(config.blocks())
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import zo_fl
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import federated
+from zo_fl.engine.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import strategies as st
 
 from tests import tiny
-from zo_fl import algorithms, config, train
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.fields import Field
+from zo_fl import api as train
+from zo_fl import config
+from zo_fl import methods as algorithms
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import Field
 from zo_fl.host.metrics import read_metrics
 
 # Not drawn: what there is only one of here, or what makes a run long.

@@ -10,11 +10,12 @@ import pytest
 
 import zo_fl
 from tests import commands, tiny
-from zo_fl import algorithms, train
+from zo_fl import api as train
 from zo_fl import config as configs
-from zo_fl.core import fields
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
+from zo_fl import methods as algorithms
+from zo_fl.engine import fields
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
 from zo_fl.host import run_folder
 
 

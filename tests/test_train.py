@@ -15,8 +15,8 @@ import pytest
 
 import zo_fl
 from tests import tiny
-from zo_fl import train
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import files, run_folder
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.divergence import divergence_in

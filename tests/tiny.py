@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.core import cohorts
-from zo_fl.core.round import keys, make_algorithm
+from zo_fl.engine import cohorts
+from zo_fl.engine.round import keys, make_algorithm
 from zo_fl.host.checkpoint import Checkpoints
 
 ROUNDS = 2

@@ -10,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl import algorithms, models
-from zo_fl.clients import faults
-from zo_fl.clients.faults import Faults
-from zo_fl.core import keys, task
-from zo_fl.core.engine import Engine
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import Phase, Problem
-from zo_fl.core.robust import Robust
-from zo_fl.core.task import Task
-from zo_fl.core.types import Array, Dataset, FederatedData
+from zo_fl import methods as algorithms
+from zo_fl import models
 from zo_fl.data import federated
+from zo_fl.engine import keys, task
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.phase import Phase, Problem
+from zo_fl.engine.robust import Robust
+from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Array, Dataset, FederatedData
 from zo_fl.host import privacy, processes
 from zo_fl.host.devices import make_engine
-from zo_fl.models.layers import BATCH_NORM_MOMENTUM
+from zo_fl.wrap import faults
+from zo_fl.wrap.faults import Faults
 
 
 class Experiment(NamedTuple):

@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.config import numbers_that_differ
-from zo_fl.core import keys
-from zo_fl.core.chunk import Lanes, make_check, make_chunk
-from zo_fl.core.engine import AXIS, Engine
-from zo_fl.core.phase import Phase
-from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import FederatedData, PyTree, ServerState
+from zo_fl.engine import keys
+from zo_fl.engine.chunk import Lanes, make_check, make_chunk
+from zo_fl.engine.layout import AXIS, Engine
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import FederatedData, PyTree, ServerState
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate, rounding, streaming
 from zo_fl.host.keeping import Keeper

@@ -12,10 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zo_fl import models
-from zo_fl.core import task
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.task import Task
-from zo_fl.core.types import Dataset, ModelState, Params
+from zo_fl.engine import task
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Dataset, ModelState, Params
 from zo_fl.host import processes, workdir
 
 _FOLDER, _FACTS = "model", "model.json"

@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 
 from zo_fl import trained
-from zo_fl.core.phase import Phase
-from zo_fl.core.types import Dataset, PyTree, ServerState
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.types import Dataset, PyTree, ServerState
 from zo_fl.experiment import Experiment
 from zo_fl.host import processes
 from zo_fl.host.divergence import FAULTS

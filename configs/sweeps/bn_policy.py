@@ -9,8 +9,8 @@ over the pivot comes from the statistics alone; the rest is the zeroth-order upd
 
 from ml_collections import ConfigDict
 
-from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.config.sweeps import Point, Sweep
+from zo_fl.engine.statistics import POLICIES
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

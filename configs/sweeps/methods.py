@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from zo_fl.clients.batch_statistics import POLICIES
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
+from zo_fl.engine.statistics import POLICIES
 
 
 def get_sweep(config: ConfigDict) -> Sweep:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from zo_fl import experiment, models
-from zo_fl.core.phase import Phase
-from zo_fl.core.strategy import Group
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.strategy import Group
 from zo_fl.host import units
 from zo_fl.host.traffic import cumulative, group_traffic, phase_traffic
 

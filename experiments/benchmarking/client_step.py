@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.core import keys, trees
-from zo_fl.core.engine import Engine
-from zo_fl.core.phase import Phase
-from zo_fl.core.strategy import Group
-from zo_fl.core.types import FederatedData
+from zo_fl.engine import keys, trees
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.strategy import Group
+from zo_fl.engine.types import FederatedData
 from zo_fl.host.traffic import first_client
 
 

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from zo_fl.core.engine import Engine
-from zo_fl.core.types import Array, PyTree
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.types import Array, PyTree
 from zo_fl.host.devices import make_mesh
 from zo_fl.models import create
 from zo_fl.models.conv import IMPLEMENTATIONS, conv2d

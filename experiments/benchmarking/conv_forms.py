@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax import lax
 
-from zo_fl.core.types import Array
+from zo_fl.engine.types import Array
 from zo_fl.models.conv import conv2d
 
 from .. import cli

@@ -24,12 +24,12 @@ from absl import flags
 
 import zo_fl
 from zo_fl import config as configs
-from zo_fl.core import fields
-from zo_fl.core.chunk import make_chunk
-from zo_fl.core.engine import Engine
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import FederatedData
+from zo_fl.engine import fields
+from zo_fl.engine.chunk import make_chunk
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import FederatedData
 from zo_fl.experiment import Experiment
 from zo_fl.host import provenance, streaming
 from zo_fl.host.metrics import MetricsWriter

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zo_fl import models
-from zo_fl.core import cohorts, keys, trees
+from zo_fl.engine import cohorts, keys, trees
 from zo_fl.host import units
 
 from .. import cli

@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from zo_fl import models
-from zo_fl.clients import directions, estimators
-from zo_fl.core import keys
-from zo_fl.core.engine import Engine
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.precision import PRECISIONS
-from zo_fl.core.task import classification
+from zo_fl.engine import keys
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.precision import PRECISIONS
+from zo_fl.engine.task import classification
 from zo_fl.host import style
 from zo_fl.host.devices import make_mesh
+from zo_fl.zo import directions, estimators
 
 from .. import cli
 from ..reporting import figure_style

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from zo_fl import algorithms, experiment, models
 from zo_fl import config as configs
-from zo_fl.core.types import HIGH, Dataset, FederatedData
+from zo_fl import experiment, models
+from zo_fl import methods as algorithms
 from zo_fl.data.federated import Federation
+from zo_fl.engine.types import HIGH, Dataset, FederatedData
 from zo_fl.experiment import Experiment
 from zo_fl.host.devices import make_engine
 from zo_fl.models.layers import NORMS

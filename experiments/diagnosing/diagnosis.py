@@ -1,6 +1,6 @@
 """All that is measured of a run's phase of scalars."""
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.schedule import Stretch
 
 from ..replaying import Replay

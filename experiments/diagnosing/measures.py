@@ -11,12 +11,13 @@ import optax
 
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.clients import batch_statistics, client_losses
-from zo_fl.core import cohorts, precision, trees
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import Phase
-from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import Array, ModelState, Params, ServerState
+from zo_fl.engine import cohorts, precision, trees
+from zo_fl.engine import losses as client_losses
+from zo_fl.engine import statistics as batch_statistics
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import Array, ModelState, Params, ServerState
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate
 from zo_fl.host.schedule import Stretch

@@ -15,11 +15,12 @@ import jax
 import optax
 
 import zo_fl
-from zo_fl.algorithms import ALGORITHMS, fedavg
-from zo_fl.clients.first_order import LocalSGD, local_sgd, local_training, sgd
-from zo_fl.core import server_optimizers
-from zo_fl.core.fields import Field, take
-from zo_fl.core.phase import Participation, Phase, Problem, make_group
+from zo_fl.engine import server_optimizers
+from zo_fl.engine.fields import Field, take
+from zo_fl.engine.phase import Participation, Phase, Problem, make_group
+from zo_fl.methods import ALGORITHMS
+from zo_fl.sgd import fedavg
+from zo_fl.sgd.client import LocalSGD, local_sgd, local_training, sgd
 
 BLOCKS = {
     "fedprox": {

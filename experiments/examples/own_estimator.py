@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import zo_fl
-from zo_fl.clients.estimators import ESTIMATORS, Estimate, Estimator, finite_mean_coefficients
+from zo_fl.zo.estimators import ESTIMATORS, Estimate, Estimator, finite_mean_coefficients
 
 STEPS, FACTORS = (1.0, -1.0, 2.0, -2.0), (4 / 3, -4 / 3, -1 / 6, 1 / 6)
 
@@ -27,7 +27,7 @@ def five_point(add_direction, *, eps: float, num_directions: int) -> Estimator:
             passes = jax.lax.map(
                 lambda step: losses(add_direction(params, key, step * eps)), jnp.array(STEPS)
             )
-            # Example by example, before the mean: see zo_fl/clients/estimators.py.
+            # Example by example, before the mean: see zo_fl/zo/estimators.py.
             differences = jnp.array(FACTORS) @ passes
             both = jnp.stack([differences, passes[0]])
             # A loss of padding, whose weight is 0, may be NaN.

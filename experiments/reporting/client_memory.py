@@ -5,7 +5,7 @@ import numpy as np
 
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.core.types import LOW
+from zo_fl.engine.types import LOW
 
 from ..benchmarking import client_step
 from . import runs, tradeoff

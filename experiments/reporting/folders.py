@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import flags
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 
 def define_flags(out: str) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zo_fl import algorithms
 from zo_fl import config as configs
+from zo_fl import methods as algorithms
 from zo_fl.host.units import is_number
 
 from . import runs

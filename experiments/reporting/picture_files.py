@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 from . import figures
 from .runs import SweepRuns

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
 from zo_fl.host.units import is_number
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 from . import comparison, result_tables, runs, text_tables
 from .comparison import Cell

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 from . import text_tables, tradeoff
 from .picture_files import SAME_FILE

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from zo_fl import algorithms
 from zo_fl import config as configs
+from zo_fl import methods as algorithms
 from zo_fl.config import warm_starts
 from zo_fl.config.sweeps import Point, Sweep
-from zo_fl.core import fields
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import fields
+from zo_fl.engine.errors import ConfigError
 
 Overrides = dict[str, Any]
 

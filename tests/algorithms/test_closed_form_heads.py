@@ -10,12 +10,11 @@ import pytest
 
 import zo_fl
 from tests import tiny
-from zo_fl import train
-from zo_fl.algorithms import ridge
-from zo_fl.clients import candidates
-from zo_fl.core import closed_form, trees
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import HIGH, Cohort, ServerState
+from zo_fl import api as train
+from zo_fl.engine import trees
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import HIGH, Cohort, ServerState
+from zo_fl.heads import candidates, closed_form, ridge
 from zo_fl.host.metrics import read_metrics
 from zo_fl.host.traffic import phase_traffic
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.algorithms import ALGORITHMS
-from zo_fl.core import cohorts, keys, trees
-from zo_fl.core.engine import Engine
-from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import Cohort
+from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import Cohort
 from zo_fl.host.traffic import phase_traffic
+from zo_fl.methods import ALGORITHMS
 
 pytestmark = pytest.mark.slow
 

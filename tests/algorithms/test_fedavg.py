@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from tests import tiny
-from zo_fl.core import cohorts, keys, trees
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,14 @@ import pytest
 import zo_fl
 from experiments.benchmarking import client_step
 from tests import tiny
+from zo_fl import api as train
 from zo_fl import config as configs
-from zo_fl import train
-from zo_fl.clients import client_losses, directions
-from zo_fl.clients.rebuilding import directions_root
-from zo_fl.core import trees
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import losses as client_losses
+from zo_fl.engine import trees
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.traffic import first_client, phase_traffic
+from zo_fl.zo import directions
+from zo_fl.zo.rebuilding import directions_root
 
 pytestmark = pytest.mark.slow
 

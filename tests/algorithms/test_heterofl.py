@@ -10,10 +10,10 @@ import pytest
 from experiments.benchmarking import client_step
 from tests import tiny
 from zo_fl import models
-from zo_fl.clients import slices
-from zo_fl.core import task, trees
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import task, trees
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.traffic import phase_traffic
+from zo_fl.sgd import slices
 
 pytestmark = pytest.mark.slow
 

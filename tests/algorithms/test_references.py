@@ -19,16 +19,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
 from tests.algorithms import references as ref
-from zo_fl import algorithms
-from zo_fl.clients import directions
-from zo_fl.core import cohorts as orders
-from zo_fl.core import keys, task
-from zo_fl.core.engine import Engine
-from zo_fl.core.phase import Problem
-from zo_fl.core.round import make_algorithm
-from zo_fl.core.types import HIGH, LOW, FederatedData
+from zo_fl import methods as algorithms
+from zo_fl.engine import cohorts as orders
+from zo_fl.engine import keys, task
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.phase import Problem
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import HIGH, LOW, FederatedData
 from zo_fl.host import devices
 from zo_fl.models.small import MLP
+from zo_fl.zo import directions
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ import pytest
 
 import zo_fl
 from tests import commands, tiny
-from zo_fl import train
-from zo_fl.algorithms import ALGORITHMS
+from zo_fl import api as train
 from zo_fl.host import curves
 from zo_fl.host.metrics import read_metrics
+from zo_fl.methods import ALGORITHMS
 
 pytestmark = pytest.mark.slow
 

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.algorithms import fedkseed
-from zo_fl.clients import directions, local_steps
-from zo_fl.clients.probing import Probing
-from zo_fl.core import keys, trees
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.fields import take
+from zo_fl.engine import keys, trees
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import take
 from zo_fl.host.traffic import phase_traffic
+from zo_fl.zo import directions, fedkseed, local_steps
+from zo_fl.zo.probing import Probing
 
 pytestmark = pytest.mark.slow
 

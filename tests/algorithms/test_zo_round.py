@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.core import trees
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import trees
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.traffic import phase_traffic
 
 pytestmark = pytest.mark.slow

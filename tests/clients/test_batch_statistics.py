@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.clients import batch_statistics
-from zo_fl.clients.batch_statistics import POLICIES
-from zo_fl.core import trees
+from zo_fl.engine import statistics as batch_statistics
+from zo_fl.engine import trees
+from zo_fl.engine.statistics import POLICIES
 from zo_fl.host.traffic import phase_traffic
 
 pytestmark = pytest.mark.slow

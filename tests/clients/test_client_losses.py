@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.clients import client_losses
-from zo_fl.core import trees
+from zo_fl.engine import losses as client_losses
+from zo_fl.engine import trees
 
 
 def by_hand(loss, logits, labels, counts):

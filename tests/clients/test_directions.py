@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zo_fl.clients import directions
-from zo_fl.core import keys
+from zo_fl.engine import keys
+from zo_fl.zo import directions
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "low_rank", "hadamard")
 TREE = {"a": np.zeros((3, 5), np.float32), "b": {"c": np.zeros(70, np.float32)}}

@@ -8,10 +8,10 @@ import pytest
 
 from tests import tiny
 from zo_fl import models
-from zo_fl.clients import directions, estimators, probing
-from zo_fl.core import keys
-from zo_fl.core.fields import take
-from zo_fl.core.task import classification
+from zo_fl.engine import keys
+from zo_fl.engine.fields import take
+from zo_fl.engine.task import classification
+from zo_fl.zo import directions, estimators, probing
 
 WEIGHTS = np.float32([0.5, 0.25, 0.25, 0.0])  # the last example is padding
 

@@ -11,12 +11,12 @@ import pytest
 
 import zo_fl
 from tests import tiny
-from zo_fl import train
-from zo_fl.clients import faults as faults_
-from zo_fl.clients.faults import Faults
-from zo_fl.core import keys
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl.engine import keys
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
+from zo_fl.wrap import faults as faults_
+from zo_fl.wrap.faults import Faults
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,15 @@ import pytest
 from scipy.stats import norm
 
 from tests import tiny
-from zo_fl import config, train
-from zo_fl.clients import estimators, privacy
-from zo_fl.clients.privacy import Privacy
-from zo_fl.core import closed_form
-from zo_fl.core.closed_form import Moments
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl import config
+from zo_fl.engine.errors import ConfigError
+from zo_fl.heads import closed_form
+from zo_fl.heads.closed_form import Moments
 from zo_fl.host import privacy as accounting
+from zo_fl.wrap import privacy
+from zo_fl.wrap.privacy import Privacy
+from zo_fl.zo import estimators
 
 RIDGE = dict(ridge__penalties=(0.1,), ridge__calibrate=False)
 

@@ -6,8 +6,8 @@ import pytest
 
 import zo_fl
 from tests import tiny
-from zo_fl import train
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
 
 WATCHED = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.clients import directions, subspaces
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
+from zo_fl.zo import directions, subspaces
 
 LIKE = {
     "conv": {"kernel": np.zeros((3, 3, 4, 50), "f4"), "bias": np.zeros(50, "f4")},

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl import train
-from zo_fl.algorithms import ALGORITHMS
-from zo_fl.core.phase import Participation, Phase, make_group
-from zo_fl.core.strategy import Aggregation, ClientStrategy
-from zo_fl.core.types import ClientResult
+from zo_fl import api as train
+from zo_fl.engine.phase import Participation, Phase, make_group
+from zo_fl.engine.strategy import Aggregation, ClientStrategy
+from zo_fl.engine.types import ClientResult
+from zo_fl.methods import ALGORITHMS
 
 pytestmark = pytest.mark.slow
 

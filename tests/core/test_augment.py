@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data import fakes
-from zo_fl.core import augment, keys
+from zo_fl.engine import augment, keys
 
 crop_and_flip = jax.jit(augment.crop_and_flip)
 

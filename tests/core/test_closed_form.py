@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.core import closed_form as pure
-from zo_fl.core import encodings
-from zo_fl.core.closed_form import Moments
+from zo_fl.heads import closed_form as pure
+from zo_fl.heads import encodings
+from zo_fl.heads.closed_form import Moments
 
 closed_form = tiny.jitted(pure, "dim", "size")
 RNG = np.random.default_rng(0)

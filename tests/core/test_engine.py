@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from zo_fl.core import engine
-from zo_fl.core.engine import EXAMPLES_AT_ONCE, Engine
-from zo_fl.core.strategy import ClientStrategy, Group
-from zo_fl.core.types import Cohort
+from zo_fl.engine import layout as engine
+from zo_fl.engine.layout import EXAMPLES_AT_ONCE, Engine
+from zo_fl.engine.strategy import ClientStrategy, Group
+from zo_fl.engine.types import Cohort
 from zo_fl.host.devices import make_mesh
 
 OWN_WEIGHTS = ClientStrategy(client_update=lambda: None)

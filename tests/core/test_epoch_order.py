@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zo_fl.core import cohorts, keys
+from zo_fl.engine import cohorts, keys
 
 epoch_order = jax.jit(cohorts.epoch_order, static_argnums=2)
 

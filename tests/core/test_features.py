@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from zo_fl import models
-from zo_fl.core import keys
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.task import classification
+from zo_fl.engine import keys
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.task import classification
 
 NORMS = {"vit": "layer", "cnn_large": "none", "mlp": "none", "patches": "patch"}
 HALF = np.full(3, 0.5, np.float32)

@@ -9,8 +9,8 @@ from jax.lax import Precision
 
 from tests import tiny
 from zo_fl import models
-from zo_fl.core import precision, task
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import precision, task
+from zo_fl.engine.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from zo_fl.core import robust
-from zo_fl.core.robust import Robust
+from zo_fl.engine import robust
+from zo_fl.engine.robust import Robust
 
 
 def updates(clients=11, seed=0):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.algorithms import ALGORITHMS
+from zo_fl.methods import ALGORITHMS
 
 CLIENTS = 8
 READ_SINGLY = {"zo", "fedkseed", "fedkseed_pro", "mezo", "mixed_tiers"}

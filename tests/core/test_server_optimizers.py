@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from zo_fl.core import server_optimizers
+from zo_fl.engine import server_optimizers
 
 GRADIENTS = (0.5, -1.0, 0.25)
 LR, B1, B2, EPS = 0.1, 0.9, 0.99, 1e-3

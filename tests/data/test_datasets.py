@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.data import fakes
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import cache, datasets, decode, sample
+from zo_fl.engine.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

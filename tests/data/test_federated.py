@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from zo_fl.core import cohorts
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import HIGH
 from zo_fl.data import federated
+from zo_fl.engine import cohorts
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import HIGH
 
 BLOCK: dict[str, Any] = dict(
     name="synthetic", data_dir="", num_examples=0, num_clients=8, partition="dirichlet", alpha=0.1,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import HIGH
 from zo_fl.data import partition, summary
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import HIGH
 
 CIFAR_LABELS = np.arange(50_000) % 10
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests import commands
 from tests.data import fakes
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import cache, cifar10, datasets, prepare
+from zo_fl.engine.errors import ConfigError
 
 PER_FILE = 3
 

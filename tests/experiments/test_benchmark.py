@@ -12,8 +12,8 @@ import pytest
 
 from experiments.benchmarking import contest, conv, conv_forms, growth, measure, workloads
 from tests import commands
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
 
 KEYS = {"seconds", "images", "flops", "forward_seconds", "peak_rss_bytes", "temporary_bytes"}
 

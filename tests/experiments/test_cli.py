@@ -11,7 +11,7 @@ import pytest
 
 from experiments import cli
 from tests import commands
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import StorageError
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from experiments.sweeping import jobs
 from tests import tiny
-from zo_fl import algorithms, experiment, train
+from zo_fl import api as train
 from zo_fl import config as configs
+from zo_fl import experiment
+from zo_fl import methods as algorithms
 from zo_fl.config import sweeps
 
 NAMES = sorted(

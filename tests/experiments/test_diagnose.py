@@ -13,8 +13,8 @@ from experiments.diagnosing.measures import Bought, OneRound
 from experiments.diagnosing.page import Diagnosis
 from experiments.replaying import Replay
 from tests import commands, tiny
-from zo_fl import train
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl.engine.errors import ConfigError
 
 CHANGES = dict(warmup__num_rounds=3, warmup__lr=1e-2, zo__num_rounds=4, zo__lr=1e-4)
 

@@ -9,9 +9,10 @@ import pytest
 
 from experiments.examples import own_algorithm, own_estimator, own_model_and_data, read_run
 from tests import tiny
+from zo_fl import api as train
 from zo_fl import config as configs
-from zo_fl import experiment, train
-from zo_fl.core import server_optimizers
+from zo_fl import experiment
+from zo_fl.engine import server_optimizers
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from experiments import gpu_campaign
 from experiments.benchmarking import contest, measure, workloads
 from experiments.gpu_campaign import STEPS, TIME_IS_UP, Step
 from zo_fl import config
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 FIGURES = {"seconds": [2.0, 1.0, 3.0], "images": 600.0, "forward_seconds": [1.0]}
 

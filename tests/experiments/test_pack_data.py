@@ -5,8 +5,8 @@ import pytest
 
 from experiments import packing
 from tests.data import fakes
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import cache, datasets
+from zo_fl.engine.errors import ConfigError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from experiments.reporting import (
 from experiments.reporting.tradeoff import TradeOff
 from tests import tiny
 from tests.experiments import fake_sweeps
-from zo_fl import train
+from zo_fl import api as train
 
 POINTS = [
     TradeOff("a, k = 1", [50.0, 52.0], 100, 1e6, 10),

@@ -16,8 +16,8 @@ import pytest
 
 import zo_fl
 from tests import commands, tiny
+from zo_fl import api as train
 from zo_fl import config as configs
-from zo_fl import train
 from zo_fl.host.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -147,7 +147,7 @@ def alive(pid):
 
 RUN = """
 import json, sys
-from zo_fl import train
+from zo_fl import api as train
 train.run(json.loads(sys.argv[1]), sys.argv[2], quiet=True)
 """
 

@@ -14,7 +14,7 @@ from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.algorithms import fedkseed
-from zo_fl.clients import directions, subspaces
-from zo_fl.core import augment, cohorts, keys
+from zo_fl.engine import augment, cohorts, keys
+from zo_fl.zo import directions, fedkseed, subspaces
 
 FOLDER = Path(__file__).parent
 ROUND, CLIENT, DIRECTION = 3, 5, 2

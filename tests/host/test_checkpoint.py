@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import commands, tiny
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import ServerState
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import ServerState
 from zo_fl.host.checkpoint import Checkpoints
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from zo_fl import train
+from zo_fl import api as train
 from zo_fl.host import curves
 from zo_fl.host.curves import draw_curves  # the real one, see conftest
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests import commands, tiny
-from zo_fl import train
-from zo_fl.core import engine
-from zo_fl.core.strategy import ClientStrategy, Group
+from zo_fl import api as train
+from zo_fl.engine import layout as engine
+from zo_fl.engine.strategy import ClientStrategy, Group
 from zo_fl.host import devices
 from zo_fl.host.metrics import read_metrics
 

@@ -7,7 +7,7 @@ import pytest
 
 import zo_fl
 from tests import tiny
-from zo_fl import train
+from zo_fl import api as train
 from zo_fl.host import evaluate, keeping
 
 

@@ -7,8 +7,8 @@ import pytest
 import zo_fl
 from experiments.replaying import Replay
 from tests import tiny
-from zo_fl import train
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import ledger
 
 BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients": 20}

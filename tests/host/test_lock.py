@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import lock
 
 HOLD = """

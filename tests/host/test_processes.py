@@ -18,8 +18,8 @@ from configs import quickstart
 from experiments import distributed
 from tests import commands, tiny
 from tests.test_train import rows_of
-from zo_fl import train
-from zo_fl.core.errors import ConfigError
+from zo_fl import api as train
+from zo_fl.engine.errors import ConfigError
 from zo_fl.experiment import build
 from zo_fl.host import processes, workdir
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import zo_fl
 from tests import tiny
+from zo_fl import api as train
 from zo_fl import config as configs
-from zo_fl import experiment, train
-from zo_fl.core.errors import ConfigError
+from zo_fl import experiment
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import workdir
 from zo_fl.host.metrics import read_metrics
 from zo_fl.host.run_folder import RunFolder, resume

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests import tiny
-from zo_fl import train
+from zo_fl import api as train
 from zo_fl.host import rounding
 
 ROUNDED = {"zo__precision": "bfloat16", "zo__num_rounds": 1}

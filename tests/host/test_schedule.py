@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl import train
-from zo_fl.core.chunk import make_chunk
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.round import make_algorithm
+from zo_fl import api as train
+from zo_fl.engine.chunk import make_chunk
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
 from zo_fl.host.schedule import chunks, make_schedule
 
 OPTIONS = {"rounds_per_jit": 5, "eval_every": 7, "checkpoint_every": 100}

@@ -11,12 +11,13 @@ from jax.sharding import PartitionSpec as P
 import zo_fl
 from tests import tiny
 from tests.test_train import rows_of
-from zo_fl import experiment, train
-from zo_fl.core import cohorts, keys
-from zo_fl.core.chunk import make_chunk
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import Cohort
+from zo_fl import api as train
+from zo_fl import experiment
 from zo_fl.data import federated
+from zo_fl.engine import cohorts, keys
+from zo_fl.engine.chunk import make_chunk
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import Cohort
 from zo_fl.host import devices, run_folder, streaming
 
 pytestmark = pytest.mark.slow

@@ -15,12 +15,13 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from zo_fl import algorithms, models
-from zo_fl.clients import faults
-from zo_fl.core import fields, precision, robust
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.fields import Block, Field, Rule
+from zo_fl import methods as algorithms
+from zo_fl import models
 from zo_fl.data import federated
+from zo_fl.engine import fields, precision, robust
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import Block, Field, Rule
+from zo_fl.wrap import faults
 
 RUN: Block = {
     "device": Field("auto", "where to compute", ("auto", "cpu", "gpu", "tpu")),
@@ -35,7 +36,7 @@ RUN: Block = {
     "rounds_per_jit": Field(10, "rounds a dispatch at most", at_least=1),
     "eval_every": Field(10, "rounds; the end of a phase is always evaluated", at_least=1),
     "eval_batch_size": Field(500, "examples", at_least=1),
-    "eval_precision": Field("float32", "of products: zo_fl/core/precision.py", precision.available),
+    "eval_precision": Field("float32", "of products: engine/precision.py", precision.available),
     "checkpoint_every": Field(10, "rounds; the end of a phase is always saved", at_least=1),
 }
 

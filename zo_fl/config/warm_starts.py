@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zo_fl import algorithms
 from zo_fl import config as configs
-from zo_fl.core.errors import ConfigError
+from zo_fl import methods as algorithms
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import workdir
 
 # What decides which rounds are evaluated, and how.

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import leftovers, progress
+from zo_fl.engine.errors import ConfigError
 
 ENV = "ZO_FL_CACHE"
 _SMALL = 1 << 20  # bytes whose sum takes a millisecond

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from absl import logging
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import decode, progress
+from zo_fl.engine.errors import ConfigError
 
 VERSION = "3.0.2"  # of TFDS's builder, whose form is written
 MD5 = {

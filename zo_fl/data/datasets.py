@@ -9,8 +9,8 @@ import functools
 
 import numpy as np
 
-from zo_fl.core.types import Dataset
 from zo_fl.data import sample, tfds_source
+from zo_fl.engine.types import Dataset
 
 # Channel mean and standard deviation over all training pixels. The (.2023, .1994, .2010) that is
 # often given for CIFAR-10 averages the deviations of single batches; (.485, .456, .406) is

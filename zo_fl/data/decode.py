@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 
 _CHUNK = 512  # records a task: large enough to hide the thread pool, small enough for a smooth bar
 _READ_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.fields import Block, Field
-from zo_fl.core.types import Dataset, FederatedData
 from zo_fl.data import datasets, summary
 from zo_fl.data import partition as partitions
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.types import Dataset, FederatedData
 
 PARTITIONS = ("dirichlet", "iid", "shards")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import Dataset
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import Dataset
 
 
 def dataset(

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import HIGH, LOW
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import HIGH, LOW
 
 
 def dirichlet(

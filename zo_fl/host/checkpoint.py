@@ -27,9 +27,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
-from zo_fl.core import trees
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import PyTree
+from zo_fl.engine import trees
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import PyTree
 from zo_fl.host import files, processes
 
 KEPT = 2

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from zo_fl.core import engine
-from zo_fl.core.engine import Engine
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine import layout as engine
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.layout import Engine
 from zo_fl.host import processes
 
 _MOST_CORES = 4  # as devices: each trains a client of its own, and holds its activations

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.core import closed_form
-from zo_fl.core.engine import AXIS, Engine
-from zo_fl.core.task import Task
-from zo_fl.core.types import Array, Examples
 from zo_fl.data.federated import Federation
+from zo_fl.engine.layout import AXIS, Engine
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Array, Examples
+from zo_fl.heads import closed_form
 from zo_fl.host import processes
 
 

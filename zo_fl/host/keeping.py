@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Sharding
 
-from zo_fl.core.phase import Keeping, Phase
-from zo_fl.core.types import Examples, FederatedData, PyTree, ServerState
+from zo_fl.engine.phase import Keeping, Phase
+from zo_fl.engine.types import Examples, FederatedData, PyTree, ServerState
 
 _LEFT = 5  # files: of the clients, of their validation, of two evaluations; one to spare
 

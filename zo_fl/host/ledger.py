@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from flax import serialization
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import PyTree
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import PyTree
 from zo_fl.host.files import storing, write_whole_bytes
 
 FILE_NAME = "ledger.msgpack"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import StorageError, storing, write_whole
 
 _LOCK, _OWNER = ".lock", ".owner.json"

@@ -25,7 +25,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import storing, write_whole
 
 FILE_NAME = "metrics.jsonl"

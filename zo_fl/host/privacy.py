@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.phase import Phase
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.phase import Phase
 from zo_fl.host.schedule import Stretch
 
 DELTA = 1e-5

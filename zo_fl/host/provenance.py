@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from zo_fl.core import keys
+from zo_fl.engine import keys
 
 _PACKAGES = (
     "jax",

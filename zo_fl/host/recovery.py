@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from zo_fl.core.errors import ConfigError
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import files, ledger, metrics, processes
 from zo_fl.host.checkpoint import Checkpoints, Damaged
 

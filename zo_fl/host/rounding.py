@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from zo_fl.core import cohorts, keys, trees
-from zo_fl.core.phase import Phase
-from zo_fl.core.types import Array, FederatedData, ServerState
+from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.types import Array, FederatedData, ServerState
 
 _TOLERATED = 0.2  # relative error
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.types import PyTree, ServerState
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import PyTree, ServerState
 from zo_fl.host import processes, recovery, workdir
 from zo_fl.host.checkpoint import Checkpoints, Damaged
 from zo_fl.host.ledger import LedgerWriter

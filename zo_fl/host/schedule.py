@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from zo_fl.core.phase import Check, Phase
-from zo_fl.core.types import FederatedData
+from zo_fl.engine.phase import Check, Phase
+from zo_fl.engine.types import FederatedData
 from zo_fl.host.traffic import Traffic, cumulative, low_share, phase_traffic
 
 

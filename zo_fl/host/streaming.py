@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.core import keys
-from zo_fl.core.engine import AXIS, Engine
-from zo_fl.core.strategy import Group
-from zo_fl.core.types import Array, Cohort, Examples, FederatedData
+from zo_fl.engine import keys
+from zo_fl.engine.layout import AXIS, Engine
+from zo_fl.engine.strategy import Group
+from zo_fl.engine.types import Array, Cohort, Examples, FederatedData
 
 Chunk = tuple[int, int]  # rounds done before it, and after it
 

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.core import cohorts, keys, trees
-from zo_fl.core.phase import Phase
-from zo_fl.core.strategy import Group, traced_once
-from zo_fl.core.types import LOW, FederatedData, ModelState, Params
+from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine.phase import Phase
+from zo_fl.engine.strategy import Group, traced_once
+from zo_fl.engine.types import LOW, FederatedData, ModelState, Params
 
 
 class Traffic(NamedTuple):

@@ -8,8 +8,8 @@ import functools
 
 import flax.linen as nn
 
-from zo_fl.core.errors import ConfigError
-from zo_fl.core.fields import Block, Field
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import Block, Field
 from zo_fl.models.conv import IMPLEMENTATIONS
 from zo_fl.models.layers import NORMS
 from zo_fl.models.patches import Patches

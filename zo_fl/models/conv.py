@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zo_fl.core.types import Array
+from zo_fl.engine.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "fast_grad", "patches")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")

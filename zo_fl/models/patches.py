@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.core.precision import widen
-from zo_fl.core.types import Array
+from zo_fl.engine.precision import widen
+from zo_fl.engine.types import Array
 from zo_fl.models.layers import Head, torch_uniform
 
 FILTERS = "filters"

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zo_fl.core.types import Array
+from zo_fl.engine.types import Array
 from zo_fl.models.layers import Conv, Head, mean_pool, normalize
 
 STAGES = (64, 128, 256, 512)

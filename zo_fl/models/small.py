@@ -10,7 +10,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zo_fl.core.types import Array
+from zo_fl.engine.types import Array
 from zo_fl.models.layers import Conv, Dense, Head, max_pool, mean_pool, normalize, rescale
 
 

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zo_fl.core.precision import widen
-from zo_fl.core.types import Array
+from zo_fl.engine.precision import widen
+from zo_fl.engine.types import Array
 from zo_fl.models import layers
 
 INIT_STD = 0.02

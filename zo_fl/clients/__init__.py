@@ -1,1 +1,0 @@
-"""What one client computes, one file a kind. Knows nothing of ``host`` and ``algorithms``."""

@@ -1,0 +1,143 @@
+"""Who takes part in a round, and their examples: all inside ``jit``, from keys alone.
+
+round key -> ``make_sampler`` -> Cohort -> ``gather`` -> ClientBatch -> ``epoch_order`` -> batches
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl.engine import keys
+from zo_fl.engine.errors import FieldError
+from zo_fl.engine.strategy import SampleCohort
+from zo_fl.engine.types import HIGH, LOW, Array, ClientBatch, Cohort, FederatedData
+
+PARTICIPATION = ("uniform", "stratified")
+
+
+def make_sampler(
+    eligible: np.ndarray,
+    cohort_size: int,
+    tiers: np.ndarray,
+    participation: str,
+) -> SampleCohort:
+    """Returns ``round_key -> Cohort``, a pure function for use inside ``jit``.
+
+    Ids are sorted, so that a cohort does not depend on the order in which it was drawn.
+
+    Args:
+      eligible: ``i32[E]`` ids of the clients that may take part, without repetition.
+      cohort_size: clients a round; 0 = all eligible ones, every round.
+      tiers: ``i32[K]`` tier of each client of the population.
+      participation: ``"uniform"``: any ``cohort_size`` eligible clients, without replacement.
+        ``"stratified"``: each tier has its share of the cohort (largest remainder; the high tier
+        first on a tie) and is sampled uniformly within.
+
+    Raises:
+      ConfigError: nobody is eligible, or a cohort larger than the eligible clients.
+    """
+    eligible = np.sort(np.asarray(eligible, np.int32))
+    _check(len(eligible), cohort_size)
+    size = cohort_size or len(eligible)
+    if size == len(eligible) or participation == "uniform":
+        groups, counts = [eligible], [size]
+    else:
+        tier = np.asarray(tiers)[eligible]
+        groups = [eligible[tier == HIGH], eligible[tier == LOW]]
+        counts = largest_remainder(size, [len(group) for group in groups])
+
+    def sample(round_key: Array) -> Cohort:
+        key = keys.stream(round_key, "cohort")
+        drawn = [
+            _draw(jax.random.fold_in(key, stratum), group, count)
+            for stratum, (group, count) in enumerate(zip(groups, counts, strict=True))
+        ]
+        ids = jnp.sort(jnp.concatenate(drawn))
+        return Cohort(ids, jnp.ones(size, bool))
+
+    return sample
+
+
+def largest_remainder(total: int, sizes: list[int]) -> list[int]:
+    """Returns how many of ``total`` places each group gets, in proportion to its size.
+
+    Whole places first, then one each to the largest remainders; ties go to the earlier group. No
+    group gets more places than its size as long as ``total <= sum(sizes)``.
+    """
+    counts = [total * size // sum(sizes) for size in sizes]
+    remainders = [total * size % sum(sizes) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda group: -remainders[group])
+    for group in by_remainder[: total - sum(counts)]:
+        counts[group] += 1
+    return counts
+
+
+def _draw(key: Array, group: np.ndarray, count: int) -> Array:
+    """Returns ``i32[count]`` members of a group ``i32[E]``, without replacement."""
+    if count == len(group):
+        return jnp.asarray(group)
+    return jax.random.permutation(key, jnp.asarray(group))[:count]
+
+
+def _check(num_eligible: int, cohort_size: int) -> None:
+    if num_eligible == 0:
+        raise FieldError(
+            "cohort_size",
+            f"={cohort_size}: no client is eligible; raise config.data.high_fraction or allow all "
+            "tiers",
+        )
+    if not 0 <= cohort_size <= num_eligible:
+        raise FieldError(
+            "cohort_size",
+            f"={cohort_size} is outside what is allowed: 1 to {num_eligible} (the eligible "
+            "clients), or 0 for all of them",
+        )
+
+
+def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
+    """Returns all training examples of some clients, for use inside ``jit``.
+
+    Args:
+      data: the federation's arrays, as an argument of the jitted function: captured arrays would be
+        baked into the program.
+      client_ids: ``i32[C]``.
+
+    Returns:
+      A ``ClientBatch`` with a leading ``C``: examples ``[C, n, ...]``, mask ``bool[C, n]``.
+    """
+    rows = data.client_indices[client_ids]
+    sizes = data.client_sizes[client_ids]
+    mask = jnp.arange(rows.shape[1])[None, :] < sizes[:, None]
+    return ClientBatch(
+        client_id=client_ids,
+        tier=data.client_tiers[client_ids],
+        examples=jax.tree.map(lambda leaf: leaf[rows], data.examples),
+        mask=mask,
+    )
+
+
+def epoch_order(key: Array, mask: Array, batch_size: int) -> tuple[Array, Array]:
+    """Returns one epoch of shuffled mini-batches: each real example once, then padding.
+
+    Shapes are static, so a client with few examples has batches that are all padding (an all-False
+    mask); the caller must make such a step change nothing.
+
+    Args:
+      key: ``key[]``.
+      mask: ``bool[n]``, True for a real example.
+      batch_size: examples a batch, at least 1; static.
+
+    Returns:
+      ``(indices, batch_mask)``: ``i32[num_batches, batch_size]`` rows of the client's arrays, any
+      row where the mask is False, and ``bool[num_batches, batch_size]``. ``num_batches`` is
+      ``ceil(n / batch_size)``.
+    """
+    (n,) = mask.shape
+    num_batches = -(-n // batch_size)
+    # One sort by (padding, 32 random bits) instead of a permutation and a second, stable sort.
+    padding = jnp.logical_not(mask).astype(jnp.int32)
+    rows = jnp.arange(n, dtype=jnp.int32)
+    padding, _, order = jax.lax.sort((padding, jax.random.bits(key, (n,)), rows), num_keys=2)
+    spare = (0, num_batches * batch_size - n)
+    shape = (num_batches, batch_size)
+    return jnp.pad(order, spare).reshape(shape), jnp.pad(padding == 0, spare).reshape(shape)

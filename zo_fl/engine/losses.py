@@ -1,0 +1,81 @@
+"""What a client trains on where it lacks labels: cross-entropy, or one that spares absent classes.
+
+    ce       cross-entropy
+    masked   logits of classes that the client does not hold are replaced by 0 (not minus infinity):
+             they stay in the denominator, and get no gradient
+    wsm      weighted softmax: log of the client's share of each class is added to its logits, so
+             that absent classes play no part, and rare ones are pushed down less
+
+A client whose few labels are all that it sees otherwise learns that the others do not exist.
+Evaluation is by plain logits.
+
+Sources: Diao et al. 2021 (arXiv 2010.01264) and its code for ``masked``; Legate, Caccia, Belilovsky
+(arXiv 2304.05260) and its code for ``wsm``.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax.numpy as jnp
+
+from zo_fl.engine.fields import Field
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Array, ClientBatch, Examples, ModelState, Params
+
+_ABSENT = -1e9  # added to logits
+
+
+class Losses(Protocol):
+    """The losses of some examples."""
+
+    def __call__(
+        self,
+        params: Params,
+        model_state: ModelState,
+        examples: Examples,
+        mask: Array,
+        train: bool,
+        /,
+    ) -> tuple[Array, ModelState]:
+        """Returns ``(f32[n], model_state)``, a loss an example; see ``Task.losses``."""
+        ...
+
+
+def of_client(task: Task, loss: str, batch: ClientBatch) -> Losses:
+    """Returns the losses that a client trains on.
+
+    Args:
+      task: the learning problem.
+      loss: one of ``LOSSES``.
+      batch: all of the client's examples: their labels decide.
+    """
+    adjust = LOSSES[loss]
+    if adjust is None:
+        return task.losses
+    is_label = task.labels(batch.examples)[:, None] == jnp.arange(task.num_classes)[None]
+    counts = jnp.sum(is_label & batch.mask[:, None], axis=0).astype(jnp.float32)
+
+    def losses(params, model_state, examples, mask, train):
+        logits, model_state = task.logits(params, model_state, examples, mask, train)
+        return task.loss_of_logits(adjust(logits, counts), examples), model_state
+
+    return losses
+
+
+def _masked(logits: Array, counts: Array) -> Array:
+    return jnp.where(counts[None] > 0, logits, 0.0)
+
+
+def _weighted(logits: Array, counts: Array) -> Array:
+    shares = counts / jnp.maximum(counts.sum(), 1)
+    return logits + jnp.where(counts > 0, jnp.log(jnp.maximum(shares, 1e-30)), _ABSENT)[None]
+
+
+# name -> what becomes of logits f32[n, C], given the client's examples of each class f32[C]
+LOSSES: dict[str, Callable[[Array, Array], Array] | None] = {
+    "ce": None,
+    "masked": _masked,
+    "wsm": _weighted,
+}
+
+FIELD = Field("ce", "of a client that lacks labels: zo_fl/engine/losses.py", tuple(LOSSES))

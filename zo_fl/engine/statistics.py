@@ -1,0 +1,156 @@
+"""BatchNorm's running statistics, which are state and not parameters: never perturbed, never
+optimized.
+
+BatchNorm in a pass that has no gradient is an open choice in the paper; ``bn_policy`` makes it
+explicit. Perturbed passes never touch running statistics, whatever the policy.
+
+    policy        losses are computed with       running statistics
+    frozen        the running statistics         stay as they were at the pivot
+    batch         the client's batch statistics  stay as they were at the pivot
+    batch_sync    the client's batch statistics  one unperturbed pass a round moves them by the
+                                                 usual momentum; n_k-weighted mean of the clients'
+    recalibrate   the running statistics         replaced every round by the pooled moments of all
+                                                 clients' unperturbed passes
+
+In these passes a client's activations are normalised by its own batch. What ``recalibrate`` pools
+is therefore exact in the first normalised layer alone, and deeper what clients see who normalise by
+themselves; where labels are skewed it is not what a pass over the pooled data would give.
+
+The last two upload statistics beside the scalars, and are billed for them.
+
+A statistics tree is flax's ``batch_stats`` collection: nested dicts that end in
+``{"mean": f32[channels], "var": f32[channels]}``. With GroupNorm or LayerNorm it is ``{}``.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl.engine.phase import Evaluated, Problem
+from zo_fl.engine.strategy import FinalizeState
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Array, Examples, FederatedData, ModelState, Params, ServerState
+
+BATCH_NORM_MOMENTUM = 0.9  # of running statistics, as flax and PyTorch (0.1 there) have it
+
+POLICIES = ("frozen", "batch", "batch_sync", "recalibrate")
+OF_THE_BATCH = ("batch", "batch_sync")  # losses are computed with the client's own statistics
+UPLOADED = ("batch_sync", "recalibrate")
+
+
+def of_client(
+    task: Task, policy: str, state: ServerState, examples: Examples, mask: Array
+) -> ModelState:
+    """Returns the statistics that a client uploads, ``{}`` if its policy sends none.
+
+    Args:
+      task: the learning problem.
+      policy: one of ``POLICIES``.
+      state: what the server sent.
+      examples: leaves ``[b, n, ...]``, all of the client's.
+      mask: ``bool[b, n]``.
+    """
+    if policy not in UPLOADED:
+        return {}
+    moments = batch_moments(task, state.params, state.model_state, examples, mask)
+    return moments if policy == "recalibrate" else move(state.model_state, from_moments(moments))
+
+
+def finalize_state(policy: str) -> FinalizeState:
+    """Returns what becomes of the statistics that clients upload."""
+    if policy == "batch_sync":
+        return lambda model_state, uploaded: uploaded
+    if policy == "recalibrate":
+        return lambda model_state, uploaded: from_moments(uploaded)
+    return lambda model_state, uploaded: model_state
+
+
+def batch_moments(
+    task: Task, params: Params, model_state: ModelState, examples: Examples, mask: Array
+) -> ModelState:
+    """Returns the first two moments of every normalised activation in one unperturbed pass.
+
+    Args:
+      task: the learning problem.
+      params: weights.
+      model_state: gives the structure; its values do not matter.
+      examples: leaves ``[b, n, ...]``, ``b`` batches; each is normalised by itself.
+      mask: ``bool[b, n]``.
+
+    Returns:
+      A statistics tree with ``var`` replaced by the second moment, mean over the real examples of
+      all batches. Second moments, unlike variances, can be averaged exactly.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, model_state)
+
+    def one(batch):
+        # Starting from zero, momentum leaves (1 - momentum) times this batch's statistics.
+        _, moved = task.logits(params, zeros, *batch, True)
+        return to_moments(jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved))
+
+    moments = jax.lax.map(one, (examples, mask))
+    share = jnp.sum(mask, axis=1) / jnp.maximum(jnp.sum(mask), 1)
+    return jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, axes=1), moments)
+
+
+def to_moments(statistics: ModelState) -> ModelState:
+    """Returns the tree with ``var`` replaced by the second moment ``var + mean^2``."""
+    return _per_norm(lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, statistics)
+
+
+def from_moments(moments: ModelState) -> ModelState:
+    """Returns the tree with the second moment replaced by ``var``, never negative."""
+    return _per_norm(
+        lambda s: {"mean": s["mean"], "var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)}, moments
+    )
+
+
+def move(running: ModelState, batch: ModelState) -> ModelState:
+    """Returns running statistics, moved towards one batch's by 1 - momentum."""
+    return jax.tree.map(
+        lambda r, b: BATCH_NORM_MOMENTUM * r + (1 - BATCH_NORM_MOMENTUM) * b, running, batch
+    )
+
+
+def _per_norm(function, tree):
+    if set(tree) == {"mean", "var"}:
+        return function(tree)
+    return {name: _per_norm(function, subtree) for name, subtree in tree.items()}
+
+
+def pooled(problem: Problem, batch_size: int) -> Evaluated:
+    """Returns ``(state, data) -> (params, model_state)`` with statistics of all training data.
+
+    Batches mix all clients, in a fixed order: normalised by itself, a client's own batch would have
+    the statistics of its few classes.
+
+    Args:
+      problem: who holds which rows.
+      batch_size: examples a batch.
+    """
+    rows = np.asarray(problem.clients.client_indices)
+    sizes = np.asarray(problem.clients.client_sizes)
+    held = np.concatenate([row[:size] for row, size in zip(rows, sizes, strict=True)])
+    held = np.random.default_rng(0).permutation(held).astype(np.int32)
+    size = min(batch_size, len(held))
+    missing = -len(held) % size
+    mask = np.pad(np.ones(len(held), bool), (0, missing))
+    held = np.pad(held, (0, missing))
+
+    def evaluated(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
+        assert data is not None, "statistics are pooled over data"
+        held_examples = data.examples
+
+        def one(inputs):
+            rows, mask = inputs
+            examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows][None], held_examples)
+            moments = batch_moments(
+                problem.task, state.params, state.model_state, examples, mask[None]
+            )
+            return jax.tree.map(lambda leaf: jnp.sum(mask) * leaf, moments)
+
+        sums = jax.lax.map(one, (held.reshape(-1, size), mask.reshape(-1, size)))
+        moments = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / mask.sum(), sums)
+        return state.params, from_moments(moments)
+
+    return evaluated

@@ -1,0 +1,205 @@
+"""What is learned: a model and a data set's preprocessing as pure functions of parameters.
+
+Augmentation is a function of its own, called once by whoever makes passes: every pass over a batch
+then sees the same pixels, as the two sides of a zeroth-order pair must.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zo_fl.engine import augment as augmentation
+from zo_fl.engine import precision as precisions
+from zo_fl.engine.types import Array, Examples, ModelState, Params
+
+HEAD = "head"
+
+
+class Task(NamedTuple):
+    """Pure functions of one learning problem. Only they, and ``data``, know what an example is.
+
+    Attributes:
+      init: ``key -> (params, model_state)``.
+      logits: ``(params, model_state, examples, mask bool[n], train) -> (f32[n, classes],
+        model_state)``. ``train`` means batch statistics and moved running ones; without it both are
+        left alone.
+      losses: ``(params, model_state, examples, mask, train) -> (f32[n], model_state)``, a loss an
+        example.
+      loss_of_logits: ``(logits f32[n, classes], examples) -> f32[n]``, in float32.
+      labels: ``examples -> i32[n]``, the classes.
+      relabel: ``(examples, i32[n]) -> examples``, with other classes.
+      features: ``(params, model_state, examples, mask, layers=()) -> f32[n, d]``: the input of the
+        last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
+        averaged over all axes but the first and the last, side by side. Running statistics.
+      augment: ``(key, examples) -> examples`` of the same shapes.
+      mirror: ``examples -> examples``, what else they might have been: images, mirrored.
+      inputs: ``examples -> f32[n, ...]``, what the model is given.
+      head: name of the submodule that is the last layer, a key of ``params``.
+      num_classes: labels lie in ``[0, num_classes)``.
+      module: the model, for methods that are made for one kind.
+      has_statistics: whether the model has batch statistics.
+      with_precision: ``name -> Task``: the same problem, computed in one of
+        ``precision.PRECISIONS``.
+    """
+
+    init: Callable[[Array], tuple[Params, ModelState]]
+    logits: Callable[..., tuple[Array, ModelState]]
+    losses: Callable[..., tuple[Array, ModelState]]
+    loss_of_logits: Callable[[Array, Examples], Array]
+    labels: Callable[[Examples], Array]
+    relabel: Callable[[Examples, Array], Examples]
+    features: Callable[..., Array]
+    augment: Callable[[Array, Examples], Examples]
+    mirror: Callable[[Examples], Examples]
+    inputs: Callable[[Examples], Array]
+    head: str
+    num_classes: int
+    module: nn.Module
+    has_statistics: bool
+    with_precision: Callable[[str], "Task"]
+
+
+def classification(
+    module: nn.Module,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    mean: np.ndarray,
+    std: np.ndarray,
+    head: str = HEAD,
+    precision: str = "float32",
+) -> Task:
+    """Returns image classification with cross-entropy by a Linen module.
+
+    Examples are ``{"image": u8 or f32[n, H, W, c], "label": i32[n]}``.
+
+    Args:
+      module: any Linen module that maps ``f32[n, H, W, c]`` to ``f32[n, num_classes]``. Of the
+        arguments ``train`` and ``mask`` (``bool[n]``, False for examples to leave out of batch
+        statistics) it is given those that it has.
+      image_shape: ``(H, W, c)``.
+      num_classes: outputs of the module.
+      mean: ``f32[c]`` of the pixels, of ``u8`` ones divided by 255.
+      std: ``f32[c]``.
+      head: name of the module's last layer.
+      precision: one of ``precision.PRECISIONS``.
+    """
+    accepted = inspect.signature(type(module).__call__).parameters
+
+    def apply(variables, x, train, mask, **options) -> Any:  # its type depends on ``mutable``
+        given = {"train": train, "mask": mask}
+        given = {name: value for name, value in given.items() if name in accepted}
+        return module.apply(variables, x, **given, **options)
+
+    example = np.zeros((1, *image_shape), np.float32)
+
+    def init(key):
+        given: dict[str, Any] = {"train": False} if "train" in accepted else {}
+        variables: Any = module.init(key, example, **given)
+        return variables["params"], variables.get("batch_stats", {})
+
+    def normalized(examples):
+        return augmentation.normalize(examples["image"], mean, std)
+
+    def at(precision: str) -> Task:
+        def inputs(params, model_state, examples):
+            variables = {"params": params}
+            if model_state:
+                variables["batch_stats"] = model_state
+            return variables, normalized(examples).astype(precisions.activation_dtype(precision))
+
+        def logits(params, model_state, examples, mask, train):
+            variables, x = inputs(params, model_state, examples)
+            # Products remember their precision: a backward pass has that of the forward one.
+            with jax.default_matmul_precision(precisions.products(precision)):
+                if not (train and model_state):
+                    return apply(variables, x, train, mask), model_state
+                output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
+                return output, new["batch_stats"]
+
+        def features(params, model_state, examples, mask, layers=()):
+            variables, x = inputs(params, model_state, examples)
+            with jax.default_matmul_precision(precisions.products(precision)):
+                return _seen(lambda: apply(variables, x, False, mask), layers or (head,), head)
+
+        def losses(params, model_state, examples, mask, train):
+            output, model_state = logits(params, model_state, examples, mask, train)
+            return _cross_entropy(output, examples), model_state
+
+        return Task(
+            init,
+            logits,
+            losses,
+            _cross_entropy,
+            _labels,
+            _relabel,
+            features,
+            _augment,
+            _mirror,
+            normalized,
+            head,
+            num_classes,
+            module,
+            has_statistics,
+            at,
+        )
+
+    # One ``init`` for all precisions: JAX remembers the shapes of what it has traced.
+    has_statistics = bool(jax.eval_shape(init, jax.random.key(0))[1])
+    return at(precision)
+
+
+def _seen(run: Callable[[], Any], layers: tuple[str, ...], head: str) -> Array:
+    """Returns ``f32[n, d]``, what passes through some submodules while a model runs, side by side.
+
+    Args:
+      run: applies the model.
+      layers: paths of submodules.
+      head: of this one it is the input, of the others the output, averaged over space.
+    """
+    found: dict[str, Array] = {}
+
+    def keep(call, args, kwargs, context):
+        name = "/".join(context.module.path)
+        wanted = name in layers and context.method_name == "__call__"
+        if wanted and name == head:
+            found.setdefault(name, precisions.widen(args[0]))
+        output = call(*args, **kwargs)
+        if wanted and name != head:
+            space = tuple(range(1, output.ndim - 1))
+            found[name] = jnp.mean(precisions.widen(output), axis=space)
+        return output
+
+    with nn.intercept_methods(keep):
+        run()
+    for name in layers:
+        if name not in found:
+            raise ValueError(f"the model has no submodule {name!r}")
+    return jnp.concatenate([found[name] for name in layers], axis=-1)
+
+
+def _cross_entropy(logits: Array, examples: Examples) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(
+        precisions.widen(logits), examples["label"]
+    )
+
+
+def _labels(examples: Examples) -> Array:
+    return examples["label"]
+
+
+def _relabel(examples: Examples, labels: Array) -> Examples:
+    return examples | {"label": labels}
+
+
+def _augment(key: Array, examples: Examples) -> Examples:
+    return examples | {"image": augmentation.crop_and_flip(key, examples["image"])}
+
+
+def _mirror(examples: Examples) -> Examples:
+    return examples | {"image": examples["image"][:, :, ::-1]}

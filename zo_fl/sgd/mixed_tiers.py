@@ -1,0 +1,80 @@
+"""Phase two in which high-resource clients stay first-order (Table 7): each tier does what it can.
+
+    high tier   local SGD, sends delta = before - after           as in the warm-up
+    low tier    S loss differences, which stand for lr * gradient  as in zeroth-order rounds
+    server      w <- w - server_lr * mean of both, weighted by examples
+
+The paper finds it worse than zeroth-order rounds for all, which is why ZOWarmUp does not do it. As
+deltas travel, rounds cannot be replayed from scalars: everyone receives the model every round.
+
+Source: ZOWarmUp, Table 7; how the two kinds of update are weighed is not in the paper.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from zo_fl.engine import server_optimizers
+from zo_fl.engine.cohorts import largest_remainder
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.phase import Participation, Phase, Problem, eligible_clients
+from zo_fl.engine.strategy import ClientStrategy
+from zo_fl.sgd import fedavg
+from zo_fl.zo import methods as zeroth_order
+
+
+def phases(
+    problem: Problem, *, warmup: Mapping[str, Any], zo: Mapping[str, Any]
+) -> tuple[Phase, ...]:
+    """Returns the phase: high-resource clients by ``warmup``, low-resource ones by ``zo``.
+
+    Number of rounds, cohort and policy for statistics are those of ``zo``; the server's step is the
+    warm-up's. The share of each tier in a smaller cohort is its share of the population.
+
+    Raises:
+      ConfigError: a tier is empty, or what the two tiers send cannot be averaged.
+    """
+    sizes = [len(eligible_clients(problem, tier)) for tier in ("high", "low")]
+    _check(problem, zo, sizes)
+    high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else (0, 0)
+    first_order = fedavg.first_order_clients(
+        problem, {**warmup, **Participation(high, "high")._asdict()}
+    )
+    scalars, _, scale = zeroth_order.zeroth_order_clients(
+        problem, {**zo, **Participation(low, "low")._asdict()}
+    )
+    step = zo["lr"] * scale
+    groups = (
+        first_order._replace(name="high tier"),
+        scalars._replace(strategy=_as_delta(scalars.strategy, step), name="low tier"),
+    )
+    server = server_optimizers.create(lr=warmup["server_lr"], **warmup["server"])
+    return (Phase("mixed", zo["num_rounds"], groups, fedavg.AGGREGATION, server),)
+
+
+def _as_delta(strategy: ClientStrategy, step: float) -> ClientStrategy:
+    """Returns the strategy with its gradient estimates times a step size: before - after."""
+
+    def decode(*arguments):
+        return optax.tree.scale(step, strategy.decode(*arguments))
+
+    return strategy._replace(decode=decode)
+
+
+def _check(problem: Problem, zo: Mapping[str, Any], sizes: list[int]) -> None:
+    if not all(sizes):
+        raise ConfigError(
+            f"mixed_tiers needs clients of both tiers, there are {sizes[0]} high and {sizes[1]} "
+            "low; change config.data.high_fraction"
+        )
+    if zo["bn_policy"] == "recalibrate" and problem.task.has_statistics:
+        raise ConfigError(
+            "mixed_tiers averages running statistics of both tiers, and bn_policy='recalibrate' "
+            "sends moments; allowed: frozen, batch, batch_sync; change config.zo.bn_policy"
+        )
+    if zo["seed_policy"] != "per_client":
+        raise ConfigError(
+            f"mixed_tiers averages updates, seed_policy={zo['seed_policy']!r} averages scalars; "
+            "allowed: per_client; change config.zo.seed_policy"
+        )

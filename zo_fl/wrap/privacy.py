@@ -1,0 +1,104 @@
+"""Differential privacy of an example: what it adds to a message is bounded, and hidden by noise.
+
+    scalars   its loss difference lies within [-bound, bound]: a message of S scalars, means over n
+              examples, moves by bound sqrt(S) / n at most
+    sums      its features have a length of bound at most: of (G / bound^2, B / bound, n) it moves
+              each part by 1 at most, all by sqrt(3)
+
+Gaussian noise of ``noise`` times that hides whether an example was there or counted as nothing (the
+number of a client's examples is public). A message that the server reads by itself has all of the
+noise. Of sums each client adds its share, noise / sqrt(cohort), as under secure aggregation, where
+the server sees their sum alone; who drops out takes its share along.
+
+What a phase reveals of one example after all of its rounds is (epsilon, delta), by
+``dp-accounting`` (``host.privacy``). Not covered: a phase that says nothing of it, such as a
+first-order warm-up, and what a simulation logs beside the messages (losses). Here noise comes from
+the run's key, so that a run can be repeated; clients of the real world draw it for themselves.
+
+Sources: Dwork and Roth 2014; DPZero (arXiv 2310.09639) for scalars.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zo_fl.engine.errors import FieldError
+from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.phase import Release
+from zo_fl.engine.types import Array
+from zo_fl.heads.closed_form import Moments
+
+FIELDS: Block = {
+    "bound": Field(0.0, "on what an example adds to a message; 0 = none", at_least=0),
+    "noise": Field(0.0, "Gaussian, times the most that an example moves a message", at_least=0),
+}
+
+
+class Privacy(NamedTuple):
+    """Fields of a config block; ``FIELDS`` says what they mean."""
+
+    bound: float
+    noise: float
+
+
+def release(privacy: Privacy, times: int = 1, once: bool = False) -> Release | None:
+    """Returns what a phase reveals of an example; None where nothing is promised.
+
+    Args:
+      privacy: bound and noise.
+      times: messages of a round that an example is in.
+      once: whether it is in those of one round only.
+
+    Raises:
+      FieldError: noise without a bound.
+    """
+    if not privacy.noise:
+        return None
+    if not privacy.bound:
+        raise FieldError("bound", "=0.0 bounds nothing that noise could hide; allowed: above 0")
+    return Release(privacy.noise, times, once)
+
+
+def noisy_scalars(privacy: Privacy, scalars: Array, weights: Array, key: Array) -> Array:
+    """Returns scalars ``f32[S]`` of clipped differences, with noise.
+
+    Args:
+      privacy: bound and noise.
+      scalars: means over examples.
+      weights: ``f32[n]`` of the examples in them.
+      key: ``key[]``.
+    """
+    if not privacy.noise:
+        return scalars
+    most = privacy.bound * math.sqrt(len(scalars)) * jnp.max(weights)
+    return scalars + privacy.noise * most * jax.random.normal(key, scalars.shape)
+
+
+def bounded_features(privacy: Privacy, features: Array) -> Array:
+    """Returns features ``f32[m, d]``, none longer than the bound."""
+    if not privacy.bound:
+        return features
+    lengths = jnp.linalg.norm(features, axis=1, keepdims=True)
+    return features * jnp.minimum(1.0, privacy.bound / jnp.maximum(lengths, 1e-30))
+
+
+def noisy_moments(privacy: Privacy, sums: Moments, cohort: int, views: int, key: Array) -> Moments:
+    """Returns a client's sums of bounded features, with its share of the noise.
+
+    Args:
+      privacy: bound and noise.
+      sums: of the client.
+      cohort: clients that add up.
+      views: of an example, each of which is in the sums.
+      key: ``key[]``.
+    """
+    if not privacy.noise:
+        return sums
+    share = privacy.noise * math.sqrt(3) * views / math.sqrt(cohort)
+    scales = (privacy.bound**2, privacy.bound, 1.0)
+    parts = zip(sums, scales, jax.random.split(key, 3), strict=True)
+    return Moments(
+        *(part + share * scale * jax.random.normal(own, part.shape) for part, scale, own in parts)
+    )

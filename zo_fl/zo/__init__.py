@@ -1,0 +1,1 @@
+"""Zeroth-order methods: clients send differences of losses, everyone rebuilds the update."""
