@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from zo_fl.engine.precision import widen
+from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
 from zo_fl.engine.types import Array
 from zo_fl.models.conv import conv2d
 
 NORMS = ("batch", "group", "layer", "patch", "none")
 NUM_GROUPS = 2  # the paper's author's choice for GroupNorm
 NORM_EPSILON = 1e-5
-from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
 
 # PyTorch's default, kaiming-uniform with a = sqrt(5): U(-1/sqrt(fan_in), 1/sqrt(fan_in)). The
 # paper's author keeps it, and it matters: He-normal weights are sqrt(6) times larger, and before a
