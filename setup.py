@@ -25,11 +25,11 @@ def read_readme() -> str:
 def find(folder: str, within: str = "") -> list[str]:
     """Returns the packages in a folder, by the names that they are installed under.
 
-    Not the peers of the benchmark: they run from the repository, in environments of their own.
+    Not the pictures of the README, which are no code.
     """
     found = setuptools.find_namespace_packages(
         include=[folder, f"{folder}.*"],
-        exclude=["*.__pycache__", "*.__pycache__.*", "experiments.peers*", "experiments.results*"],
+        exclude=["*.__pycache__", "*.__pycache__.*", "experiments.results*"],
     )
     return [within + name for name in found]
 
@@ -48,7 +48,7 @@ setuptools.setup(
     package_data={
         "zo_fl": ["py.typed"],
         "zo_fl.data": ["cifar10_sample*"],
-        "zo_fl.experiments.reporting": ["paper.json"],
+        "zo_fl.experiments.analysis": ["paper.json"],
     },
     entry_points={"console_scripts": ["zo-fl = zo_fl.experiments.main:run"]},
     install_requires=[

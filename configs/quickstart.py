@@ -25,6 +25,6 @@ def get_config() -> ConfigDict:
     config.fedkseed.update(eps=1e-3, local_steps=20, batch_size=16, lr=5e-4)
     config.decomfl.update(num_directions=3, local_steps=2, batch_size=56, lr=9e-4)
     config.fedzo.update(num_directions=2, local_steps=4, batch_size=56, local_lr=2e-3)
-    config.baffle.update(eps=1e-3, num_directions=10)
+    config.baffle.num_directions = 10
     config.mezo.lr = 7e-4
     return config

@@ -1,4 +1,4 @@
-"""The commands. Whatever else one imports, it is told first how to end."""
+"""The commands. ``startup`` comes first: it can end a command that is still importing."""
 
 from . import startup
 

@@ -1,8 +1,8 @@
-"""What the commands share: flags that fail in one line, configs, exit status 2, the XLA cache.
+"""The common part of all commands: flags, configs, one-line errors, exit statuses, the XLA cache.
 
-A command with a config says ``cli.define_config()`` beside its other flags. ``--config`` takes a
-name in ``configs`` or the path of any file; ``--config.FIELD=VALUE``, or ``--set=FIELD=VALUE``,
-changes a field.
+A command is a module with ``define_flags()`` and ``main(argv) -> exit status``; its docstring is
+its help. ``--config`` takes the name of a config that comes along or the path of any file;
+``--config.FIELD=VALUE``, or ``--set=FIELD=VALUE``, changes a field.
 """
 
 import functools
@@ -24,20 +24,20 @@ from zo_fl.host.signals import ignore_signals, interrupting_signals
 
 from .startup import INTERRUPTED
 
-if TYPE_CHECKING:  # JAX, and what imports it, takes seconds, which --help does without
+if TYPE_CHECKING:  # importing JAX takes seconds, which --help does without
     from ml_collections import ConfigDict
 
-UNWRITABLE, BAD_INPUT, UNREAD = 1, 2, 141  # the last as of who is killed by SIGPIPE
+UNWRITABLE, BAD_INPUT, UNREAD = 1, 2, 141  # 141: the status after SIGPIPE
 _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
 
 
 class Given(NamedTuple):
-    """What the command line says of the config.
+    """The config that the command line gives.
 
     Attributes:
-      name: of the config's file, as given.
-      overrides: changes, dotted field -> value.
-      config: with the changes made, not yet checked.
+      name: name or path of the config's file, as given.
+      overrides: changed fields, dotted name -> value.
+      config: the config with the changes made, not yet checked.
     """
 
     name: str
@@ -47,23 +47,41 @@ class Given(NamedTuple):
 
 def define_config() -> None:
     """Defines ``--config`` and ``--set``."""
-    flags.DEFINE_string("config", None, "A name in configs, such as quickstart, or a file's path.")
+    flags.DEFINE_string("config", None, "Name of a config, such as quickstart, or path of a file.")
     flags.DEFINE_multi_string(
-        "set", [], "FIELD=VALUE changes a field of the config; the same as --config.FIELD=VALUE."
+        "set", [], "FIELD=VALUE: a changed field; the same as --config.FIELD=VALUE."
     )
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits with its status.
-
-    Bad input is one line and status 2, a file that cannot be written one line and status 1, a
-    signal to stop one line and status 130; where nobody reads on, as after ``| head``, it is
-    status 141 and no line.
+def define_folders(out: str) -> None:
+    """Defines ``--runs`` and ``--out`` of the commands that show results.
 
     Args:
-      main: gets what absl left of the arguments; its module's docstring is the command's help.
+      out: default of ``--out``, inside the folder ``--runs``.
     """
-    described = str(sys.modules[main.__module__].__doc__).strip()
+    flags.DEFINE_string("runs", None, "Folder of sweeps (their --workdir), or of single runs.")
+    flags.DEFINE_string("out", None, f"Where to write. Default: RUNS/{out}.")
+
+
+def run(
+    main: Callable[[list[str]], int],
+    define_flags: Callable[[], None],
+    described: str | None,
+) -> None:
+    """Runs a command and exits with its status.
+
+    Bad input is one line and status 2; a file that cannot be written, one line and status 1; a
+    signal to stop, one line and status 130. If nobody reads the output any more, as after
+    ``| head``, the status is 141 and there is no line.
+
+    Args:
+      main: takes the arguments that absl left over.
+      define_flags: defines the command's own flags.
+      described: the command's help, the docstring of its module.
+    """
+    before = set(flags.FLAGS)
+    define_flags()
+    own = [name for name in flags.FLAGS if name not in before]
 
     def wrapped(argv):
         try:
@@ -83,22 +101,24 @@ def run(main: Callable[[list[str]], int]) -> None:
             print(str(stop) or "interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
 
-    app.run(wrapped, flags_parser=functools.partial(parse_flags, described=described))
+    parser = functools.partial(parse_flags, described=str(described).strip(), own=own)
+    app.run(wrapped, flags_parser=parser)
 
 
-def parse_flags(argv: list[str], described: str = "") -> list[str]:
-    """Parses absl flags; on bad ones prints one line and exits with status 2.
+def parse_flags(argv: list[str], described: str, own: list[str]) -> list[str]:
+    """Parses absl flags; bad ones are one line and exit status 2.
 
     Args:
       argv: the whole command.
       described: what the command does, for ``--help``.
+      own: names of the command's flags, for ``--help``.
     """
-    # absl shows JAX's notes on back ends that are not installed.
+    # absl would show JAX's notes on back ends that are not installed.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     if any(argument in _HELP for argument in argv[1:]):
         try:
-            print(_help(described), flush=True)
+            print(_help(described, own), flush=True)
         except BrokenPipeError:
             _write_no_more()
         sys.exit(0)
@@ -112,7 +132,7 @@ def parse_flags(argv: list[str], described: str = "") -> list[str]:
 
 
 def given_config() -> Given:
-    """Returns what the flags say of the config.
+    """Returns the config that the flags give.
 
     Raises:
       ConfigError: no config, one that fails, or an unknown field.
@@ -122,36 +142,45 @@ def given_config() -> Given:
     name = flags.FLAGS["config"].value
     if name is None:
         raise ConfigError("no config given; pass --config=quickstart or another name or file")
-    made, known, overrides = config.load(name), fields.flat(config.blocks()), {}
+    made, overrides = config.load(name), {}
     for change in flags.FLAGS["set"].value or []:
         field, is_change, text = change.partition("=")
-        if field not in known:
-            raise ConfigError(fields.unknown(field, known))
+        declared = _declared(field)
         if not is_change:
             raise ConfigError(f"--config.{field} without a value; pass --config.{field}=VALUE")
-        overrides[field] = known[field].resolve(field, known[field].parse(text))
+        overrides[field] = declared.resolve(field, declared.parse(text))
     made.update_from_flattened_dict(overrides)
     return Given(name, overrides, made)
 
 
+def resolved_config() -> dict[str, Any]:
+    """Returns the config of the flags as nested dicts, every field checked.
+
+    Raises:
+      ConfigError: as ``given_config``, or a value that is not allowed.
+    """
+    from zo_fl import config
+
+    return config.resolve(given_config().config)
+
+
 def given_values(text: str) -> tuple[str, list[Any]]:
-    """Returns the field and the values of ``FIELD=V1,V2,...``, each checked.
+    """Returns the field and the checked values of ``FIELD=V1,V2,...``.
 
     Raises:
       ConfigError: an unknown field, or a value that is not allowed.
     """
-    from zo_fl import config
-
     field, _, listed = text.removeprefix("config.").partition("=")
-    known = fields.flat(config.blocks())
-    if field not in known:
-        raise ConfigError(fields.unknown(field, known))
-    declared = known[field]
+    declared = _declared(field)
     return field, [declared.resolve(field, declared.parse(one)) for one in listed.split(",")]
 
 
 def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, Any]]:
-    """Returns folder and config of ``FOLDER FIELD=VALUE ...``, like another but for these fields.
+    """Returns the folder and the config of ``FOLDER FIELD=VALUE ...``.
+
+    Args:
+      resolved: the config whose fields are changed.
+      text: as given by ``--also``.
 
     Raises:
       ConfigError: an unknown field, or a value that is not allowed.
@@ -166,15 +195,23 @@ def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, A
     return Path(folder), config.changed(resolved, {field: one for field, (one,) in pairs.items()})
 
 
-def resolved_config() -> dict[str, Any]:
-    """Returns the config of the flags as nested dicts, all of it checked.
+def as_text(value: Any) -> str:
+    """Returns a value as a flag takes it; JSON has made lists of tuples."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(tuple(value)) if isinstance(value, list | tuple) else str(value)
+
+
+def given_folders(default_out: str) -> tuple[Path, Path]:
+    """Returns ``--runs`` and ``--out``.
 
     Raises:
-      ConfigError: as ``given_config``, or a value that is not allowed.
+      ConfigError: there is no ``--runs``.
     """
-    from zo_fl import config
-
-    return config.resolve(given_config().config)
+    if not flags.FLAGS["runs"].value:
+        raise ConfigError("no --runs given; pass the --workdir of a sweep, or a folder of runs")
+    root = Path(flags.FLAGS["runs"].value)
+    return root, Path(flags.FLAGS["out"].value or root / default_out)
 
 
 def enable_compilation_cache() -> None:
@@ -186,6 +223,16 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
 
 
+def _declared(field: str) -> fields.Field:
+    """Returns the declaration of a field by its dotted name; raises ConfigError if unknown."""
+    from zo_fl import config
+
+    known = fields.flat(config.blocks())
+    if field not in known:
+        raise ConfigError(fields.unknown(field, known))
+    return known[field]
+
+
 def _as_set(argument: str) -> str:
     """Returns ``--config.FIELD=VALUE`` as ``--set=FIELD=VALUE``, anything else as it is."""
     name = argument.lstrip("-")
@@ -193,23 +240,20 @@ def _as_set(argument: str) -> str:
     return f"--set={name.removeprefix('config.')}" if is_field else argument
 
 
-def _help(described: str) -> str:
-    """Returns what a command does, and all flags of this project with their defaults."""
-    lines, package = [described, "", "Flags:"], str(__package__)
-    for module, found in flags.FLAGS.flags_by_module_dict().items():
-        # The module that is run is known by another name.
-        if module.startswith((package, "__main__", sys.argv[0])):
-            for flag in found:
-                shown = flag.default not in (None, [], False)
-                default = f" (default: {flag.default_as_str})" if shown else ""
-                lines.append(f"  --{flag.name}: {flag.help}{default}")
-    if "config" in flags.FLAGS:
-        lines.append(f"  --config.FIELD=VALUE: `python -m {package}.configs` lists the fields.")
+def _help(described: str, own: list[str]) -> str:
+    """Returns the help of a command: its description, and its flags with their defaults."""
+    lines = [described, "", "Flags:"]
+    for flag in map(flags.FLAGS.__getitem__, own):
+        shown = flag.default not in (None, [], False)
+        default = f" (default: {flag.default_as_str})" if shown else ""
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    if "config" in own:
+        lines.append("  --config.FIELD=VALUE: a changed field; `zo-fl configs` lists all fields.")
     return "\n".join(lines)
 
 
 def _write_no_more() -> None:
-    """Has what is printed from now on, or was and is not written yet, go nowhere."""
+    """Sends all further output nowhere, with what is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

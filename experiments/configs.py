@@ -1,7 +1,10 @@
-"""Prints every field of a config: its value, what is allowed, what it means.
+"""Lists the fields of a config that its algorithm reads: value, what is allowed, what it means.
 
-python -m experiments.configs                        # the defaults
-python -m experiments.configs --config=quickstart    # marked where the config differs from them
+    zo-fl configs                        # the defaults
+    zo-fl configs --config=quickstart    # marked where the config differs from them
+    zo-fl configs --all                  # also the fields of all other algorithms
+
+Exit status 0, or 2 for bad input.
 """
 
 from absl import flags
@@ -9,33 +12,43 @@ from absl import flags
 from . import cli
 
 
+def define_flags() -> None:
+    """Defines the command's flags."""
+    cli.define_config()
+    flags.DEFINE_bool("all", False, "Also list what other algorithms read.")
+
+
 def main(argv: list[str]) -> int:
-    """Prints the table."""
+    """Prints the table and returns the exit status."""
     from rich.console import Console
     from rich.table import Table
 
-    from zo_fl import config
+    from zo_fl import config, methods
     from zo_fl.engine import fields
 
     del argv
     given = cli.resolved_config() if flags.FLAGS.config else config.resolve({})
+    read = {"algorithm", "seed", "run"} | config.blocks_read(methods.parts(given["algorithm"]))
+    blocks = config.blocks()
+    shown = blocks if flags.FLAGS.all else {name: blocks[name] for name in blocks if name in read}
     values, table = config.flatten(given), Table(title=flags.FLAGS.config or "defaults")
     for heading in ("field", "value", "allowed", "meaning"):
-        table.add_column(heading, overflow="fold")
-    block = None
-    for name, field in fields.flat(config.blocks()).items():
-        if name.split(".")[0] != block:
-            block = name.split(".")[0]
-            table.add_section()
-        changed = values[name] != field.default
-        value = f"[bold]{values[name]}[/] *" if changed else str(values[name])
-        table.add_row(name, value, field.allowed(), field.meaning)
-    Console(highlight=False).print(table)
+        table.add_column(heading, no_wrap=heading == "field", overflow="fold")
+    for name in shown:
+        table.add_section()
+        for field, declared in fields.flat({name: shown[name]}).items():
+            value = str(values[field])
+            changed = f"[bold]{value}[/] *" if values[field] != declared.default else value
+            table.add_row(field, changed, declared.allowed(), declared.meaning)
+    console = Console(highlight=False)
+    console.print(table)
     if flags.FLAGS.config:
-        print("* differs from the default")
+        console.print("* differs from the default")
+    if len(shown) < len(blocks):
+        rest = ", ".join(name for name in blocks if name not in shown)
+        console.print(f"{given['algorithm']} does not read: {rest} (--all lists them too)")
     return 0
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    cli.run(main)
+    cli.run(main, define_flags, __doc__)

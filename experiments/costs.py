@@ -1,11 +1,11 @@
 """Prints Table 1 of the paper for any config: what a client sends, receives and holds in memory.
 
-    python -m experiments.costs --config=configs/cifar10_10_90.py
+    zo-fl costs --config=configs/cifar10_10_90.py
 
-Beside the paper's figures stand its formulas, evaluated for this model, and what was measured:
-bytes from the shapes of the real messages, memory from the compiled client step, with ``--time``
-its time. Where the server reads only sums of what clients send, secure aggregation can hide the
-single messages. Exit status 2 for bad input.
+Beside the paper's figures stand its formulas, evaluated for this model, and measurements: bytes
+from the shapes of the real messages, memory from the compiled client step, with ``--time`` its time
+too. Where the server reads only sums of messages, secure aggregation can hide the single ones.
+Exit status 0, or 2 for bad input.
 """
 
 from absl import flags
@@ -13,11 +13,17 @@ from absl import flags
 from . import cli
 
 
+def define_flags() -> None:
+    """Defines the command's flags."""
+    cli.define_config()
+    flags.DEFINE_bool("time", False, "Also run each client's step, four times, and time it.")
+
+
 def main(argv: list[str]) -> int:
     """Prints the tables of the flags' config and returns the exit status."""
     from rich.console import Console
 
-    from .benchmarking import client_costs
+    from .inspection import client_costs
 
     del argv
     config = cli.resolved_config()
@@ -27,6 +33,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_bool("time", False, "Also run each client's step, four times, and time it.")
-    cli.run(main)
+    cli.run(main, define_flags, __doc__)

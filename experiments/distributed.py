@@ -1,5 +1,7 @@
 """One process of several: the flags that say which one, and joining the others."""
 
+from typing import Any
+
 from absl import flags
 
 from zo_fl.engine.errors import ConfigError
@@ -13,34 +15,36 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0, where --distributed finds no cluster."
     )
-    flags.DEFINE_integer("num_processes", None, "How many; goes with --coordinator.")
-    flags.DEFINE_integer("process_id", None, "This one's, from 0 on; goes with --coordinator.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes; goes with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "This process's number, from 0 on; likewise.")
 
 
 def join() -> None:
-    """Joins the other processes if the flags say that there are some.
+    """Joins the other processes if the flags name any, and returns when all have joined.
 
-    To be called before JAX looks for devices. Returns when all have joined.
+    Call it before JAX looks for devices.
 
     Raises:
       ConfigError: flags that do not go together, or no way to the others.
     """
-    given = flags.FLAGS
-    coordinator, num_processes = given.coordinator, given.num_processes
-    process_id = given.process_id
-    told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    missing = [f"--{name}" for name, value in told.items() if value is None]
-    if len(missing) == len(told) and not given.distributed:
+    given: Any = flags.FLAGS
+    names = ("coordinator", "num_processes", "process_id")
+    told: dict[str, Any] = {
+        name: given[name].value for name in names if given[name].value is not None
+    }
+    if not told and not given.distributed:
         return
-    if 0 < len(missing) < len(told):
-        given = next(name for name, value in told.items() if value is not None)
-        raise ConfigError(f"--{given} needs {' and '.join(missing)} as well")
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        _check(coordinator, num_processes, process_id)
+    if 0 < len(told) < len(names):
+        missing = " and ".join(f"--{name}" for name in names if name not in told)
+        raise ConfigError(f"--{next(iter(told))} needs {missing} as well")
+    if told:
+        _check(**told)
     import jax  # not above: --help does without
 
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            told.get("coordinator"), told.get("num_processes"), told.get("process_id")
+        )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"cannot join the other processes: {' '.join(str(error).split())} "

@@ -1,19 +1,23 @@
 """Runs one experiment.
 
-    python -m experiments.main --config=quickstart [--config.zo.lr=0.02] [--workdir=W]
+    zo-fl --config=quickstart [--config.zo.lr=0.02] [--workdir=W]
+
+In a checkout, ``python -m experiments.main`` is the same, and ``python -m experiments.sweep`` is
+``zo-fl sweep``.
 
 With ``--distributed`` all processes of a Slurm, TPU pod, Open MPI or GKE job run it together;
 elsewhere ``--coordinator=HOST:PORT --num_processes=2 --process_id=0`` says who they are.
 
 ``--vmap_seeds=5`` runs five seeds of a small model, from ``config.seed`` on, as one program;
-``--vmap_values=zo.lr=0.001,0.004,0.016`` three values of a number.
+``--vmap_values=zo.lr=0.001,0.004,0.016`` runs three values of a number as one program.
 
-Run it again with the same ``--workdir`` to resume. Exit status: 0 done, 1 the loss, an update or an
-evaluation stopped being finite, or the folder cannot be written, 2 bad input, 130 interrupted (and
+Run it again with the same ``--workdir`` to resume. Exit status: 0 done; 1 the loss, an update or an
+evaluation stopped being finite, or the folder cannot be written; 2 bad input; 130 interrupted (and
 saved).
 """
 
 import datetime
+import importlib
 import sys
 from pathlib import Path
 
@@ -24,32 +28,40 @@ from zo_fl.host import signals
 
 from . import cli, distributed, startup
 
-# JAX, and what imports it, is imported where it is used: --help and a misspelt flag need seconds
-# less without.
+# JAX, and what imports it, is imported inside functions: --help and a misspelt flag do without.
+
+# The subcommands of ``zo-fl``, each a module here.
+COMMANDS = {
+    "run": "runs one experiment; may be left out",
+    "sweep": "runs a table of experiments",
+    "tables": "writes the tables of runs and sweeps",
+    "plots": "draws them",
+    "pareto": "draws accuracy against a low-resource client's bytes, memory and passes",
+    "report": "writes one HTML page about them",
+    "costs": "prints what a client sends, receives and holds in memory",
+    "configs": "lists the fields of a config",
+    "prepare_data": "prepares a data set",
+    "replay": "rebuilds a run's model from its scalars",
+    "diagnose": "says what a run's zeroth-order phase did, and why",
+}
 
 
 def define_flags() -> None:
     """Defines the command's flags."""
     cli.define_config()
     flags.DEFINE_string(
-        "workdir",
-        None,
-        "Folder of the run; made if missing, resumed if not. Default: runs/NAME/TIME.",
+        "workdir", None, "Folder of the run; resumed if it holds one. Default: runs/NAME/TIME."
     )
     flags.DEFINE_string(
-        "warm_start", None, "Folder of a finished run whose phases are the first of this one's."
+        "warm_start", None, "Folder of a finished run; its phases are the first of this run."
     )
     flags.DEFINE_string(
-        "shared",
-        None,
-        "Folder in which runs leave features of models that stay as they are for each other.",
+        "shared", None, "Folder where runs share the features of models that do not change."
     )
     flags.DEFINE_integer(
-        "vmap_seeds", 0, "Run that many seeds, from config.seed on, as one program; small models."
+        "vmap_seeds", 0, "Number of seeds, from config.seed on, that run as one program."
     )
-    flags.DEFINE_string(
-        "vmap_values", None, "FIELD=V1,V2,...: run these values as one program; small models."
-    )
+    flags.DEFINE_string("vmap_values", None, "FIELD=V1,V2,...: values that run as one program.")
     flags.DEFINE_multi_string(
         "also", [], "FOLDER FIELD=VALUE ...: another run of the same program, and its numbers."
     )
@@ -58,9 +70,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the experiment of the flags and returns the exit status."""
-    from zo_fl import api as train
-    from zo_fl import config, trainer
-    from zo_fl.host import closing, processes
+    from zo_fl import api, config
+    from zo_fl.host import processes, screen
 
     del argv
     given = cli.given_config()
@@ -71,31 +82,27 @@ def main(argv: list[str]) -> int:
     try:
         if flags.FLAGS.vmap_seeds or flags.FLAGS.vmap_values or flags.FLAGS.also:
             return _run_together(resolved, path)
-        summary = train.run(
+        summary = api.run(
             resolved, path, warm_start=flags.FLAGS.warm_start, shared=flags.FLAGS.shared
         )
-    except (trainer.Interrupted, KeyboardInterrupt) as stop:
+    except (api.Interrupted, KeyboardInterrupt) as stop:
         signals.ignore_signals()
         if processes.is_first():
             resume = f"to resume, run the same command with --workdir={path}"
             print(f"{str(stop) or 'stopped at once'}; {resume}", file=sys.stderr)
         return startup.INTERRUPTED
     if processes.is_first():
-        closing.print_closing_table(summary | {"workdir": str(path)})
-    if summary["diverged_round"] is not None:
-        if processes.is_first():
-            print(
-                f"stopped: {summary['divergence']}; lower config.warmup.lr or config.zo.lr",
-                file=sys.stderr,
-            )
-        return 1
-    return 0
+        print(screen.summary_table(summary | {"workdir": str(path)}))
+        if summary["diverged_round"] is not None:
+            hint = "lower config.warmup.lr or config.zo.lr"
+            print(f"stopped: {summary['divergence']}; {hint}", file=sys.stderr)
+    return int(summary["diverged_round"] is not None)
 
 
 def _run_together(resolved, path: Path) -> int:
-    """Runs several seeds or values as one program, and returns the exit status."""
-    from zo_fl import api as train
-    from zo_fl.host import closing, processes
+    """Runs several seeds or values as one program and returns the exit status."""
+    from zo_fl import run_many
+    from zo_fl.host import processes, screen
 
     given = flags.FLAGS
     if bool(given.vmap_seeds) + bool(given.vmap_values) + bool(given.also) > 1:
@@ -104,25 +111,28 @@ def _run_together(resolved, path: Path) -> int:
         raise ConfigError(
             "--vmap_seeds and --vmap_values compute their own warm-ups; leave out --warm_start"
         )
+    field, values, folders = "", [], [path]
     if given.also:
         others = [cli.given_run(resolved, text) for text in given.also]
-        folders, changed = [one for one, _ in others], [one for _, one in others]
-        summaries = train.run_together(
-            [resolved, *changed], [path, *folders], warm_start=given.warm_start
-        )
-        if processes.is_first():
-            for folder, summary in zip([path, *folders], summaries, strict=True):
-                closing.print_closing_table(summary | {"workdir": str(folder)})
-    elif not flags.FLAGS.vmap_values:
-        summaries = train.run_seeds(resolved, path, flags.FLAGS.vmap_seeds)
-        if processes.is_first():
-            closing.print_seeds_table(summaries, path)
+        folders += [folder for folder, _ in others]
+        runs = [resolved, *(config for _, config in others)]
+        summaries = run_many.run_together(runs, folders, warm_start=given.warm_start)
+    elif given.vmap_values:
+        field, values = cli.given_values(given.vmap_values)
+        summaries = run_many.run_values(resolved, path, field, values)
     else:
-        field, values = cli.given_values(flags.FLAGS.vmap_values)
-        summaries = train.run_values(resolved, path, field, values)
-        if processes.is_first():
-            closing.print_values_table(summaries, field, values, path)
-    return 1 if any(summary["diverged_round"] is not None for summary in summaries) else 0
+        summaries = run_many.run_seeds(resolved, path, given.vmap_seeds)
+    if processes.is_first():
+        if given.also:
+            for folder, summary in zip(folders, summaries, strict=True):
+                print(screen.summary_table(summary | {"workdir": str(folder)}))
+        elif field:
+            names = [f"{field}={value:g}" for value in values]
+            print(screen.runs_table(dict(zip(names, summaries, strict=True)), path))
+        else:
+            names = [f"seed {resolved['seed'] + i}" for i in range(len(summaries))]
+            print(screen.runs_table(dict(zip(names, summaries, strict=True)), path, mean=True))
+    return int(any(summary["diverged_round"] is not None for summary in summaries))
 
 
 def _default_workdir(name: str) -> str:
@@ -131,10 +141,22 @@ def _default_workdir(name: str) -> str:
 
 
 def run() -> None:
-    """The console script ``zo-fl``."""
-    define_flags()
-    cli.run(main)
+    """Runs ``zo-fl [COMMAND] ...``; without a command, an experiment."""
+    program, *arguments = sys.argv
+    name = "run"
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        if name not in COMMANDS:
+            allowed = ", ".join(COMMANDS)
+            print(f"error: no command {name!r}; allowed: {allowed}", file=sys.stderr)
+            sys.exit(cli.BAD_INPUT)
+    sys.argv = [program, *arguments]
+    if name == "run":
+        listed = "\n".join(f"  zo-fl {one}: {does}" for one, does in COMMANDS.items())
+        cli.run(main, define_flags, f"{__doc__}\nCommands:\n{listed}")
+    command = importlib.import_module(f".{name}", __package__)
+    cli.run(command.main, command.define_flags, command.__doc__)
 
 
 if __name__ == "__main__":
-    run()
+    cli.run(main, define_flags, __doc__)

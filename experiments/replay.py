@@ -1,11 +1,11 @@
 """Rebuilds a run's model after any zeroth-order round from its pivot and its ledger of scalars.
 
-    python -m experiments.replay --workdir=W [--round=R] [--verify]
+    zo-fl replay --workdir=W [--round=R] [--verify]
 
 Prints the SHA-256 of the parameters after the round, by default the last one; with ``--verify`` it
-compares them, bit for bit, with the run's own checkpoint of that round, or its saved model. What a
-late joiner does: nothing but the model at the phase's start, keys and scalars is used. Exit status
-0, 1 if they differ, or 2 for bad input: a ledger with a changed, missing or swapped entry is named.
+compares them, bit for bit, with the run's own checkpoint of that round, or its saved model. A late
+joiner does the same: it needs the model at the phase's start, keys and scalars, nothing else. Exit
+status 0, 1 if they differ, or 2 for bad input: a changed, missing or swapped entry is named.
 """
 
 from pathlib import Path
@@ -15,12 +15,19 @@ from absl import flags
 from . import cli
 
 
+def define_flags() -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_integer("round", 0, "Number of rounds done; 0 = all of them.", lower_bound=0)
+    flags.DEFINE_bool("verify", False, "Compare with the run's own parameters.")
+
+
 def main(argv: list[str]) -> int:
     """Rebuilds, prints a line, returns the exit status."""
     import zo_fl
     from zo_fl.host import ledger, units
 
-    from .replaying import Replay, digest
+    from .inspection.states import Replay, digest
 
     del argv
     path = Path(flags.FLAGS.workdir)
@@ -42,12 +49,5 @@ def main(argv: list[str]) -> int:
     return 0 if same else 1
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_integer("round", 0, "Rounds done; 0 = the last one.", lower_bound=0)
-    flags.DEFINE_bool("verify", False, "Compare with the run's own parameters.")
-
-
 if __name__ == "__main__":
-    _define_flags()
-    cli.run(main)
+    cli.run(main, define_flags, __doc__)

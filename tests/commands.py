@@ -19,7 +19,7 @@ from multiprocessing import Pipe, connection, reduction
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-IMPORTED = ("scipy.special", "matplotlib.backends.backend_agg", "zo_fl.api", "zo_fl.trained")
+IMPORTED = ("scipy.special", "matplotlib.backends.backend_agg", "zo_fl.api", "zo_fl.saved_model")
 
 
 class start:

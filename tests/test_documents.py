@@ -62,7 +62,7 @@ def test_every_module_that_a_command_names_is_there(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_file_of_the_package_that_is_named_is_there(document):
     names = re.findall(
-        r"`((?:zo_fl|core|clients|algorithms|models|host|data|configs|tests|experiments)/[\w/.]+)`",
+        r"`((?:zo_fl|engine|zo|sgd|heads|wrap|models|host|data|configs|tests|experiments|benchmarks)/[\w/.]+)`",
         (ROOT / document).read_text(),
     )
     for name in names:

@@ -63,7 +63,7 @@ def test_the_wheel_holds_all_code_but_the_peers_in_one_folder(monkeypatch, tmp_p
         "zo_fl/py.typed",
         "zo_fl/data/cifar10_sample.json",
         "zo_fl/data/cifar10_sample.webp",
-        "zo_fl/experiments/reporting/paper.json",
+        "zo_fl/experiments/analysis/paper.json",
     }
 
 

@@ -19,17 +19,17 @@ __version__ = "0.2.0"
 # Imported when they are asked for: some commands need no JAX.
 _HOME = {
     "ConfigError": "zo_fl.engine.errors",  # what bad input raises
-    "Interrupted": "zo_fl.trainer",  # what a run raises that was asked to stop
+    "Interrupted": "zo_fl.api",  # what a run raises that was asked to stop
     "build": "zo_fl.experiment",  # config -> task, phases, data, engine: without running them
-    "dataset": "zo_fl.data.own",  # arrays -> data set
+    "dataset": "zo_fl.data.datasets",  # arrays -> data set
     "default_config": "zo_fl.config",
-    "load": "zo_fl.trained",  # a run's folder -> trained model
+    "load": "zo_fl.saved_model",  # a run's folder -> trained model
     "load_config": "zo_fl.config",  # a name or path -> config
     "make_algorithm": "zo_fl.engine.round",  # phase, engine -> pure functions of a round
     "read_metrics": "zo_fl.host.metrics",  # a run's metrics.jsonl -> rows
     "run": "zo_fl.api",
-    "run_seeds": "zo_fl.api",
-    "run_values": "zo_fl.api",
+    "run_seeds": "zo_fl.run_many",
+    "run_values": "zo_fl.run_many",
 }
 _RENAMED = {"default_config": "default", "load_config": "load"}
 __all__ = [
@@ -48,16 +48,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from zo_fl.api import run, run_seeds, run_values
+    from zo_fl.api import Interrupted, run
     from zo_fl.config import default as default_config
     from zo_fl.config import load as load_config
-    from zo_fl.data.own import dataset
+    from zo_fl.data.datasets import dataset
     from zo_fl.engine.errors import ConfigError
     from zo_fl.engine.round import make_algorithm
     from zo_fl.experiment import build
     from zo_fl.host.metrics import read_metrics
-    from zo_fl.trained import load
-    from zo_fl.trainer import Interrupted
+    from zo_fl.run_many import run_seeds, run_values
+    from zo_fl.saved_model import load
 
 
 def __getattr__(name: str) -> Any:

@@ -1,33 +1,39 @@
-"""Runs an experiment in a folder, or several seeds of one as one program.
+"""Runs an experiment in a folder; ``run_many`` runs several as one program.
 
-Of several processes (``host.processes``) each runs all of this on its own part of the devices. All
-side effects of a run are here, in ``trainer``, in ``host`` and in ``experiments``.
+    config -> experiment -> compiled -> loop.rounds -> rows, ledger, checkpoints -> summary
 
-Several seeds of one config, or several values of a number of it, can run as one program
-(``run_seeds``, ``run_values``): the same chunk, mapped over states, keys and numbers with ``vmap``.
-Each has its folder, as if it had run alone.
+Of several processes (``host.processes``) each runs all of this on its own part of the devices.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from zo_fl import __version__, experiment
+from zo_fl import __version__, experiment, loop, saved_model
 from zo_fl import config as configs
+from zo_fl.compiled import Compiled
 from zo_fl.config import warm_starts
-from zo_fl.data import summary as label_summary
+from zo_fl.data.partition import format_summary
+from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.types import Dataset
 from zo_fl.experiment import Experiment
-from zo_fl.host import devices, lock, processes, workdir
-from zo_fl.host.provenance import provenance
+from zo_fl.host import checkpoint, devices, files, folder, processes
+from zo_fl.host.folder import Position, RunFolder, position_of
+from zo_fl.host.screen import Planned, Progress, Stopwatch
 from zo_fl.host.signals import deferred_signals
-from zo_fl.host.stopwatch import Stopwatch
-from zo_fl.trainer import OnRound, Own, Trainer
+from zo_fl.loop import Chunk
+
+Config = dict[str, Any]
+OnRound = Callable[[dict[str, Any]], object]
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything so far is saved."""
 
 
 def run(
@@ -71,219 +77,209 @@ def run(
       StorageError: the folder cannot be written, or is full; what was there stays, and once there
         is space the same call goes on.
     """
-    resolved = _resolve(config, changes)
+    devices.prepare()
+    path, resolved = Path(path), resolve(config, changes)
     donor = None if warm_start is None else Path(warm_start)
-    own = Own(dataset, model, on_round, None if shared is None else Path(shared))
-    (summary,) = _run([resolved], [Path(path)], own, donor, quiet)
-    return summary
+    if dataset is not None:
+        resolved["data"]["name"] = dataset.name
+        if dataset.client_indices is not None:
+            resolved["data"]["num_clients"] = len(dataset.client_indices)
+    processes.check_same([resolved, str(donor)], "configs or warm starts")
+    if shared is not None and processes.several():
+        raise ConfigError("--shared is for runs of one process each; leave it out")
+    summary = finished(resolved, path, model)
+    if summary is not None:
+        return summary
+    clock = Stopwatch()
+    with processes.agreed():
+        if donor is not None:
+            warm_starts.check(resolved, donor)
+        built = experiment.build(resolved, dataset, model)
+    with owned([path]):
+        # Another process may have finished it in the meantime.
+        summary = finished(resolved, path, model)
+        if summary is not None:
+            return summary
+        made_by = begin(built, resolved, path, model, quiet)
+        compiled = Compiled(built, resolved["run"], None if shared is None else Path(shared))
+        run_folder = RunFolder(path, clock)
+        with deferred_signals() as interrupted:
+            if donor is not None:
+                adopt(compiled, run_folder, donor, lambda at: loop.first_state(compiled, at))
+            position, state = resume(compiled, run_folder)
+            screen = Progress(planned(compiled), position.done, quiet=is_quiet(quiet))
+            chunks = loop.rounds(compiled, state, position, resolved["run"], clock, screen)
+            told = on_round or (lambda row: None)
+            run_folder.open(position.done, made_by)
+            with closing(run_folder), screen:
+                last = follow(chunks, run_folder, resolved["run"], screen, interrupted, told)
+            if last is not None:
+                position, state = last.position, last.state
+            schedule = compiled.planned.ended(position.ended)
+            if run_folder.record.divergence is None:
+                trained = compiled.model_of(schedule.phases[-1].phase.model, state)
+                with clock.during("saving"):
+                    saved_model.save(path, trained, built.federation.dataset, model)
+            return run_folder.finish(title(resolved), schedule, position.done)
 
 
-def run_seeds(
-    config: str | Path | ConfigDict | Mapping[str, Any],
-    path: str | Path,
-    num_seeds: int,
-    *,
-    quiet: bool = False,
-) -> list[dict[str, Any]]:
-    """Runs ``num_seeds`` seeds of a config as one program, and returns their summaries.
-
-    Seed i is ``config["seed"] + i``; the partition is the config's for all of them. Each has a
-    folder ``path/SEED`` as ``run`` would leave it, equal up to the rounding of batched arithmetic.
-    For small models: all states are on the device at once, and convolutions become grouped ones.
-
-    Args:
-      config: as for ``run``.
-      path: folder of the folders.
-      num_seeds: at least 1.
-      quiet: no progress output.
-
-    Raises:
-      ConfigError: as for ``run``, or some of the folders are further than others.
-      Interrupted: as for ``run``.
-    """
-    if num_seeds < 1:
-        raise ConfigError(f"{num_seeds} seeds asked for; allowed: 1 or more; change --vmap_seeds")
-    first = _resolve(config, None)
-    resolved = [_resolve(first, {"seed": first["seed"] + i}) for i in range(num_seeds)]
-    return run_together(resolved, [Path(path) / str(one["seed"]) for one in resolved], quiet=quiet)
-
-
-def run_values(
-    config: str | Path | ConfigDict | Mapping[str, Any],
-    path: str | Path,
-    field: str,
-    values: Sequence[float],
-    *,
-    quiet: bool = False,
-) -> list[dict[str, Any]]:
-    """Runs a config with several values of a number as one program, and returns their summaries.
-
-    Each has a folder ``path/VALUE`` as ``run`` would leave it, equal up to the rounding of batched
-    arithmetic. As with seeds, small models gain most, and those of a GPU that one run leaves idle.
-
-    Args:
-      config: as for ``run``.
-      path: folder of the folders.
-      field: dotted, such as ``zo.lr``: one that may vary (``Field.varies``).
-      values: of the field, no two alike.
-      quiet: no progress output.
-
-    Raises:
-      ConfigError: as for ``run``, a field that may not vary, or some folders are further than
-        others.
-      Interrupted: as for ``run``.
-    """
-    first = _resolve(config, None)
-    resolved = [_resolve(first, {field: value}) for value in values]
-    names = [str(value) if isinstance(value, str) else f"{value:g}" for value in values]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"config.{field} in {', '.join(names) or 'no values'}: allowed: one value or more, no "
-            "two alike; change --vmap_values"
-        )
-    return run_together(resolved, [Path(path) / name for name in names], quiet=quiet)
-
-
-def run_together(
-    configs_: Sequence[Mapping[str, Any]],
-    paths: Sequence[str | Path],
-    *,
-    warm_start: str | Path | None = None,
-    quiet: bool = False,
-) -> list[dict[str, Any]]:
-    """Runs configs that differ in their seed and in numbers that may vary as one program.
-
-    Args:
-      configs_: as for ``run``.
-      paths: the folder of each.
-      warm_start: as for ``run``; of all of them.
-      quiet: no progress output.
-
-    Returns:
-      The content of each one's ``summary.json``. Their folders have no ledger: no replays.
-
-    Raises:
-      ConfigError: as for ``run_values``.
-      Interrupted: as for ``run``.
-    """
-    resolved = [_resolve(one, None) for one in configs_]
-    donor = None if warm_start is None else Path(warm_start)
-    return _run(resolved, [Path(path) for path in paths], Own(), donor, quiet)
-
-
-def _resolve(config, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+def resolve(config: Any, changes: Mapping[str, Any] | None = None) -> Config:
+    """Returns a config as plain nested dicts, every field of it checked; arguments as ``run``'s."""
     made = configs.load(config) if isinstance(config, str | Path) else config
     resolved = configs.resolve(made)
     return configs.resolve(configs.changed(resolved, changes)) if changes else resolved
 
 
-def _run(
-    resolved: Sequence[dict[str, Any]],
-    paths: Sequence[Path],
-    own: Own,
-    donor: Path | None,
-    quiet: bool,
-) -> list[dict[str, Any]]:
-    """Returns the summaries of runs that differ in their seed and in fields that may vary."""
-    devices.prepare()
-    configs.numbers_that_differ(resolved)
-    if own.dataset is not None:
-        for config in resolved:
-            config["data"]["name"] = own.dataset.name
-            if own.dataset.client_indices is not None:
-                config["data"]["num_clients"] = len(own.dataset.client_indices)
-    processes.check_same([resolved, str(donor)], "configs or warm starts")
-    finished = _finished(resolved, paths, own)
-    if all(finished):
-        return [one for one in finished if one is not None]
-    clock = Stopwatch()
+def finished(resolved: Config, path: Path, model: nn.Module | None) -> dict[str, Any] | None:
+    """Returns the summary of a finished run, None if it is not; the folder is checked."""
     with processes.agreed():
-        built = _build(_left(resolved, finished), own, donor)
-    with ExitStack() as stack:
-        with processes.agreed():
-            if processes.is_first():
-                for path in paths:
-                    stack.enter_context(lock.owned(path))
-        # Another process may have done some of it, or all, in the meantime.
-        before, finished = finished, _finished(resolved, paths, own)
-        left = _left(resolved, finished)
-        if left:
-            if len(left) < len(_left(resolved, before)):
-                built = _build(left, own, donor)
-            new = iter(_train(built, left, _left(paths, finished), clock, own, donor, quiet))
-            finished = [next(new) if one is None else one for one in finished]
-        return [one for one in finished if one is not None]
-
-
-def _left(of_runs: Sequence[Any], finished: Sequence[dict[str, Any] | None]) -> list[Any]:
-    """Returns what belongs to the runs that are not finished."""
-    return [one for one, summary in zip(of_runs, finished, strict=True) if summary is None]
-
-
-def _finished(
-    resolved: Sequence[Mapping[str, Any]], paths: Sequence[Path], own: Own
-) -> list[dict[str, Any] | None]:
-    """Returns the summaries of what is finished, of runs whose folders are checked."""
-    with processes.agreed():
-        for config, path in zip(resolved, paths, strict=True):
-            workdir.check(path, configs.identity, config, _name(own.model))
-        seen = [workdir.finished(path) for path in paths]
+        folder.check(path, configs.identity, resolved, in_words(model))
+        summary = folder.finished(path)
     # A shared file system may show some processes less than others.
-    return [None if processes.any_of(one is None) else one for one in seen]
+    return None if processes.any_of(summary is None) else summary
 
 
-def _train(
-    built: Experiment,
-    resolved: Sequence[dict[str, Any]],
-    paths: Sequence[Path],
-    clock: Stopwatch,
-    own: Own,
-    donor: Path | None,
-    quiet: bool,
-) -> list[dict[str, Any]]:
-    """Trains in folders that this process owns, and returns the summaries."""
-    made_by = provenance(__version__)
+def owned(paths: Sequence[Path]) -> ExitStack:
+    """Returns a context in which this process alone may run in some folders."""
+    stack = ExitStack()
     with processes.agreed():
         if processes.is_first():
-            for config, path in zip(resolved, paths, strict=True):
-                made = {"config": config, "model": _name(own.model), "provenance": made_by}
-                workdir.create(path, made, built.federation.summary)
+            for path in paths:
+                stack.enter_context(files.owned(path))
+    return stack
+
+
+def begin(
+    built: Experiment, resolved: Config, path: Path, model: nn.Module | None, quiet: bool
+) -> dict[str, Any]:
+    """Makes a run's folder, prints who holds what, and returns the provenance."""
+    made_by = devices.provenance(__version__)
     with processes.agreed():
-        for path in paths:
-            workdir.wait_until_seen(path)
-    quiet = quiet or not processes.is_first()
-    if not quiet:
-        print(label_summary.format_summary(built.federation.summary), flush=True)
-    with deferred_signals() as interrupted:
-        trainer = Trainer(built, resolved, paths, clock, quiet, interrupted, own, made_by)
-        if donor is not None:
-            trainer.adopt(donor)
-        return trainer.train()
+        if processes.is_first():
+            made = {"config": resolved, "model": in_words(model), "provenance": made_by}
+            folder.create(path, made, built.federation.summary)
+    with processes.agreed():
+        folder.wait_until_seen(path)
+    if not is_quiet(quiet):
+        print(format_summary(built.federation.summary), flush=True)
+    return made_by
 
 
-def _build(resolved: Sequence[Mapping], own: Own, donor: Path | None) -> Experiment:
-    """Returns the experiment of runs side by side, all of it checked."""
-    if donor is not None:
-        for config in resolved:
-            warm_starts.check(config, donor)
-    if own.shared is not None and processes.several():
-        raise ConfigError("features are shared by runs of one process each; leave out --shared")
-    built = experiment.build(resolved[0], own.dataset, own.model)
-    if built.engine.streamed and len(resolved) > 1:
-        raise ConfigError(
-            "runs side by side draw different cohorts, so their data cannot be streamed; set "
-            "config.run.data to 'device', or leave out --vmap_seeds and --vmap_values"
-        )
-    checked = [phase.name for phase in built.phases if phase.check is not None]
-    if checked and len(resolved) > 1:
-        raise ConfigError(
-            f"{checked[0]} ends when it has done what it can, at another round for each of several "
-            "runs; let it have all its rounds (check_every=0, or stop='fixed'), or leave out "
-            "--vmap_seeds and --vmap_values"
-        )
-    return built
+def adopt(
+    compiled: Compiled,
+    run_folder: RunFolder,
+    donor: Path,
+    like: Callable[[Position], ServerState],
+) -> None:
+    """Starts a run that has not begun after a finished warm-up, which ``warm_starts`` checked.
+
+    Args:
+      compiled: the run.
+      run_folder: its folder.
+      donor: the warm-up's folder.
+      like: a position -> a state with the shapes of the one there.
+
+    Raises:
+      ConfigError: the warm-up's checkpoint is missing, damaged, or of another structure.
+    """
+    if run_folder.checkpoints.latest_round() is not None:
+        return
+    saved = checkpoint.Checkpoints(donor, read_only=True)
+    done = saved.latest_round()
+    if done is None:
+        raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
+    try:
+        position = position_of(done, saved.progress(done))
+        state, progress = saved.restore(done, like(position))
+    except checkpoint.Damaged as damaged:
+        raise ConfigError(f"{damaged}; change --warm_start") from None
+    schedule = compiled.planned.ended(position.ended)
+    run_folder.adopt(donor, state, progress, position, schedule)
 
 
-def _name(model: nn.Module | None) -> str | None:
+def resume(compiled: Compiled, run_folder: RunFolder) -> tuple[Position, ServerState]:
+    """Returns the newest position whose state can be restored, and the state; or the start."""
+    while (position := run_folder.newest()).done:
+        state = run_folder.restore(position.done, loop.first_state(compiled, position))
+        if state is not None:
+            return position, state
+    return position, loop.first_state(compiled, position)
+
+
+def follow(
+    chunks: Iterable[Chunk],
+    run_folder: RunFolder,
+    options: Mapping[str, Any],
+    screen: Progress,
+    interrupted: Callable[[], bool],
+    on_round: OnRound,
+) -> Chunk | None:
+    """Logs, shows and saves what a run does, until it ends or diverges; returns the last chunk.
+
+    Raises:
+      Interrupted: ``interrupted`` said so; the run is saved.
+    """
+    last = None
+    for last in chunks:
+        rows = write(last, run_folder)
+        show(last, rows, [run_folder], screen)
+        for row in rows:
+            on_round(row)
+        if run_folder.record.divergence is not None:
+            return last
+        done, stops = last.position.done, processes.any_of(interrupted())
+        if stops or done % options["checkpoint_every"] == 0 or done == last.phase.end:
+            run_folder.save(last.state, last.position, last.schedule)
+        if stops:
+            raise Interrupted(f"stopped after round {done} of {last.schedule.end}")
+    return last
+
+
+def write(chunk: Chunk, run_folder: RunFolder) -> list[dict[str, Any]]:
+    """Writes the rows of a chunk, and what was sent in it; returns the rows."""
+    measured = {name: float(value) for name, value in chunk.measured.items()}
+    each = chunk.seconds / len(chunk.rounds)
+    record, phase = run_folder.record, chunk.phase
+    rows = record.rows(chunk.schedule, phase, chunk.rounds, chunk.metrics, measured, each)
+    run_folder.write(rows, chunk.sent, phase.phase.name)
+    return rows
+
+
+def show(
+    chunk: Chunk, rows: list[dict[str, Any]], folders: Sequence[RunFolder], screen: Progress
+) -> None:
+    """Shows how far a run is, by some rows, and the warnings of all runs of its program."""
+    for run_folder in folders:
+        for text in run_folder.record.news():
+            screen.message(f"warning: {text}")
+    if chunk.position.ended:
+        screen.plan(_planned(chunk.schedule.phases))
+    images = chunk.phase.round.forward_passes * len(rows)
+    screen.update(rows, round(images), chunk.seconds)
+
+
+def planned(compiled: Compiled) -> list[Planned]:
+    """Returns the phases of a run, for the time that is left."""
+    return _planned(compiled.planned.phases)
+
+
+def _planned(phases) -> list[Planned]:
+    return [Planned(p.phase.name, p.end - p.start, p.round.pass_equivalents) for p in phases]
+
+
+def title(resolved: Config) -> str:
+    """Returns a run's title in pictures."""
+    return (
+        f"{resolved['algorithm']}, {resolved['data']['name']}, {resolved['model']['name']}, "
+        f"seed {resolved['seed']}"
+    )
+
+
+def is_quiet(quiet: bool) -> bool:
+    """Returns whether this process prints nothing."""
+    return quiet or not processes.is_first()
+
+
+def in_words(model: nn.Module | None) -> str | None:
     """Returns what tells a user's own model from another one: its class and its attributes."""
     return None if model is None else " ".join(repr(model).split())

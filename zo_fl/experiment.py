@@ -10,20 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl import methods as algorithms
-from zo_fl import models
+from zo_fl import methods, models
 from zo_fl.data import federated
 from zo_fl.engine import keys, task
+from zo_fl.engine.algorithm import Phase, Problem, start
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.layout import Engine
-from zo_fl.engine.phase import Phase, Problem
-from zo_fl.engine.robust import Robust
 from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, Dataset, FederatedData
 from zo_fl.host import privacy, processes
 from zo_fl.host.devices import make_engine
-from zo_fl.wrap import faults
+from zo_fl.wrap import faults, robust
 from zo_fl.wrap.faults import Faults
 
 
@@ -37,7 +35,7 @@ class Experiment(NamedTuple):
       data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
       validation: likewise, each client with its validation examples.
       engine: how clients are laid out on the devices.
-      run_key: ``key[]``, root of all randomness but the partition's.
+      seed: root of all randomness but the partition's.
       phases_with: ``{dotted field: value} -> phases`` with other values of fields that may vary
         (``Field.varies``), which may be traced.
     """
@@ -48,8 +46,13 @@ class Experiment(NamedTuple):
     data: FederatedData
     validation: FederatedData
     engine: Engine
-    run_key: Array
+    seed: int
     phases_with: Callable[[Mapping[str, Any]], tuple[Phase, ...]]
+
+    @property
+    def run_key(self) -> Array:
+        """``key[]``, made of the seed."""
+        return keys.run_key(self.seed)
 
     def data_of(self, phase: Phase) -> FederatedData:
         """Returns what the clients of a phase look at."""
@@ -106,7 +109,7 @@ def assemble(
     learning = make_task(1.0)
     data, validation = federation.clients, federation.validation
     problem = Problem(learning, make_task, federation.clients, federation.validation)
-    rules, wrong = Robust(**config["robust"]), Faults(**config["faults"])
+    wrong, population = Faults(**config["faults"]), len(federation.clients.client_sizes)
 
     def phases_with(changes: Mapping[str, Any]) -> tuple[Phase, ...]:
         blocks = {name: dict(block) for name, block in config.items() if isinstance(block, Mapping)}
@@ -114,8 +117,8 @@ def assemble(
             block, name = field.split(".")
             blocks[block][name] = value
         return tuple(
-            faults.inject(phase._replace(robust=rules), learning, wrong, len(data.client_sizes))
-            for phase in algorithms.create(config["algorithm"], problem, blocks)
+            faults.inject(robust.aggregate(phase, config["robust"]), learning, wrong, population)
+            for phase in methods.create(config["algorithm"], problem, blocks)
         )
 
     phases = phases_with({})
@@ -125,21 +128,30 @@ def assemble(
         )
     privacy.require(phases)
     if engine.streamed:
-        _check_streamed(phases)
+        _check_streamed(phases, learning)
     else:
         data = processes.place(data, engine.replicated)
         tables = processes.place(validation._replace(examples=()), engine.replicated)
         validation = tables._replace(examples=data.examples)
-    run_key = keys.run_key(config["seed"])
-    return Experiment(federation, learning, phases, data, validation, engine, run_key, phases_with)
+    return Experiment(
+        federation=federation,
+        task=learning,
+        phases=phases,
+        data=data,
+        validation=validation,
+        engine=engine,
+        seed=config["seed"],
+        phases_with=phases_with,
+    )
 
 
-def _check_streamed(phases: Sequence[Phase]) -> None:
+def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
+    """Checks that no phase evaluates what it makes of data: they stay on the host."""
+    model = jax.eval_shape(learning.init, keys.run_key(0))
     for phase in phases:
-        if phase.num_rounds and phase.needs_all_data:
-            raise ConfigError(
-                f"phase {phase.name} pools statistics over all training data, which are streamed; "
-                "set config.run.data to 'device'"
+        if phase.num_rounds:
+            jax.eval_shape(
+                lambda model, phase=phase: phase.model(start(phase, *model), None), model
             )
 
 

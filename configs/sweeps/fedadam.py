@@ -20,9 +20,9 @@ def get_sweep(config: ConfigDict) -> Sweep:
     """Returns both methods at the config's split."""
     adam = {
         "model.norm": "group",
-        "warmup.server.name": "adam",
+        "warmup.server": "adam",
         "warmup.server_lr": 1e-3,
-        "zo.server.name": "adam",
+        "zo.server": "adam",
         "zo.lr": _adam_lr(config),
     }
     column = sweeps.split_name(config.data.high_fraction)

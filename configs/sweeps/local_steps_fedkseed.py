@@ -20,8 +20,8 @@ def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a number of steps, one column: the config's split."""
     column = sweeps.split_name(config.data.high_fraction)
     base = {"algorithm": "fedavg+fedkseed", "fedkseed.num_rounds": config.zo.num_rounds}
-    one, tau = {"fedkseed.local_steps": 1, "fedkseed.batch_size": 0}, config.fedkseed.tau
-    rate = sweeps.rate_of_equal_norm(config.fedkseed.lr, (tau, tau), (MANY, 1))
+    one = {"fedkseed.local_steps": 1, "fedkseed.batch_size": 0}
+    rate = sweeps.rate_of_equal_norm(config.fedkseed.lr, steps=(MANY, 1))
     points = [
         Point(f"{MANY} local steps", column, base | {"fedkseed.local_steps": MANY}),
         Point("1 local step, equal rate", column, base | one),

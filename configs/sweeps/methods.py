@@ -61,7 +61,7 @@ def one_step_of_fedkseed(config: ConfigDict) -> dict[str, Any]:
         "fedkseed.local_steps": 1,
         "fedkseed.batch_size": 0,
         "fedkseed.num_directions": config.zo.num_directions,
-        "fedkseed.lr": config.zo.lr * config.zo.tau**2 / config.fedkseed.tau**2,
+        "fedkseed.lr": config.zo.lr * config.zo.tau**2,
     }
 
 

@@ -22,19 +22,14 @@ CENTERS = {
     "Norms and last layer": 4.0,
     "A hundredth of the coordinates": 16.0,
 }
-# How far a round moves the model; by what share of its norm each array; in whitened coordinates.
-OWN = {
-    "Steps of a fixed length": 0.1,
-    "Trust ratios": 0.01,
-    "Combination": 0.01,
-    "Last layer, whitened": 0.1,
-}
+# How far a round moves the model; in whitened coordinates.
+OWN = {"Steps of a fixed length": 0.1, "Last layer, whitened": 0.1}
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a variant and start, a column a rate."""
     points, compared = [], configs.find("zeroth_order", "sweep", "sweeps")
-    for (start, row), fields in configs.call(compared, "cases", config).items():
+    for (start, row), fields in configs.call(compared, "cases").items():
         name = configs.call(compared, "rate_of", fields)
         # Logits that fit have larger gradients of the head: a tenth.
         unit = config.zo.lr * (1.0 if start == "warm-up" else 0.1)

@@ -2,9 +2,9 @@
 
     client:  w_i <- E epochs of SGD on F_i(w) + mu/2 |w - w_t|^2,   then as in FedAvg
 
-With its block of config fields it is one file; a line in ``zo_fl/algorithms`` (or the last but two
-below) makes it known. ``fedprox+zo`` then warms up by it, with all that there is: checkpoints,
-sweeps, warm starts, costs.
+With its block of config fields it is one file; a line in ``zo_fl/methods.py`` (or the one at
+the end of this file) makes it known. ``fedprox+zo`` then warms up by it, and checkpoints, sweeps,
+warm starts and costs work as for any method.
 
     python -m experiments.examples.own_algorithm
 
@@ -15,16 +15,16 @@ import jax
 import optax
 
 import zo_fl
-from zo_fl.engine import server_optimizers
-from zo_fl.engine.fields import Field, take
-from zo_fl.engine.phase import Participation, Phase, Problem, make_group
-from zo_fl.methods import ALGORITHMS
+from zo_fl.engine.algorithm import Phase, Problem
+from zo_fl.engine.cohorts import make_group
+from zo_fl.engine.fields import Field
+from zo_fl.methods import METHODS, Method
 from zo_fl.sgd import fedavg
-from zo_fl.sgd.client import LocalSGD, local_sgd, local_training, sgd
+from zo_fl.sgd.client import forward_passes, local_sgd, local_training, sgd
 
 BLOCKS = {
     "fedprox": {
-        **fedavg.BLOCKS["warmup"],
+        **fedavg.FIELDS,
         "mu": Field(0.01, "strength of the pull to the server's model", at_least=0),
     }
 }
@@ -32,22 +32,16 @@ BLOCKS = {
 
 def phases(problem: Problem, *, fedprox) -> tuple[Phase, ...]:
     """Returns the one phase of FedProx; ``fedprox`` is its config block."""
-    fields = take(LocalSGD, fedprox)
 
     def training(state):
-        plain = sgd(fields.lr, fields.momentum, fields.weight_decay)
+        plain = sgd(fedprox["lr"], fedprox["momentum"], fedprox["weight_decay"])
         optimizer = optax.chain(pull(state.params, fedprox["mu"]), plain)
-        return local_training(problem, fields, optimizer)
+        return local_training(problem, fedprox, optimizer)
 
-    group = make_group(
-        problem,
-        local_sgd(problem.task.with_precision(fields.precision), training),
-        lambda clients, examples: clients * examples * fields.local_epochs,
-        take(Participation, fedprox),
-        trains=True,
-    )
-    server = server_optimizers.create(lr=fedprox["server_lr"], **fedprox["server"])
-    return (Phase("fedprox", fedprox["num_rounds"], (group,), fedavg.AGGREGATION, server),)
+    task = problem.task.with_precision(fedprox["precision"])
+    client, passes = local_sgd(task, training), forward_passes(fedprox)
+    group = make_group(problem, client, passes, fedprox, trains=True)
+    return (Phase("fedprox", fedprox["num_rounds"], (group,), fedavg.averaging(fedprox)),)
 
 
 def pull(start, mu: float) -> optax.GradientTransformation:
@@ -60,7 +54,7 @@ def pull(start, mu: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-ALGORITHMS["fedprox"] = phases
+METHODS["fedprox"] = Method(phases, ("fedprox",), BLOCKS)
 
 if __name__ == "__main__":
     zo_fl.run("quickstart", "runs/fedprox", changes={"algorithm": "fedprox+zo"})

@@ -3,7 +3,7 @@
     scalar_m = 4/3 (F(w + eps z_m) - F(w - eps z_m)) - 1/6 (F(w + 2 eps z_m) - F(w - 2 eps z_m))
     gradient = 1/S sum_m scalar_m / (2 eps) z_m
 
-It bears a larger eps, whose differences are rounded less, at twice the passes of ``two_point``.
+It allows a larger eps, at which rounding matters less, for twice the passes of ``two_point``.
 
     python -m experiments.examples.own_estimator
 
@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 
 import zo_fl
+from zo_fl.engine.errors import FieldError
 from zo_fl.zo.estimators import ESTIMATORS, Estimate, Estimator, finite_mean_coefficients
 
 STEPS, FACTORS = (1.0, -1.0, 2.0, -2.0), (4 / 3, -4 / 3, -1 / 6, 1 / 6)
 
 
-def five_point(add_direction, *, eps: float, num_directions: int) -> Estimator:
+def five_point(add_direction, *, eps, num_directions: int, bound: float = 0.0) -> Estimator:
     """Returns the estimator."""
+    if bound:
+        raise FieldError("bound", f"={bound:g}: five_point bounds no examples; allowed: 0")
 
     def estimate(losses, weights, params, keys):
         def one(key):

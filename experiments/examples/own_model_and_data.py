@@ -1,4 +1,4 @@
-"""Trains a model of one's own on data of one's own, and predicts with it.
+"""Trains your own model on your own data, and predicts with it.
 
 python -m experiments.examples.own_model_and_data
 """

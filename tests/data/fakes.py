@@ -1,4 +1,4 @@
-"""Tiny TFDS sets, prepared on the spot in array_record form, as a user's own sets would be."""
+"""Tiny TFDS sets in array_record form, like data sets of a user."""
 
 import io
 
@@ -6,18 +6,17 @@ import cv2
 import numpy as np
 
 
-def encode(image, extension=".png"):
-    """Returns a file object with the image encoded; TFDS would encode an array by TensorFlow."""
-    pixels = image[..., ::-1] if image.shape[-1] == 3 else image
-    return io.BytesIO(cv2.imencode(extension, np.ascontiguousarray(pixels))[1].tobytes())
-
-
 def pictures(count, shape=(8, 6, 3), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
 
 
-def builder_class(splits, shape=(8, 6, 3), num_classes=3, with_id=False, extra=None):
-    """Returns a TFDS builder class ``Tiny``; splits: ``{name: [(image, label), ...]}``."""
+def rows(count, num_classes=3, seed=0, shape=(8, 6, 3)):
+    """Returns ``count`` pairs of image and label."""
+    return [(image, i % num_classes) for i, image in enumerate(pictures(count, shape, seed))]
+
+
+def prepare(data_dir, splits, shape=(8, 6, 3), num_classes=3, with_id=False):
+    """Writes the set ``tiny``, splits ``{name: rows}``, into a folder; returns the set's folder."""
     import tensorflow_datasets as tfds
 
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -30,7 +29,6 @@ def builder_class(splits, shape=(8, 6, 3), num_classes=3, with_id=False, extra=N
             }
             if with_id:
                 features["id"] = tfds.features.Text()
-            features |= extra or {}
             return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
@@ -38,21 +36,12 @@ def builder_class(splits, shape=(8, 6, 3), num_classes=3, with_id=False, extra=N
 
         def _generate_examples(self, rows):
             for index, (image, label) in enumerate(rows):
-                example = {"image": encode(image), "label": label}
-                if with_id:
-                    example["id"] = f"{index:05d}"
-                yield index, example
+                # A file, because TFDS encodes arrays with TensorFlow.
+                pixels = image[..., ::-1] if image.shape[-1] == 3 else image
+                png = cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
+                example = {"image": io.BytesIO(png), "label": label}
+                yield index, example | ({"id": f"{index:05d}"} if with_id else {})
 
-    return Tiny
-
-
-def prepare(data_dir, splits, file_format="array_record", **kwargs):
-    """Writes the set ``tiny`` into ``data_dir``; returns its folder."""
-    builder = builder_class(splits, **kwargs)(data_dir=str(data_dir))
-    builder.download_and_prepare(file_format=file_format)
+    builder = Tiny(data_dir=str(data_dir))
+    builder.download_and_prepare(file_format="array_record")
     return data_dir / "tiny" / "1.0.0"
-
-
-def rows(count, num_classes=3, seed=0, shape=(8, 6, 3)):
-    """Returns ``count`` pairs of image and label."""
-    return [(image, i % num_classes) for i, image in enumerate(pictures(count, shape, seed))]

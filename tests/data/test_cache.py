@@ -1,16 +1,17 @@
-"""Decoded arrays on disk: damage is found and mended, and of dead processes nothing stays."""
+"""The cache on disk: damage is found, and killed or simultaneous builds leave whole entries."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from zo_fl.data import cache, leftovers
+from zo_fl.data import cache
+from zo_fl.engine.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -19,81 +20,93 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def entry(root):
-    with cache.writing("key", 100) as folder:
+def build(size=2_000_000, **facts):
+    with cache.writing("key", size) as folder:
         np.save(folder / "labels.npy", np.arange(300, dtype=np.int32))
-        np.save(folder / "images.npy", np.arange(2_000_000, dtype=np.uint8))
-        cache.write_meta(folder, ["labels", "images"], num_classes=3)
-    return root / "key"
+        np.save(folder / "images.npy", np.arange(size, dtype=np.uint8))
+        cache.write_meta(folder, ["labels", "images"], **facts)
 
 
-def zero_after_header(path):
-    data = path.read_bytes()
-    path.write_bytes(data[:128] + bytes(len(data) - 128))
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
-def test_an_entry_comes_back(entry):
-    found = cache.read("key")
-    assert found is not None
-    arrays, meta = found
+def change_a_number(path):
+    path.write_text(path.read_text().replace("3", "4", 1))
+
+
+def test_an_entry_comes_back_memory_mapped():
+    assert cache.read("key") is None
+    build(num_classes=3)
+    arrays, meta = cache.read("key")
     np.testing.assert_array_equal(arrays["labels"], np.arange(300))
     assert isinstance(arrays["images"], np.memmap) and meta["num_classes"] == 3
-    assert cache.read("another") is None
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("file", "damage"),
     (
-        lambda entry: (entry / "labels.npy").write_bytes(b""),
-        lambda entry: zero_after_header(entry / "labels.npy"),
-        lambda entry: (entry / "images.npy").unlink(),
-        lambda entry: (entry / "images.npy").write_bytes(b"x" * 2_000_128),
-        lambda entry: (entry / "meta.json").write_text("[]"),
-        lambda entry: (entry / "meta.json").write_text(""),
-        lambda entry: (entry / "meta.json").write_text('{"arrays": {}}'),
-        lambda entry: (entry / "meta.json").write_text(
-            (entry / "meta.json").read_text().replace("3", "4", 1)
-        ),
+        ("images.npy", flip_last_bit),
+        ("images.npy", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+        ("labels.npy", lambda path: path.unlink()),
+        ("meta.json", lambda path: path.write_text("[]")),
+        ("meta.json", lambda path: path.write_text('{"arrays": {}}')),
+        ("meta.json", change_a_number),
     ),
 )
-def test_damage_is_one_line_and_the_entry_counts_as_absent(entry, damage, capfd):
-    damage(entry)
+def test_a_damaged_entry_is_said_in_one_line_and_can_be_made_again(root, file, damage, capfd):
+    build(num_classes=3)
+    damage(root / "key" / file)
     assert cache.read("key") is None
     said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "is damaged (" in said and "written anew" in said
-    with cache.writing("key", 100) as folder:  # which replaces it
-        np.save(folder / "labels.npy", np.zeros(3))
-        cache.write_meta(folder, ["labels"])
+    assert said.count("\n") == 1 and "is damaged (" in said and "made again" in said
+    build(num_classes=3)
     assert cache.read("key") is not None and capfd.readouterr().err == ""
 
 
-def test_the_sums_of_large_arrays_are_compared_once_a_day_and_when_asked(entry, capfd):
-    zero_after_header(entry / "images.npy")
-    assert cache.read("key") is not None
-    assert cache.read("key", verify=True) is None
-    assert "images.npy is not what was written" in capfd.readouterr().err
-    yesterday = time.time() - 90_000
-    os.utime(entry / "verified", (yesterday, yesterday))
-    assert cache.read("key") is None
+def test_of_two_writers_at_once_one_wins(root):
+    both_ready = threading.Barrier(2)
+
+    def write(value):
+        with cache.writing("key", 100) as folder:
+            np.save(folder / "x.npy", np.full(4, value))
+            cache.write_meta(folder, ["x"], value=value)
+            both_ready.wait()
+
+    threads = [threading.Thread(target=write, args=(value,)) for value in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    arrays, meta = cache.read("key")
+    assert (arrays["x"] == meta["value"]).all()
+    assert [path.name for path in root.iterdir()] == ["key"]
 
 
-def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(root, entry):
+def test_a_cache_that_cannot_be_written_names_the_variable(root, monkeypatch):
+    with pytest.raises(ConfigError, match="do not fit on its disk.* ZO_FL_CACHE"):
+        with cache.writing("key", 10**18):
+            pass
+    assert list(root.iterdir()) == []
+    (root / "file").touch()
+    monkeypatch.setenv(cache.ENV, str(root / "file"))
+    with pytest.raises(ConfigError, match="ZO_FL_CACHE"):
+        build()
+
+
+def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(root):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine = leftovers.temporary(root, "key")
-    theirs = [
-        root / mine.name.replace(f".{os.getpid()}.", f".{dead.pid}."),
-        root / f".key.{dead.pid}.0123abcd",  # as earlier versions named them
-    ]
-    elsewhere = root / f".key.another-host.{dead.pid}.0123abcd"
-    for path in (mine, elsewhere, *theirs):
-        path.mkdir()
-        (path / "images.npy").touch()
-    assert sorted(leftovers.remove(root)) == sorted(path.name for path in theirs)
-    assert sorted(path.name for path in root.iterdir()) == sorted(
-        [mine.name, elsewhere.name, "key"]
-    )
+    mine = cache.temporary_folder(root, "key").name
+    theirs = mine.replace(f".{os.getpid()}.", f".{dead.pid}.")
+    elsewhere = f".key.another-host.{dead.pid}.0123abcd"
+    for name in (mine, theirs, elsewhere):
+        (root / name).mkdir()
+        (root / name / "images.npy").touch()
+    cache.remove_leftovers(root)
+    assert {path.name for path in root.iterdir()} == {mine, elsewhere}
 
 
 BUILD = """
@@ -118,5 +131,5 @@ def test_a_build_that_is_killed_leaves_nothing_for_the_next_one(root):
             process.send_signal(signal.SIGKILL)
     subprocess.run([sys.executable, "-c", BUILD, "0"], check=True, stdout=subprocess.DEVNULL)
     assert [path.name for path in root.iterdir()] == ["key"]
-    found = cache.read("key")
-    assert found is not None and json.dumps(found[1]) and len(found[0]["labels"]) == 300
+    arrays, _ = cache.read("key")
+    assert len(arrays["labels"]) == 300

@@ -1,3 +1,5 @@
+"""Partitions: equal clients, no example twice, and the skew that each partition promises."""
+
 import itertools
 import json
 
@@ -6,22 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zo_fl.data import partition, summary
+from zo_fl.data import partition
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.types import HIGH
 
 CIFAR_LABELS = np.arange(50_000) % 10
-
 KINDS = {
     "dirichlet": lambda labels, clients, rng: partition.dirichlet(labels, clients, 0.1, rng),
     "extreme": lambda labels, clients, rng: partition.dirichlet(labels, clients, 1e-3, rng),
+    "even": lambda labels, clients, rng: partition.dirichlet(labels, clients, 1e4, rng),
     "iid": partition.iid,
-    "shards": lambda labels, clients, rng: partition.shards(labels, clients, 2, rng),
+    "shards": partition.shards,
 }
 
 
 def _rng(seed=0):
     return np.random.default_rng(seed)
+
+
+def _summary(labels, rows, tiers, num_classes):
+    return partition.summarize(labels, rows, np.full(*rows.shape), tiers, num_classes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,45 +102,31 @@ def test_a_client_whose_labels_ran_out_is_filled_from_what_is_left():
 
 
 def test_cifar10_with_alpha_a_tenth_has_the_papers_skew():
-    figures, early, late = [], [], []
+    figures, labels_held = [], []
     for seed in range(12):
         rows = partition.dirichlet(CIFAR_LABELS, 50, 0.1, _rng(seed))
         tiers = partition.draw_tiers(50, 0.1, _rng(seed))
-        figures.append(
-            summary.summarize(CIFAR_LABELS, rows, np.full(len(rows), rows.shape[1]), tiers, 10)
-        )
-        held = [len(np.unique(CIFAR_LABELS[client])) for client in rows]
-        early.append(np.mean(held[:10]))
-        late.append(np.mean(held[-10:]))
-    assert np.mean([f["all"]["labels_per_client"] for f in figures]) == pytest.approx(4.8, abs=0.3)
-    assert np.mean([f["all"]["dominant_share"] for f in figures]) == pytest.approx(0.68, abs=0.04)
-    assert np.mean([f["high"]["classes_covered"] for f in figures]) == pytest.approx(9.5, abs=0.6)
-    assert np.mean([f["high"]["tv_from_uniform"] for f in figures]) == pytest.approx(0.38, abs=0.1)
-    assert np.mean(early) > np.mean(late) + 1, "late clients are more skewed"
+        figures.append(_summary(CIFAR_LABELS, rows, tiers, 10))
+        labels_held.append([len(np.unique(CIFAR_LABELS[client])) for client in rows])
+    for tier, figure, expected, spread in (
+        ("all", "labels_per_client", 4.8, 0.3),
+        ("all", "dominant_share", 0.68, 0.04),
+        ("high", "classes_covered", 9.5, 0.6),
+        ("high", "tv_from_uniform", 0.38, 0.1),
+    ):
+        mean = np.mean([found[tier][figure] for found in figures])
+        assert mean == pytest.approx(expected, abs=spread), figure
+    by_client = np.mean(labels_held, axis=0)
+    assert by_client[:10].mean() > by_client[-10:].mean() + 1, "late clients are more skewed"
 
 
 def test_iid_clients_hold_every_label_and_skewed_ones_few():
-    tiers = np.full(20, HIGH)
-    parts = {
-        "iid": partition.iid(CIFAR_LABELS, 20, _rng()),
-        "even": partition.dirichlet(CIFAR_LABELS, 20, 1e4, _rng()),
-        "shards": partition.shards(CIFAR_LABELS, 20, 2, _rng()),
-        "skewed": partition.dirichlet(CIFAR_LABELS, 20, 0.01, _rng()),
-    }
     held = {
-        kind: summary.summarize(CIFAR_LABELS, rows, np.full(len(rows), rows.shape[1]), tiers, 10)[
-            "all"
-        ]["labels_per_client"]
-        for kind, rows in parts.items()
+        kind: [len(np.unique(CIFAR_LABELS[rows])) for rows in divide(CIFAR_LABELS, 20, _rng())]
+        for kind, divide in KINDS.items()
     }
-    assert held["iid"] == held["even"] == 10
-    assert held["shards"] <= 4 and held["skewed"] < 4
-
-
-def test_a_million_examples_of_a_thousand_classes_take_seconds_at_most():
-    labels = _rng().integers(0, 1000, 1_281_167)
-    rows = partition.dirichlet(labels, 50, 0.1, _rng())
-    assert rows.shape == (50, 25_623)
+    assert set(held["iid"]) == set(held["even"]) == {10}
+    assert max(held["shards"]) <= 4 and np.mean(held["extreme"]) < 4
 
 
 @pytest.mark.parametrize(
@@ -182,8 +174,7 @@ def test_no_high_client_is_an_error_that_names_the_field(fraction):
 
 def test_a_summary_states_known_figures():
     labels = np.array([0, 0, 0, 1, 2, 3, 0, 1])
-    rows = np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
-    found = summary.summarize(labels, rows, np.full(len(rows), rows.shape[1]), np.array([1, 0]), 4)
+    found = _summary(labels, np.arange(8).reshape(2, 4), np.array([1, 0]), 4)
     assert found["high"] == {
         "clients": 1, "examples": 4, "classes_covered": 2, "labels_per_client": 2.0,
         "dominant_share": 0.75, "tv_from_uniform": 0.5,
@@ -193,14 +184,10 @@ def test_a_summary_states_known_figures():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_summary_prints_within_80_columns_also_without_low_clients():
-    labels = np.arange(1_000_000) % 1000
+def test_a_summary_prints_in_columns_within_80_characters_also_without_low_clients():
     rows = np.arange(1_000_000).reshape(50, -1)
-    text = summary.format_summary(
-        summary.summarize(labels, rows, np.full(len(rows), rows.shape[1]), np.ones(50), 1000)
-    )
-    assert max(map(len, text.splitlines())) <= 80
-    assert "1,000,000" in text and "1000 of 1000" in text
-    assert (
-        len([line for line in text.splitlines() if line.split()[0] in ("high", "low", "all")]) == 3
-    )
+    found = _summary(np.arange(1_000_000) % 1000, rows, np.ones(50), 1000)
+    lines = partition.format_summary(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["tier", "high", "low", "all"]
+    assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 80
+    assert "1,000,000" in lines[1] and "1000 of 1000" in lines[1]

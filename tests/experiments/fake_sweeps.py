@@ -4,7 +4,7 @@ import copy
 import functools
 import json
 
-from experiments.sweeping import jobs, record
+from experiments.jobs import plan, record
 from tests import tiny
 from zo_fl.config.sweeps import Point, Sweep
 
@@ -37,26 +37,21 @@ def accuracy(row, column, seed):
 def make(root, rows=("High Res Only", "ZOWarmUp"), columns=("10/90",), seeds=(0, 1, 2), **changes):
     """Writes a sweep of finished runs and returns the folder of each (row, column, seed).
 
-    Args:
-      root: of all sweeps.
-      rows: of the table.
-      columns: of the table.
-      seeds: of every point.
-      changes: ``name``, ``table``, ``reference``, ``quantity``, ``axis`` and ``title`` of the
-        sweep, ``accuracy(row, column, seed)``, and ``config``, dotted fields.
+    ``changes`` are the sweep's ``name``, ``table``, ``reference``, ``quantity``, ``axis``,
+    ``title``, ``accuracy(row, column, seed)``, and ``config``, dotted fields.
     """
     given = {"name": "s", "table": "Table 2", "reference": "High Res Only", "quantity": "accuracy"}
     given |= {"title": "A title", "axis": "", "accuracy": accuracy, "config": {}} | changes
     points = [Point(row, column, {}) for row in rows for column in columns]
     fields = ("title", "table", "reference", "quantity", "axis")
     sweep = Sweep(points=points, **{name: given[name] for name in fields})
-    command = "python -m experiments.sweep --sweep=<s>"
+    command = "zo-fl sweep --sweep=<s>"
     content = record.make(sweep, "configs/quickstart.py", {}, command, seeds)
     record.write(root / given["name"] / "sweep.json", content)
     folders = {}
     for point in points:
         for seed in seeds:
-            folder = root / given["name"] / jobs.point_folder(point) / str(seed)
+            folder = root / given["name"] / plan.point_folder(point) / str(seed)
             value = given["accuracy"](point.row, point.column, seed)
             high_res_only = point.row == "High Res Only"
             changes = ({"algorithm": "fedavg"} if high_res_only else {}) | given["config"]
@@ -86,6 +81,8 @@ def finish(folder, value, resolved, pivot=True):
         "uplink_bytes": 1_500_000,
         "downlink_bytes": 2_500_000,
         "forward_passes": 1234,
+        "low_uplink_bytes": 1200,
+        "low_passes": 600,
         "wall_seconds": 61.0,
     }
     rows = [_row(round_idx, value) for round_idx in (1, 2, 3, 4)]

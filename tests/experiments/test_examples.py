@@ -1,10 +1,7 @@
-"""The files that users copy run, and are as short as is said of them."""
-
-from pathlib import Path
+"""The files that users copy run."""
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from experiments.examples import own_algorithm, own_estimator, own_model_and_data, read_run
@@ -12,11 +9,21 @@ from tests import tiny
 from zo_fl import api as train
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.engine import server_optimizers
+from zo_fl.methods import METHODS
+from zo_fl.zo.estimators import ESTIMATORS
 
 pytestmark = pytest.mark.slow
 
+# Importing the examples made them known, which other tests must not see.
+NAMES = own_algorithm.BLOCKS.keys(), own_estimator.five_point.__name__
+FEDPROX, FIVE_POINT = METHODS.pop("fedprox"), ESTIMATORS.pop("five_point")
 FAST = {"run.num_devices": 1, "data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    monkeypatch.setitem(METHODS, "fedprox", FEDPROX)
+    monkeypatch.setitem(ESTIMATORS, "five_point", FIVE_POINT)
 
 
 def test_own_model_and_data(tmp_path):
@@ -73,26 +80,3 @@ def test_a_new_algorithm_warms_up_runs_and_is_a_warm_start(tmp_path):
     assert summary["rounds"] == 3
     read_run.main([str(tmp_path / "run")], str(tmp_path / "curve.png"))
     assert (tmp_path / "curve.png").stat().st_size > 5000
-
-
-def test_a_new_server_optimizer_is_a_function_and_a_line(monkeypatch):
-    lion = lambda options: optax.scale_by_lion(options.b1, options.b2)  # noqa: E731
-    monkeypatch.setitem(server_optimizers.OPTIMIZERS, "lion", lion)
-    made = server_optimizers.create(
-        name="lion",
-        lr=0.1,
-        b1=0.9,
-        b2=0.99,
-        eps=0.0,
-        initial_accumulator=0.0,
-        bias_correction=False,
-    )
-    updates, _ = made.update(jax.numpy.array([3.0, -2.0]), made.init(jax.numpy.zeros(2)))
-    np.testing.assert_allclose(updates, [-0.1, 0.1])
-
-
-@pytest.mark.parametrize(
-    ("module", "most"), ((own_estimator, 50), (own_algorithm, 70), (own_model_and_data, 60))
-)
-def test_they_are_short(module, most):
-    assert len(Path(module.__file__).read_text().splitlines()) <= most

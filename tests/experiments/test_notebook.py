@@ -1,8 +1,6 @@
 """The notebook, run to its end on the CPU at a tiny size."""
 
-import importlib.metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbclient
 import nbformat
@@ -35,24 +33,6 @@ def test_the_notebook_is_valid_has_ids_and_holds_no_outputs():
     assert len({one.id for one in notebook.cells}) == len(notebook.cells)
     assert not [one.id for one in notebook.cells if one.get("outputs")]
     assert "full = False" in cell(notebook, "parameters").source
-
-
-def test_the_install_cell_keeps_the_jax_that_is_there(tmp_path, monkeypatch):
-    source = cell(read(), "install").source
-    assert source.endswith("\n    %pip install -q -c constraints.txt {found[0]}")
-    source = source.replace("%pip install -q -c constraints.txt {found[0]}", "install(found[0])")
-    there = {"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.40", "flax": "0.12.0"}
-    distributions = [SimpleNamespace(name=name, version=there[name]) for name in there]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: distributions)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "zo_fl-0.2.0-py3-none-any.whl").touch()
-    commands = []
-    exec(source, {"install": commands.append})
-    assert commands == ["zo_fl-0.2.0-py3-none-any.whl"]
-    kept = (tmp_path / "constraints.txt").read_text()
-    assert kept == "jax==0.10.2\njaxlib==0.10.2\nlibtpu==0.0.40\n"
-    distributions.append(SimpleNamespace(name="zo_fl", version="0.2.0"))
-    exec(source, {})  # installed: nothing to do
 
 
 @pytest.mark.slow

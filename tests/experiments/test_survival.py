@@ -52,20 +52,20 @@ def wait_for(condition, *processes):
 
 
 def catches(process, number):
-    """Whether a process has a handler for a signal."""
+    """Returns whether a process has a handler for a signal."""
     status = Path(f"/proc/{process.pid}/status")
     caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-asks_linux = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="asks Linux who catches what"
-)
+asks_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux")
 
 
 @asks_linux
-@pytest.mark.parametrize("seconds", (0.0, 0.1, 0.3, 0.9))
-@pytest.mark.parametrize("numbers", ((signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)))
+@pytest.mark.parametrize(
+    ("seconds", "numbers"),
+    ((0.0, [signal.SIGTERM]), (0.2, [signal.SIGINT] * 2), (0.9, [signal.SIGINT] * 2)),
+)
 def test_a_signal_before_training_is_one_line_and_130(start, tmp_path, seconds, numbers):
     process = start("-m", "experiments.main", *ENDLESS, f"--workdir={tmp_path / 'run'}")
     wait_for(lambda: catches(process, signal.SIGTERM), process)
@@ -77,16 +77,17 @@ def test_a_signal_before_training_is_one_line_and_130(start, tmp_path, seconds, 
 
 
 @asks_linux
-@pytest.mark.parametrize("module", ("main", "sweep"))
-def test_a_signal_during_imports_is_one_line_and_130(module):
-    """Of a Python of its own: what ``commands`` starts has imported nearly everything before."""
-    command = [sys.executable, "-m", f"experiments.{module}"]
+def test_a_signal_during_imports_ends_in_one_line_and_130():
+    """In a Python of its own: one that ``commands`` starts has nearly everything imported."""
+    command = [sys.executable, "-m", "experiments.sweep"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: catches(process, signal.SIGTERM))
         time.sleep(0.2)
         for _ in range(2):
             process.send_signal(signal.SIGINT)
-        assert process.stderr is not None and process.stderr.read() == "interrupted\n"
+        assert process.stderr is not None
+        # An extension that is being imported may print first what it was interrupted in.
+        assert process.stderr.read().endswith("interrupted\n")
     assert process.returncode == 130
 
 
@@ -153,14 +154,8 @@ train.run(json.loads(sys.argv[1]), sys.argv[2], quiet=True)
 
 
 def test_a_run_that_is_killed_20_times_ends_as_one_that_never_was(tmp_path):
-    config = tiny.config(
-        "zowarmup",
-        warmup__num_rounds=20,
-        zo__num_rounds=100,
-        run__rounds_per_jit=1,
-        run__checkpoint_every=1,
-        run__eval_every=50,
-    )
+    rounds = dict(warmup__num_rounds=20, zo__num_rounds=100, run__eval_every=50)
+    config = tiny.config("zowarmup", run__rounds_per_jit=1, run__checkpoint_every=1, **rounds)
     # What other tests have registered beside is not known to another process.
     config = configs.read_by(config) | {"run": config["run"]}
     command, draws = ("-c", RUN, json.dumps(config), tmp_path / "killed"), random.Random(0)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests import tiny
 from tests.golden import vectors
-from zo_fl.engine.chunk import recorded_shapes
+from zo_fl.compiled import recorded_shapes
 from zo_fl.host import ledger
 
 

@@ -1,23 +1,26 @@
-"""Where phases run on a CPU: a core a client where clients train, one device elsewhere."""
+"""Where phases run on a CPU, a core a client where clients train; and what a run was made with."""
 
 import json
 import os
+import socket
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
+import zo_fl
 from tests import commands, tiny
-from zo_fl import api as train
-from zo_fl.engine import layout as engine
-from zo_fl.engine.strategy import ClientStrategy, Group
+from tests.test_run import rows_of
+from zo_fl import api
+from zo_fl.engine import layout
+from zo_fl.engine.algorithm import Client, Group
 from zo_fl.host import devices
-from zo_fl.host.metrics import read_metrics
 
 
 def group(cohort_size, trains=True):
-    strategy, everyone = ClientStrategy(client_update=lambda: None), np.arange(100)
-    return Group(strategy, lambda key: None, cohort_size, 1.0, everyone, float(trains))
+    client, everyone = Client(update=lambda: None), np.arange(100)
+    return Group(client, lambda key: None, cohort_size, 1.0, everyone, float(trains))
 
 
 @pytest.fixture
@@ -29,31 +32,31 @@ def cores(monkeypatch):
 
 @pytest.mark.parametrize(("cohorts", "expected"), [([50], 8), ([6], 6), ([7, 3], 3), ([1], 1)])
 def test_clients_that_train_have_a_core_each_while_there_are_cores(cores, cohorts, expected):
-    layout = devices.make_engine(tiny.config(run__num_devices=0)["run"])
-    assert layout.mesh.size == 1 and len(layout.cores) == len(cores) == 8
-    assert layout.of([group(size) for size in cohorts]).mesh.size == expected
+    engine = devices.make_engine(tiny.config(run__num_devices=0)["run"])
+    assert engine.mesh.size == 1 and len(engine.cores) == len(cores) == 8
+    assert engine.of([group(size) for size in cohorts]).mesh.size == expected
 
 
 def test_forward_passes_stay_on_one_device(cores):
-    layout = devices.make_engine(tiny.config(run__num_devices=0)["run"])
-    assert layout.of([group(8), group(8, trains=False)]) is layout
+    engine = devices.make_engine(tiny.config(run__num_devices=0)["run"])
+    assert engine.of([group(8), group(8, trains=False)]) is engine
 
 
 def test_devices_that_were_asked_for_are_those_of_all_phases(cores):
-    layout = devices.make_engine(tiny.config(run__num_devices=2)["run"])
-    assert layout.mesh.size == 2 and layout.of([group(8)]) is layout
+    engine = devices.make_engine(tiny.config(run__num_devices=2)["run"])
+    assert engine.mesh.size == 2 and engine.of([group(8)]) is engine
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "count"), [("device", 3), ("stream", 8)])
 def test_a_run_is_the_same_wherever_its_clients_train(cores, tmp_path, monkeypatch, data, count):
     # Four clients train: on three cores the fourth has all of them, as padding is skipped.
-    monkeypatch.setattr(devices, "make_mesh", lambda *_: engine.make_mesh(cores[:count]))
+    monkeypatch.setattr(devices, "make_mesh", lambda *_: layout.make_mesh(cores[:count]))
 
     def run(name, num_devices):
         changes = {"run__num_devices": num_devices, "run__data": data, "run__eval_every": 1}
-        train.run(tiny.config(**changes), tmp_path / name, quiet=True)
-        return read_metrics(tmp_path / name / "metrics.jsonl")
+        api.run(tiny.config(**changes), tmp_path / name, quiet=True)
+        return rows_of(tmp_path / name)
 
     found = run("cores", 0)
     monkeypatch.undo()
@@ -61,26 +64,6 @@ def test_a_run_is_the_same_wherever_its_clients_train(cores, tmp_path, monkeypat
         assert row["uplink_bytes"] == expected["uplink_bytes"]
         for name in ("train_loss", "update_norm", "test_loss"):
             np.testing.assert_allclose(row[name], expected[name], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_on_cores_it_stops_and_goes_on_as_if_it_had_not(cores, tmp_path):
-    changes = {"run__num_devices": 0, "run__rounds_per_jit": 1, "run__checkpoint_every": 1}
-    config = tiny.config("fedavg", **changes)
-
-    def rows(name):
-        found = read_metrics(tmp_path / name / "metrics.jsonl")
-        return [{key: row[key] for key in row if key != "seconds"} for row in found]
-
-    def stop(row):
-        if row["round"] == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.run(config, tmp_path / "stopped", quiet=True, on_round=stop)
-    for name in ("stopped", "whole"):
-        train.run(config, tmp_path / name, quiet=True)
-    assert rows("stopped") == rows("whole") and len(rows("whole")) == tiny.ROUNDS
 
 
 @pytest.mark.slow
@@ -103,3 +86,45 @@ def test_cores_become_devices_unless_it_is_too_late_or_the_user_said_otherwise(
     )
     ended = commands.run("-c", code, env={**os.environ, "XLA_FLAGS": flags})
     assert json.loads(ended.stdout) == expected, ended.stderr
+
+
+def test_streaming_is_the_default_where_there_are_several_processes(monkeypatch):
+    assert not devices.is_streamed("auto") and devices.is_streamed("stream")
+    monkeypatch.setattr(devices.processes, "several", lambda: True)
+    assert devices.is_streamed("auto") and not devices.is_streamed("device")
+
+
+def test_provenance_is_json_of_what_is_in_use_and_names_no_machine():
+    with jax.default_matmul_precision("highest"):
+        found = devices.provenance(zo_fl.__version__)
+    assert socket.gethostname() not in json.dumps(found)
+    assert found["versions"]["zo_fl"] == zo_fl.__version__
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["devices"]["count"] == jax.device_count()
+    assert found["numerics"]["prng_implementation"] == "threefry2x32"
+    assert found["numerics"]["jax_default_matmul_precision"] == "highest"
+    assert found["started"].endswith("+00:00")
+
+
+def git(folder, *command):
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(folder), *identity, *command], check=True, capture_output=True)
+
+
+def test_the_revision_is_that_of_the_repository_that_tracks_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert devices.git_state(tmp_path) is None
+    for name in ("package", "ignored"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.py").write_text("1\n")
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "Begin")
+    clean = devices.git_state(tmp_path / "package")
+    assert clean is not None and len(clean["revision"]) == 40 and not clean["dirty"]
+    assert devices.git_state(tmp_path / "ignored") is None
+    (tmp_path / "package" / "file.py").write_text("2\n")
+    assert devices.git_state(tmp_path / "package") == clean | {"dirty": True}
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
+    assert devices.git_state(tmp_path / "package") is None

@@ -1,31 +1,39 @@
 import errno
-import shutil
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
+from zo_fl.engine.errors import ConfigError
 from zo_fl.host import files
 from zo_fl.host.files import StorageError
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+def test_on_a_full_disk_a_file_stays_as_it_was_and_one_line_names_it(tmp_path, monkeypatch):
     path = tmp_path / "file"
     files.write_whole(path, "before")
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageError) as caught:
         files.write_whole(path, "x" * 5000)
-    message = str(caught.value)
-    assert message == (
-        f"cannot write {path}: No space left on device (5000 bytes to be written, 1000 free)"
-    )
-    assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value) == f"cannot write {path}: No space left on device"
+    assert caught.value.remedy == "make room for it"
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_library_raises_is_one_line_that_names_the_file(tmp_path):
+def test_an_error_of_a_library_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(StorageError, match="^cannot write .*checkpoint: two lines$"):
         with files.storing(tmp_path / "checkpoint", any_error=True):
             raise ValueError("two\nlines")
+    with pytest.raises(StorageError) as caught, files.storing(tmp_path, any_error=True):
+        raise ValueError("RESOURCE_EXHAUSTED: no space left on device")
+    assert caught.value.errno == errno.ENOSPC
     with pytest.raises(ValueError, match="a bug"), files.storing(tmp_path):
         raise ValueError("a bug")
 
@@ -34,3 +42,52 @@ def test_a_folder_that_cannot_be_written_says_why(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write .*: Not a directory"):
         files.write_whole(tmp_path / "file" / "name", "x")
+    with pytest.raises(ConfigError, match="cannot write .*file/run.*change --workdir"):
+        with files.owned(tmp_path / "file" / "run"):
+            pass
+
+
+HOLD = """
+import pathlib, sys, time
+from zo_fl.host import files
+with files.owned(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_owner_is_refused_in_one_line_that_names_the_first(tmp_path):
+    with files.owned(tmp_path / "a"):
+        with pytest.raises(ConfigError, match=r"in use by process \d+ on .+, started 2") as caught:
+            with files.owned(tmp_path / "a"):
+                pass
+        assert "\n" not in str(caught.value)
+        with files.owned(tmp_path / "b"):
+            pass
+    with files.owned(tmp_path / "a"):
+        pass
+
+
+def test_a_killed_owner_holds_nothing(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {process.pid} "):
+            with files.owned(tmp_path):
+                pass
+        assert not files.wait_until_free(tmp_path, 0)
+        process.kill()
+    assert files.wait_until_free(tmp_path, 5)
+    with files.owned(tmp_path):
+        pass
+
+
+def test_who_waits_goes_on_when_the_folder_is_free(tmp_path):
+    assert files.wait_until_free(tmp_path / "nothing", 0)
+    with files.owned(tmp_path):
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(files.wait_until_free(tmp_path, 20)))
+        thread.start()
+    thread.join()
+    assert seen == [True]

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import zo_fl
-from experiments.replaying import Replay
+from experiments.inspection.states import Replay
 from tests import tiny
-from zo_fl import api as train
+from tests.test_run import Killed, killing
+from zo_fl import api
 from zo_fl.engine.errors import ConfigError
 from zo_fl.host import ledger
 
@@ -18,24 +19,24 @@ BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients":
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     config = tiny.config("zowarmup", zo__num_rounds=4, run__checkpoint_every=1)
-    train.run(config, path, quiet=True)
+    api.run(config, path, quiet=True)
     return config, path
 
 
 @pytest.mark.slow
 def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(finished):
     _, path = finished
-    assert [entry.round for entry in ledger.read(path)] == [3, 4, 5, 6]
-    replay = Replay(path)
-    found = dict(replay.states([2, 3, 5, 6]))
+    replayed = Replay(path)
+    found = dict(replayed.states([2, 3, 5, 6]))
     assert list(found) == [2, 3, 5, 6]
     chex.assert_trees_all_equal(found[6].params, zo_fl.load(path).params)
     for round_idx in (5, 6):  # the latest two
-        chex.assert_trees_all_equal(found[round_idx], replay.saved(round_idx, found[round_idx]))
+        saved = replayed.saved(round_idx, found[round_idx])
+        chex.assert_trees_all_equal(found[round_idx], saved)
     with pytest.raises(ConfigError, match="round 2 is of phase warmup, in which clients send more"):
-        replay.state(2)
+        replayed.state(2)
     with pytest.raises(ConfigError, match="round 7; allowed: 1 to 6"):
-        replay.state(7)
+        replayed.state(7)
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(finished):
     "name, changes",
     (
         # Statistics travel, and the server has moments.
-        ("zo", BATCH_NORM | {"zo__server__name": "adam", "zo__cohort_size": 3}),
+        ("zo", BATCH_NORM | {"zo__server": "adam", "zo__cohort_size": 3}),
         ("ridge+fedkseed", {"ridge__penalties": (0.1,), "ridge__calibrate": False}),
         ("head_zo", {"head_zo__fresh": False}),  # the basis
     ),
@@ -51,28 +52,19 @@ def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(finished):
 def test_statistics_moments_pools_and_what_a_head_starts_from_are_rebuilt_too(
     name, changes, tmp_path
 ):
-    nested = {key: value for key, value in changes.items() if key.count("__") == 1}
-    config = tiny.config(name, **nested)
-    for key in changes.keys() - nested.keys():
-        block, group, field = key.split("__")
-        config[block][group][field] = changes[key]
-    summary = train.run(config, tmp_path, quiet=True)
-    replay = Replay(tmp_path)
-    rebuilt = replay.state(summary["rounds"])
-    chex.assert_trees_all_equal(rebuilt, replay.saved(summary["rounds"], rebuilt))
+    summary = api.run(tiny.config(name, **changes), tmp_path, quiet=True)
+    replayed = Replay(tmp_path)
+    rebuilt = replayed.state(summary["rounds"])
+    chex.assert_trees_all_equal(rebuilt, replayed.saved(summary["rounds"], rebuilt))
 
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_leaves_the_same_ledger(finished, tmp_path):
     config, path = finished
-
-    def stop(row):
-        if row["round"] == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.run(config, tmp_path, quiet=True, on_round=stop)
-    train.run(config, tmp_path, quiet=True)
+    with pytest.raises(Killed):
+        api.run(config, tmp_path, quiet=True, on_round=killing(5))
+    api.run(config, tmp_path, quiet=True)
+    assert [entry.round for entry in ledger.read(tmp_path)] == [3, 4, 5, 6]
     files = [folder / ledger.FILE_NAME for folder in (path, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -126,15 +118,16 @@ def test_an_entry_that_was_changed_left_out_or_moved_is_named(damage, words, tmp
     assert "\n" not in str(caught.value)
 
 
-def test_a_torn_last_entry_is_dropped_where_the_run_goes_on(tmp_path):
+def test_a_torn_last_entry_is_dropped_in_silence_when_the_run_goes_on(tmp_path):
     whole = write(tmp_path, entries_of(4))
     (tmp_path / ledger.FILE_NAME).write_bytes(whole[:-10])
     writer = ledger.LedgerWriter(tmp_path, resume_after=203)
+    assert writer.damage == ""
     writer.write(204, "zo", entries_of(4)[3].leaves)
     writer.close()
     assert (tmp_path / ledger.FILE_NAME).read_bytes() == whole
 
 
-def test_seeds_side_by_side_and_first_order_runs_leave_none(tmp_path):
+def test_a_run_without_scalars_has_no_ledger(tmp_path):
     with pytest.raises(ConfigError, match=r"has no ledger.msgpack"):
         ledger.read(tmp_path)

@@ -7,66 +7,64 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl import api as train
-from zo_fl.engine.chunk import make_chunk
-from zo_fl.engine.errors import ConfigError
+from zo_fl.compiled import make_chunk
 from zo_fl.engine.round import make_algorithm
 from zo_fl.host.schedule import chunks, make_schedule
 
 OPTIONS = {"rounds_per_jit": 5, "eval_every": 7, "checkpoint_every": 100}
-CHECKED = {"ridge_cg__num_rounds": 20, "ridge_cg__check_every": 4}
-CHECKED["ridge_cg__preconditioner"] = "none"
+
+
+def schedule_of(built, phases):
+    shapes = jax.eval_shape(built.task.init, built.run_key)
+    return make_schedule(phases, *shapes, built.federation.clients, built.federation.validation)
 
 
 @pytest.fixture(scope="module")
 def schedule():
-    built = tiny.build("ridge_cg+head_sgd", **CHECKED)
-    params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    return make_schedule(built.phases, params, model_state, built.data_of)
+    """Two rounds, up to twenty with a question to everyone after each fourth, two more."""
+    changes = {"warmup__num_rounds": 20, "warmup__stop": "population"}
+    built = tiny.build("zo+fedavg+fedkseed", **changes)
+    first, watched, last = built.phases
+    watched = watched._replace(stop=watched.stop._replace(every=4))
+    return schedule_of(built, (first, watched, last))
+
+
+def spans(schedule):
+    return [(phase.start, phase.end) for phase in schedule.phases]
 
 
 def test_chunks_end_where_something_is_due(schedule):
-    iterations = schedule.stretches[1]
-    cuts = chunks(iterations, iterations.start, OPTIONS)
-    assert cuts == [(1, 5), (5, 7), (7, 9), (9, 13), (13, 14), (14, 17), (17, 21)]
-    assert [stop for _, stop in cuts if iterations.is_checked(stop)] == [5, 9, 13, 17, 21]
-    assert chunks(schedule.stretches[0], 0, OPTIONS) == [(0, 1)]
+    watched = schedule.phases[1]
+    cuts = chunks(watched, watched.start, OPTIONS)
+    assert cuts == [(2, 6), (6, 7), (7, 10), (10, 14), (14, 18), (18, 21), (21, 22)]
+    assert [stop for _, stop in cuts if watched.asks(stop)] == [6, 10, 14, 18, 22]
+    assert chunks(schedule.phases[0], 0, OPTIONS) == [(0, 2)]
 
 
 def test_a_phase_that_ends_early_moves_those_after_it(schedule):
-    ended = schedule.ended(1, 9)
-    spans = [(s.start, s.end) for s in ended.stretches]
-    assert spans == [(0, 1), (1, 9), (9, 11)] and ended.end == 11 and ended.pivot == 1
-    assert [(s.start, s.end) for s in schedule.stretches] == [(0, 1), (1, 21), (21, 23)]
+    ended = schedule.ended([(1, 10)])
+    assert spans(ended) == [(0, 2), (2, 10), (10, 12)] and ended.end == 12 and ended.pivot == 2
+    assert spans(schedule) == [(0, 2), (2, 22), (22, 24)]
+    assert ended.at(10).place == 1 and ended.at(11).place == 2
 
 
 def test_the_last_phase_may_take_the_rounds_that_are_saved(schedule):
-    first, iterations, last = schedule.stretches
-    check = iterations.phase.check._replace(hands_over=True)
-    phase = iterations.phase._replace(check=check)
-    ended = schedule._replace(stretches=(first, iterations._replace(phase=phase), last)).ended(1, 9)
-    assert [(s.start, s.end) for s in ended.stretches] == [(0, 1), (1, 9), (9, 23)]
+    first, watched, last = schedule.phases
+    stop = watched.phase.stop._replace(hands_over=True)
+    watched = watched._replace(phase=watched.phase._replace(stop=stop))
+    ended = schedule._replace(phases=(first, watched, last)).ended([(1, 10)])
+    assert spans(ended) == [(0, 2), (2, 10), (10, 24)]
 
 
-def test_checks_are_billed_with_the_round_that_they_follow(schedule):
-    iterations = schedule.stretches[1]
-    each, check = iterations.round.traffic.uplink, iterations.check.traffic.uplink
-    sent = [schedule.traffic(done)[0] for done in range(1, 23)]
+def test_questions_are_billed_with_the_round_that_they_follow(schedule):
+    each, question = schedule.phases[1].round.uplink, schedule.phases[1].question.uplink
+    sent = [schedule.traffic(done)[0] for done in range(2, 23)]
     steps = [later - earlier for earlier, later in itertools.pairwise(sent)]
-    assert steps[:8] == [each, each, each, each + check] * 2 and check == 8 * 4
-    # Ended between two checks, the last iteration is followed by one.
-    assert schedule.ended(1, 7).traffic(7)[0] == sent[0] + 6 * each + 2 * check
-    passes = schedule.of_low_client(5)[1] - schedule.of_low_client(4)[1]
-    assert passes > schedule.of_low_client(4)[1] - schedule.of_low_client(3)[1]
-
-
-def test_seeds_side_by_side_cannot_end_at_rounds_of_their_own(tmp_path):
-    with pytest.raises(
-        ConfigError,
-        match="let it have all its rounds .* or leave out --vmap_seeds and --vmap_values",
-    ):
-        train.run_seeds(tiny.config("ridge_cg", **CHECKED), tmp_path, 2, quiet=True)
-    assert not list(tmp_path.iterdir())
+    assert steps[:8] == [each, each, each, each + question] * 2 and question == 8 * 4
+    # Ended between two questions, the last round is followed by one.
+    assert schedule.ended([(1, 9)]).traffic(9)[0] == sent[0] + 7 * each + 2 * question
+    low = [schedule.of_low_client(done) for done in (5, 6)]  # it has no part in first-order rounds
+    assert low[1][0] - low[0][0] == 4 and low[1][1] > low[0][1]
 
 
 @pytest.mark.slow
@@ -76,15 +74,14 @@ def test_a_client_is_traced_once_for_its_bill_and_its_rounds(name):
     (phase,) = built.phases
     (group,), traced = phase.groups, []
 
-    def client_update(*arguments):
+    def update(*arguments):
         traced.append(name)
-        return group.strategy.client_update(*arguments)
+        return group.client.update(*arguments)
 
-    strategy = group.strategy._replace(client_update=client_update)
-    phase = phase._replace(groups=(group._replace(strategy=strategy),))
-    shapes = jax.eval_shape(built.task.init, built.run_key)
-    schedule = make_schedule([phase], *shapes, lambda _: built.federation.clients)
-    assert schedule.traffic(1)[0] > 0 and traced == [name]
-    chunk = make_chunk(make_algorithm(phase, built.engine), capacity=2)
-    chunk.lower(tiny.start(built, phase), built.data, built.run_key, np.int32(1))
+    client = group.client._replace(update=update)
+    phase = phase._replace(groups=(group._replace(client=client),))
+    assert schedule_of(built, [phase]).traffic(1)[0] > 0 and traced == [name]
+    chunk = make_chunk(lambda numbers: make_algorithm(phase, built.engine), capacity=2)
+    state = tiny.start(built, phase)
+    jax.jit(chunk).lower(state, built.data, built.run_key, np.int32(1), {})
     assert traced == [name]

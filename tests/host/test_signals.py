@@ -1,10 +1,8 @@
-"""A signal to stop is not lost, wherever it arrives."""
+"""The first signal to stop is noted or raised, a second one acts at once, ignored ones stay so."""
 
 import signal
-import subprocess
-import sys
+import threading
 import time
-from importlib import machinery
 
 import pytest
 
@@ -13,61 +11,53 @@ from zo_fl.host import signals
 
 @pytest.mark.parametrize("number", signals.STOPPING)
 def test_a_signal_to_stop_raises_keyboard_interrupt(number):
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), signals.interrupting_signals():
         signal.raise_signal(number)
         time.sleep(5)
+    assert signal.getsignal(number) is before
 
 
-class Thing:
-    def __init__(self, heard):
-        self.heard = heard
-
-    def __del__(self):
-        signal.raise_signal(signal.SIGINT)
-        self.heard.append("went on")
-
-
-def compare(heard):
-    class Scalar:
-        def __hash__(self):
-            signal.raise_signal(signal.SIGINT)
-            heard.append("went on")
-            return 0
-
-    assert {Scalar(): 1}
-
-
-class Loader(machinery.ExtensionFileLoader):
-    def exec_module(self, module):
-        signal.raise_signal(signal.SIGINT)
-        module.append("went on")
-
-
-@pytest.mark.parametrize("act", (Thing, compare, Loader("a", "a.so").exec_module))
-def test_one_that_arrives_where_exceptions_are_not_heard_is_raised_after_that(act):
-    """In destructors, hashes, and where extension modules are imported."""
-    heard, began = [], time.monotonic()
+def test_an_error_that_a_signal_became_on_its_way_is_a_keyboard_interrupt():
     with pytest.raises(KeyboardInterrupt), signals.interrupting_signals():
-        act(heard)
-        assert heard == ["went on"]
-        time.sleep(60)
-    assert time.monotonic() - began < 30
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError from None
+    with pytest.raises(ImportError), signals.interrupting_signals():
+        raise ImportError
 
 
-INTERRUPTED_IN_EXEC = """
-import sys
-from zo_fl.host import signals
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_deferred_signal_is_noted_and_the_next_one_acts_at_once(number):
+    with pytest.raises(KeyboardInterrupt), signals.interrupting_signals():
+        with signals.deferred_signals() as received:
+            assert not received()
+            signal.raise_signal(number)
+            assert received()
+            signal.raise_signal(number)
+            time.sleep(5)
 
-try:
-    exec("raise KeyboardInterrupt")
-except KeyboardInterrupt:
-    signals.ignore_signals()
-    sys.exit(130)
-"""
+
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with signals.interrupting_signals(), signals.deferred_signals() as received:
+            signal.raise_signal(signal.SIGTERM)
+            assert not received()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def test_the_status_is_the_commands_own_wherever_the_signal_was_heard(tmp_path):
-    """Named tuples and data classes are made by ``exec``, of which Python keeps that it failed."""
-    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_EXEC)
-    command = [sys.executable, "-m", "interrupted"]
-    assert subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == 130
+def test_in_another_thread_no_signal_comes():
+    found = []
+
+    def work():
+        with signals.deferred_signals() as received:
+            found.append(received())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]

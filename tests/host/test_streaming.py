@@ -1,24 +1,18 @@
-"""Streamed cohorts: what a device is sent, and that no result tells it from having everything."""
-
-import os
-import signal
+"""Streamed cohorts: what a device is sent, and that results are those of having everything."""
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import zo_fl
 from tests import tiny
-from tests.test_train import rows_of
-from zo_fl import api as train
-from zo_fl import experiment
+from tests.test_run import Killed, killing, rows_of
+from zo_fl import api, experiment
+from zo_fl.compiled import make_chunk
 from zo_fl.data import federated
 from zo_fl.engine import cohorts, keys
-from zo_fl.engine.chunk import make_chunk
 from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.types import Cohort
-from zo_fl.host import devices, run_folder, streaming
+from zo_fl.host import streaming
 
 pytestmark = pytest.mark.slow
 
@@ -60,14 +54,12 @@ def three_rounds(**overrides):
     built = tiny.build(**PARTIAL | overrides)
     results = []
     for phase in built.phases:
-        chunk, state = (
-            make_chunk(tiny.algorithm(built, phase), capacity=2),
-            tiny.start(built, phase),
-        )
+        algorithm, state = tiny.algorithm(built, phase), tiny.start(built, phase)
+        chunk = jax.jit(make_chunk(lambda numbers, made=algorithm: made, capacity=2))
         chunks = [(0, 2), (2, 3)]
         data = feed(built, phase, chunks) if built.engine.streamed else [built.data] * 2
         for (start, stop), part in zip(chunks, data, strict=True):
-            state, metrics = chunk(state, part, built.run_key, np.int32(stop - start))
+            state, metrics = chunk(state, part, built.run_key, np.int32(stop - start), {})
             results += jax.tree.leaves(jax.device_get((state, metrics)))
         assert chunk._cache_size() == 1
     return results
@@ -87,28 +79,20 @@ def test_streamed_rounds_are_bit_identical(uneven, overrides):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_a_streamed_run_stopped_and_resumed_ends_bit_identical(tmp_path, uneven, monkeypatch):
-    def run(data):
-        config = tiny.config(**PARTIAL, run__data=data)
-        train.run(config, tmp_path / data, quiet=True)
-        built = experiment.build(config)
-        _, state, _ = tiny.latest(tmp_path / data, tiny.start(built, built.phases[1]))
-        return rows_of(tmp_path / data), jax.tree.leaves(state)
-
-    write = run_folder.MetricsWriter.write
-
-    def interrupting(self, rows):
-        write(self, rows)
-        if rows[-1]["round"] == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(run_folder.MetricsWriter, "write", interrupting)
-        with pytest.raises(zo_fl.Interrupted):
-            run("stream")
-    (rows, arrays), (expected_rows, expected) = run("stream"), run("device")
-    assert rows == expected_rows
-    jax.tree.map(np.testing.assert_array_equal, arrays, expected)
+def test_a_streamed_run_that_was_killed_and_resumed_ends_as_one_with_data_on_devices(
+    tmp_path, uneven
+):
+    config = tiny.config(**PARTIAL)
+    api.run(config, tmp_path / "device", quiet=True)
+    streamed = tiny.config(**PARTIAL, run__data="stream")
+    with pytest.raises(Killed):
+        api.run(streamed, tmp_path / "stream", quiet=True, on_round=killing(6))
+    api.run(streamed, tmp_path / "stream", quiet=True)
+    assert rows_of(tmp_path / "stream") == rows_of(tmp_path / "device")
+    built = experiment.build(config)
+    like = tiny.start(built, built.phases[1])
+    found = [tiny.latest(tmp_path / name, like)[1] for name in ("stream", "device")]
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 @pytest.mark.parametrize("devices", (1, 2, 8))
@@ -128,11 +112,10 @@ def test_every_device_holds_what_its_clients_hold_under_other_row_numbers(device
             cohort, _ = built.engine.lay_out(group, drawn, examples)
             blocks = jax.tree.map(lambda leaf: leaf.reshape(devices, -1), cohort)
             for device, part in enumerate(parts):
-                block = Cohort(blocks.client_ids[device], blocks.valid[device])
-                ids = np.asarray(block.client_ids)[np.asarray(block.valid)]
-                assert (
-                    len(part.examples["label"]) <= 2 * len(block.valid) * examples
-                )  # two rounds at most
+                valid = np.asarray(blocks.valid[device])
+                ids = np.asarray(blocks.client_ids[device])[valid]
+                # Two rounds at most.
+                assert len(part.examples["label"]) <= 2 * len(valid) * examples
                 got = cohorts.gather(jax.device_get(part), ids)
                 expected = cohorts.gather(clients, ids)
                 jax.tree.map(np.testing.assert_array_equal, got, expected)
@@ -167,26 +150,10 @@ def test_nothing_is_sent_again_if_all_clients_take_part(monkeypatch):
     assert all(other is first for other in data)
 
 
-def test_it_is_the_default_where_there_are_several_processes(monkeypatch):
-    assert not devices.is_streamed("auto") and devices.is_streamed("stream")
-    monkeypatch.setattr(devices.processes, "several", lambda: True)
-    assert devices.is_streamed("auto") and not devices.is_streamed("device")
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    (
-        dict(run__data="host"),
-        dict(algorithm="heterofl", model__name="cnn", model__norm="batch", run__data="stream"),
-    ),
-)
-def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path, overrides):
+def test_what_cannot_be_streamed_is_refused_in_one_line(tmp_path):
+    # HeteroFL makes its model's statistics of the data.
+    overrides = dict(algorithm="heterofl", model__name="cnn", model__norm="batch")
+    overrides |= dict(run__data="stream")
     with pytest.raises(ConfigError, match="config.run.data") as caught:
-        train.run(tiny.config(**overrides), tmp_path / "run", quiet=True)
+        api.run(tiny.config(**overrides), tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
-
-
-def test_seeds_as_one_program_draw_different_cohorts_and_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="config.run.data"):
-        train.run_seeds(tiny.config(run__data="stream"), tmp_path / "run", 2, quiet=True)
-    assert not (tmp_path / "run").exists()

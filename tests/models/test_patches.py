@@ -1,10 +1,10 @@
-"""The model of image patches is what its formula says, written again as loops in float64."""
+"""The model of image patches equals its formula, written again as loops in float64."""
 
 import jax
 import numpy as np
 import pytest
 
-from zo_fl import models
+from zo_fl.models.patches import Patches
 
 
 def pooled(images, kernel, bias, contrast):
@@ -40,9 +40,7 @@ def test_patches_are_their_formula(norm, mirror, height, width):
     rng = np.random.default_rng(0)
     kernel, bias = rng.normal(size=(3, 3, 2, 5)), rng.normal(size=5)
     images = rng.normal(size=(4, height, width, 2))
-    model = models.create(
-        name="patches", norm=norm, kernels=5, patch_size=3, num_classes=40, mirror=mirror
-    )
+    model = Patches(40, norm, kernels=5, size=3, mirror=mirror)
     filters = {"kernel": np.float32(kernel), "bias": np.float32(bias)}
     head = {"kernel": np.eye(40, dtype=np.float32), "bias": np.zeros(40, np.float32)}
     features = model.apply(
@@ -54,7 +52,7 @@ def test_patches_are_their_formula(norm, mirror, height, width):
 
 @pytest.mark.slow
 def test_its_gradient_is_finite_where_nothing_passes_a_threshold():
-    model = models.create(name="patches", norm="none", kernels=2, patch_size=3, num_classes=3)
+    model = Patches(3, kernels=2, size=3)
     images = np.zeros((1, 8, 8, 1), np.float32)
     params = model.init(jax.random.key(0), images, train=False)
     gradient = jax.grad(lambda params: model.apply(params, images, train=False).sum())(params)

@@ -15,35 +15,39 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from zo_fl import methods as algorithms
-from zo_fl import models
+from zo_fl import methods, models
 from zo_fl.data import federated
-from zo_fl.engine import fields, precision, robust
+from zo_fl.engine import fields
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.fields import Block, Field, Rule
-from zo_fl.wrap import faults
+from zo_fl.wrap import faults, robust
 
 RUN: Block = {
-    "device": Field("auto", "where to compute", ("auto", "cpu", "gpu", "tpu")),
     "num_devices": Field(
         0, "devices to use; 0 = all there are, of a CPU's cores those that pay", at_least=0
     ),
     "clients_per_vmap": Field(
         0, "clients evaluated at once on a device; 0 = what was best on CPUs", at_least=0
     ),
-    "unroll": Field(1, "clients whose loop is unrolled: speed and memory only", at_least=1),
-    "data": Field("auto", "device: all on each; stream: on the host", ("auto", "device", "stream")),
+    "data": Field(
+        "auto",
+        "place of the data: on each device, or streamed from the host",
+        ("auto", "device", "stream"),
+    ),
     "rounds_per_jit": Field(10, "rounds a dispatch at most", at_least=1),
-    "eval_every": Field(10, "rounds; the end of a phase is always evaluated", at_least=1),
-    "eval_batch_size": Field(500, "examples", at_least=1),
-    "eval_precision": Field("float32", "of products: engine/precision.py", precision.available),
-    "checkpoint_every": Field(10, "rounds; the end of a phase is always saved", at_least=1),
+    "eval_every": Field(
+        10, "rounds between evaluations; the end of a phase is always evaluated", at_least=1
+    ),
+    "eval_batch_size": Field(500, "examples evaluated at once", at_least=1),
+    "checkpoint_every": Field(
+        10, "rounds between checkpoints; the end of a phase is always saved", at_least=1
+    ),
 }
 
 
 _METHOD = Rule(
-    lambda: f"{', '.join(sorted(algorithms.names()))}, or several joined by +",
-    lambda name: set(name.split("+")) <= algorithms.names(),
+    lambda: f"{', '.join(sorted(methods.names()))}, or several joined by +",
+    lambda name: set(name.split("+")) <= methods.names(),
 )
 
 
@@ -52,13 +56,16 @@ def blocks() -> Block:
     return {
         "algorithm": Field("zowarmup", "the method, or methods one after the other", rule=_METHOD),
         "seed": Field(
-            0, "of weights, cohorts, batches, augmentation, directions", at_least=0, below=2**32
+            0,
+            "seed of weights, cohorts, batches, augmentation, directions",
+            at_least=0,
+            below=2**32,
         ),
         "data": federated.BLOCK,
         "model": models.BLOCK,
         "faults": faults.BLOCK,
         "robust": robust.BLOCK,
-        **algorithms.blocks(),
+        **methods.blocks(),
         "run": RUN,
     }
 
@@ -102,9 +109,9 @@ def blocks_read(parts: Iterable[str]) -> set[str]:
     """Returns the names of the blocks that decide what some methods do: every method's, and theirs.
 
     Args:
-      parts: keys of ``ALGORITHMS``.
+      parts: keys of ``METHODS``.
     """
-    own = {block for part in parts for block in algorithms.blocks_of(part)}
+    own = {block for part in parts for block in methods.METHODS[part].reads}
     return {"data", "model", "faults", "robust"} | own
 
 
@@ -117,7 +124,7 @@ def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: a method, field or value of another version.
     """
     known = resolve({"algorithm": config["algorithm"]})
-    parts = algorithms.parts(known["algorithm"])
+    parts = methods.parts(known["algorithm"])
     names = {"algorithm", "seed", "run"} | blocks_read(parts)
     resolved = resolve({name: config[name] for name in names if name in config})
     return {name: resolved[name] for name in sorted(names)} | {"algorithm": "+".join(parts)}

@@ -28,7 +28,7 @@ class Sweep(NamedTuple):
 
     Attributes:
       title: what is compared, one line.
-      table: the table or figure of the paper (a name in experiments/reporting/paper.json), or "".
+      table: the table or figure of the paper (a name in experiments/analysis/paper.json), or "".
       points: in the order of the table's rows and columns.
       reference: the row that others are compared to, paired by seed; "" for none.
       quantity: what a cell shows: ``accuracy`` on the test set, ``validation`` where something is
@@ -52,7 +52,7 @@ def split_name(high_fraction: float) -> str:
 
 
 def rate_of_equal_norm(
-    rate: float, tau: tuple[float, float], steps: tuple[int, int] = (1, 1)
+    rate: float, tau: tuple[float, float] = (1.0, 1.0), steps: tuple[int, int] = (1, 1)
 ) -> float:
     """Returns the rate at which a zeroth-order round moves the model as far as at ``rate``.
 

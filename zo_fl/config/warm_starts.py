@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from zo_fl import config as configs
-from zo_fl import methods as algorithms
+from zo_fl import methods
 from zo_fl.engine.errors import ConfigError
-from zo_fl.host import workdir
+from zo_fl.host import folder
 
 # What decides which rounds are evaluated, and how.
-_CADENCE = ("eval_every", "eval_batch_size", "eval_precision")
+_CADENCE = ("eval_every", "eval_batch_size")
 
 
 def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
@@ -25,12 +25,12 @@ def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
 
     Args:
       config: resolved.
-      parts: keys of ``ALGORITHMS``, the first of those that the run's method stands for.
+      parts: keys of ``METHODS``, the first of those that the run's method stands for.
     """
     found = configs.flatten({name: config[name] for name in sorted(configs.blocks_read(parts))})
     found |= {f"run.{name}": config["run"][name] for name in _CADENCE}
     found |= {"seed": config["seed"], "algorithm": "+".join(parts)}
-    if algorithms.is_extendable(parts[-1], config):
+    if methods.METHODS[parts[-1]].extendable(config):
         del found[_rounds_field(parts)]
     return found
 
@@ -47,12 +47,12 @@ def check(config: Mapping[str, Any], donor: Path) -> None:
     Raises:
       ConfigError: it does not; says which field differs.
     """
-    summary = workdir.read_json(donor / "summary.json")
-    saved = workdir.read_json(donor / "config.json")
+    summary = folder.read_json(donor / "summary.json")
+    saved = folder.read_json(donor / "config.json")
     if summary is None or saved is None or summary["diverged_round"] is not None:
         raise ConfigError(f"{donor} holds no finished run; change --warm_start")
     earlier = configs.read_by(saved["config"])
-    mine, parts = algorithms.parts(config["algorithm"]), algorithms.parts(earlier["algorithm"])
+    mine, parts = methods.parts(config["algorithm"]), methods.parts(earlier["algorithm"])
     if mine[: len(parts)] != parts:
         raise ConfigError(
             f"{donor} holds a run of {earlier['algorithm']}, config.algorithm="
@@ -74,4 +74,4 @@ def check(config: Mapping[str, Any], donor: Path) -> None:
 
 
 def _rounds_field(parts: Sequence[str]) -> str:
-    return f"{algorithms.blocks_of(parts[-1])[-1]}.num_rounds"
+    return methods.METHODS[parts[-1]].rounds

@@ -1,5 +1,4 @@
-"""Data sets as arrays, and their partition over clients: once, on the host, in NumPy.
+"""Data sets as arrays on the host, and their partition over clients.
 
-``datasets.load`` -> ``partition`` -> ``federated.load``; what then runs inside ``jit`` is in
-``core``: ``cohorts`` (who takes part, and their examples) and ``augment``.
+``federated.load`` is the way in. It calls ``datasets.load`` and then ``partition``.
 """

@@ -1,46 +1,45 @@
-"""A cache of arrays on disk: written whole or not at all, memory-mapped when read.
+"""A cache of decoded arrays on disk, and temporary folders that a killed process leaves behind.
 
-A source may lie in a read-only place, so decoded arrays go to ``$ZO_FL_CACHE``, else to
-``~/.cache/zo_fl``: one folder an entry, one ``.npy`` file an array, ``meta.json`` beside them.
-Entries are never changed once written, and may be deleted at any time. Sizes and checksums of the
-arrays are in ``meta.json``: sizes, headers and the sums of small arrays are compared whenever an
-entry is read, those of large ones once a day. A damaged entry is written anew.
+An entry is a folder in ``$ZO_FL_CACHE`` (default ``~/.cache/zo_fl``). It holds one ``.npy`` file
+for each array, and ``meta.json`` with the checksums of these files. An entry is filled in a
+temporary folder, renamed when it is complete, and never changes after that. Every read compares the
+checksums; a damaged entry is removed and made again. Users may delete entries.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import pathlib
+import platform
+import re
 import shutil
-import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zo_fl.data import leftovers, progress
+from zo_fl.data import progress
 from zo_fl.engine.errors import ConfigError
 
 ENV = "ZO_FL_CACHE"
-_SMALL = 1 << 20  # bytes whose sum takes a millisecond
-# What reading files of arbitrary content raises.
-_DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError)
-_DAY = 86400.0  # seconds
-_VERIFIED = "verified"  # a file in the entry, as old as the last look at all sums
-_FORMAT = 2  # part of each fingerprint: raise it when what is written changes
+_FORMAT = 2  # part of each fingerprint: raise it when the content of entries changes
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}")
+
+Entry = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
-def root() -> pathlib.Path:
-    """Returns the folder that holds all entries; it may not exist yet."""
-    return pathlib.Path(os.environ.get(ENV) or "~/.cache/zo_fl").expanduser()
+def root() -> Path:
+    """Returns the folder of all entries; it may not exist yet."""
+    return Path(os.environ.get(ENV) or "~/.cache/zo_fl").expanduser()
 
 
-def fingerprint(folder: pathlib.Path) -> str:
-    """Returns 16 hex digits that change when the folder's path or any file in it changes.
+def fingerprint(folder: Path) -> str:
+    """Returns 16 hex digits that change when the path, or any file, of a source folder changes.
 
-    Hashes names, sizes and modification times, not contents: it must take milliseconds for a data
-    set of gigabytes.
+    The digits come from names, sizes and modification times. Hashing the contents would take
+    seconds for a large data set.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -48,137 +47,119 @@ def fingerprint(folder: pathlib.Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read(key: str, verify: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Returns ``(arrays, meta)`` of an entry, the arrays memory-mapped read-only; None if absent.
-
-    An entry that is not what was written counts as absent, which is said in a line.
-
-    Args:
-      key: name of the entry.
-      verify: whether to compare all sums, whenever that was done last.
-    """
+def read(key: str) -> Entry | None:
+    """Returns the entry ``key``; None if it is absent, or was damaged and is now removed."""
     folder = root() / key
     if not folder.exists():
         return None
     try:
-        return _checked(folder, verify)
-    except _DAMAGES as error:
-        progress.say(f"the cache entry {folder} is damaged ({error}) and is written anew")
+        return read_entry(folder)
+    except ConfigError as error:
+        progress.say(f"{error}; it is made again")
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def read_entry(
-    folder: pathlib.Path, verify: bool = False
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns ``(arrays, meta)`` of an entry that was carried to another place; see ``read``.
+def read_entry(folder: Path) -> Entry:
+    """Returns the arrays, memory-mapped read-only, and the facts of an entry in any folder.
 
     Raises:
-      ConfigError: it is damaged.
+      ConfigError: the entry is damaged.
     """
     try:
-        return _checked(folder, verify)
-    except _DAMAGES as error:
-        raise ConfigError(f"{folder} is damaged ({error}); bring it again") from error
+        meta = json.loads((folder / "meta.json").read_text())
+        if meta.pop("sha256") != _digest(meta):
+            raise ValueError("meta.json has another checksum")
+        arrays = {}
+        for name, sums in meta["arrays"].items():
+            path = folder / f"{name}.npy"
+            if sum_of(path) != sums["sha256"]:
+                raise ValueError(f"{path.name} has another checksum")
+            arrays[name] = np.load(path, mmap_mode="r")
+        return arrays, meta
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the decoded data set {folder} is damaged ({error})") from error
 
 
 @contextlib.contextmanager
-def writing(key: str, num_bytes: int) -> Iterator[pathlib.Path]:
-    """Yields a new folder to fill with ``.npy`` files; it becomes entry ``key`` on a clean exit.
+def writing(key: str, num_bytes: int) -> Iterator[Path]:
+    """Yields a temporary folder, which becomes the entry ``key`` if the block ends without error.
 
-    The folder lies beside the entry and is moved in one step, so that a reader sees all or nothing.
-    After an exception, Ctrl-C included, nothing is left. Of two processes that write the same key
-    the first wins; the other drops its copy.
+    If two processes write the same entry, the first one wins.
 
     Args:
       key: name of the entry.
-      num_bytes: what will be written. Checked beforehand: a memory-mapped write to a full disk
-        kills the process with SIGBUS instead of raising.
+      num_bytes: size of the entry. A memory-mapped write to a full disk would kill the process, so
+        the free space is checked first.
 
     Raises:
-      ConfigError: the cache cannot be written, or lacks space.
+      ConfigError: the cache cannot be written or lacks space.
     """
-    leftovers.remove(root())
-    temporary = leftovers.temporary(root(), key)
+    remove_leftovers(root())
+    temporary = temporary_folder(root(), key)
     try:
         try:
             temporary.mkdir(parents=True)
-            free = shutil.disk_usage(temporary).free
+            if shutil.disk_usage(temporary).free < num_bytes:
+                raise OSError(f"{num_bytes / 1e9:.1f} GB do not fit on its disk")
         except OSError as error:
             raise ConfigError(
-                f"cannot write the cache {root()} ({error.strerror}); "
-                f"set the environment variable {ENV} to a writable folder"
+                f"cannot write the cache {root()} ({error}); set the environment variable {ENV} to "
+                "another folder"
             ) from error
-        if free < num_bytes:
-            raise ConfigError(
-                f"the cache {root()} has {free / 1e9:.1f} GB free and the decoded data set takes "
-                f"{num_bytes / 1e9:.1f} GB; set the environment variable {ENV} to a larger disk"
-            )
         yield temporary
-        _publish(temporary, root() / key)
+        with contextlib.suppress(OSError):  # another process was first
+            temporary.replace(root() / key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_meta(folder: pathlib.Path, arrays: list[str], **fields: Any) -> None:
-    """Writes ``meta.json``: the names of the entry's arrays and JSON-able ``fields``.
+def write_meta(folder: Path, arrays: list[str], **facts: Any) -> None:
+    """Writes ``meta.json`` with the checksums of complete arrays and some JSON-able facts.
 
     Args:
-      folder: in which the arrays are whole.
+      folder: the entry.
       arrays: names of its ``.npy`` files.
-      **fields: what else.
+      **facts: anything else.
     """
-    files = {name: folder / f"{name}.npy" for name in arrays}
-    about = {n: {"bytes": p.stat().st_size, "sha256": sum_of(p)} for n, p in files.items()}
-    meta = {"arrays": about, **fields}
+    sums = {name: {"sha256": sum_of(folder / f"{name}.npy")} for name in arrays}
+    meta = {"arrays": sums, **facts}
     meta["sha256"] = _digest(meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    (folder / _VERIFIED).touch()
 
 
-def _checked(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns an entry; raises one of many errors, with a few words, if it is damaged."""
-    meta = json.loads((folder / "meta.json").read_text())
-    if meta.pop("sha256") != _digest(meta):
-        raise ValueError("meta.json is not what was written")
-    due = verify or _age(folder / _VERIFIED) > _DAY
-    arrays = {}
-    for name, about in meta["arrays"].items():
-        path = folder / f"{name}.npy"
-        if path.stat().st_size != about["bytes"]:
-            raise ValueError(f"{path.name} has another size than was written")
-        if (due or about["bytes"] <= _SMALL) and sum_of(path) != about["sha256"]:
-            raise ValueError(f"{path.name} is not what was written")
-        arrays[name] = np.load(path, mmap_mode="r")
-    if due:
-        with contextlib.suppress(OSError):  # of somebody else's cache
-            (folder / _VERIFIED).touch()
-    return arrays, meta
+def sum_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_folder(parent: Path, what: str) -> Path:
+    """Returns the path of a new hidden folder, not made yet, whose name tells its owner."""
+    return parent / f".{what}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes the temporary folders of processes of this machine that no longer run."""
+    for path in parent.glob(".*") if parent.is_dir() else ():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and found["host"] == _host() and not _is_alive(int(found["pid"])):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def sum_of(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file, in hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _host() -> str:
+    return platform.node().replace(".", "-") or "here"
 
 
-def _age(path: pathlib.Path) -> float:
-    """Returns the seconds since a file was touched; of none, for ever."""
-    return time.time() - path.stat().st_mtime if path.exists() else float("inf")
-
-
-def _publish(temporary: pathlib.Path, final: pathlib.Path) -> None:
-    """Moves a finished folder to its name; a readable entry that is already there stays."""
+def _is_alive(pid: int) -> bool:
     try:
-        temporary.replace(final)
-    except OSError:
-        # A folder cannot replace one that is not empty: either another process was first, or a
-        # damaged entry is in the way.
-        try:
-            _checked(final, verify=True)
-        except _DAMAGES:
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.replace(final)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,61 +1,104 @@
-"""Data sets by name, as arrays on the host.
+"""Data sets as arrays on the host: by name (``load``), or from arrays of the user (``dataset``).
 
 cifar10_sample   3,500 real CIFAR-10 images that come with the package
-synthetic        1,000 made-up images of 8x8, for smoke tests
-anything else    a TFDS set that lies prepared in ``data_dir``: decoded once, then memory-mapped
+synthetic        1,000 made-up images of 8x8 pixels, for smoke tests
+anything else    a TFDS set that is prepared in ``data_dir``
 """
 
 import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zo_fl.data import sample, tfds_source
+from zo_fl.data import decode, tfds_source
+from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.types import Dataset
 
-# Channel mean and standard deviation over all training pixels. The (.2023, .1994, .2010) that is
-# often given for CIFAR-10 averages the deviations of single batches; (.485, .456, .406) is
+# Mean and standard deviation of each channel over all training pixels. The (.2023, .1994, .2010)
+# that is often given for CIFAR-10 averages the deviations of single batches; (.485, .456, .406) is
 # ImageNet at full size.
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET32 = ((0.4811, 0.4575, 0.4079), (0.2604, 0.2532, 0.2682))
 _STATISTICS = {
-    "cifar10": sample.STATISTICS,
+    "cifar10": _CIFAR10,
     "imagenet_resized/32x32": _IMAGENET32,
     "imagenet32_200": _IMAGENET32,
 }
+SAMPLE = Path(__file__).parent / "cifar10_sample.webp"
+_SAMPLE_COLUMNS = 50  # images side by side in the file
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Returns a data set.
+    """Returns a data set by name.
 
-    The test split is the set's ``test``, else its ``validation``. Where examples have an ``id``,
-    rows are in its order: row numbers and partitions do not depend on how a set was sharded.
+    The test split is the set's ``test``, or its ``validation`` if it has no ``test``. Rows are in
+    the order of the feature ``id`` if there is one, so partitions do not depend on how TFDS sharded
+    the set.
 
     Args:
       name: ``cifar10_sample``, ``synthetic``, or a TFDS set with an ``image`` of one size and a
         ``label``: ``cifar10``, ``imagenet_resized/32x32``, ``cifar10:3.0.2``.
-      data_dir: where TFDS sets lie; empty or None = ``$TFDS_DATA_DIR``, else
-        ``~/tensorflow_datasets``. Only read from.
+      data_dir: folder of the TFDS sets, see ``tfds_source.folder_of_sets``; it is only read.
 
     Raises:
-      ConfigError: no such set there, or one that cannot be used.
+      ConfigError: the data set is not there or cannot be used.
     """
-    if name == "cifar10_sample":
-        return sample.load_sample()
-    if name == "synthetic":
-        return _synthetic()
-    folder = tfds_source.find(name, data_dir or tfds_source.default_data_dir())
-    arrays, meta = tfds_source.load(folder, name)
-    mean, std = _STATISTICS.get(name.split(":")[0], (meta["mean"], meta["std"]))
+    if name in LOADERS:
+        return LOADERS[name]()
+    arrays, facts = tfds_source.load(tfds_source.find(name, data_dir), name)
+    mean, std = _STATISTICS.get(name.split(":")[0], (facts["mean"], facts["std"]))
     train, test = (
         {"image": arrays[f"{split}_images"], "label": arrays[f"{split}_labels"]}
         for split in ("train", "test")
     )
     mean, std = np.array(mean, np.float32), np.array(std, np.float32)
-    return Dataset(name, train, test, meta["num_classes"], mean, std)
+    return Dataset(name, train, test, facts["num_classes"], mean, std)
+
+
+def load_sample(path: Path = SAMPLE) -> Dataset:
+    """Returns 2,500 training and 1,000 test images of CIFAR-10, balanced over the 10 classes.
+
+    They come from the official training and test set, and the statistics are those of the whole
+    training set.
+
+    Args:
+      path: a lossless WebP file of 32x32 tiles. The ``.json`` file beside it holds the label of
+        each tile and its row in the official files.
+
+    Raises:
+      ConfigError: a file is missing or damaged.
+
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+        train, test = (np.array(facts[split]["labels"], np.int32) for split in ("train", "test"))
+        mosaic = decode.decode_image(path.read_bytes(), channels=3)
+        tiles = mosaic.reshape(-1, 32, _SAMPLE_COLUMNS, 32, 3).swapaxes(1, 2)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the CIFAR-10 sample {path} cannot be read ({error}); reinstall the package, or use "
+            "config.data.name='synthetic'"
+        ) from error
+    images = tiles.reshape(-1, 32, 32, 3)
+    mean, std = np.array(_CIFAR10, np.float32)
+    return Dataset(
+        "cifar10_sample",
+        {"image": images[: len(train)], "label": train},
+        {"image": images[len(train) : len(train) + len(test)], "label": test},
+        10,
+        mean,
+        std,
+    )
 
 
 @functools.cache
 def _synthetic() -> Dataset:
-    """Returns 800 + 200 images of 8x8: a smooth pattern a class, with more noise than that."""
+    """Returns 800 + 200 images of 8x8: one smooth pattern a class, with stronger noise."""
     rng = np.random.default_rng(0)
     patterns = rng.normal(size=(10, 4, 4, 3)).repeat(2, axis=1).repeat(2, axis=2)
 
@@ -67,11 +110,118 @@ def _synthetic() -> Dataset:
 
     train, test = split(800), split(200)
     scaled = train["image"] / 255.0
-    return Dataset(
-        "synthetic",
-        train,
-        test,
-        num_classes=10,
-        mean=scaled.mean(axis=(0, 1, 2)).astype(np.float32),
-        std=scaled.std(axis=(0, 1, 2)).astype(np.float32),
-    )
+    mean, std = scaled.mean((0, 1, 2)), scaled.std((0, 1, 2))
+    return Dataset("synthetic", train, test, 10, mean.astype(np.float32), std.astype(np.float32))
+
+
+# name -> what makes the data set; all other names are TFDS sets
+LOADERS: dict[str, Callable[[], Dataset]] = {
+    "cifar10_sample": load_sample,
+    "synthetic": _synthetic,
+}
+
+
+def dataset(
+    x_train: Any,
+    y_train: Any,
+    x_test: Any,
+    y_test: Any,
+    *,
+    client_indices: Sequence[Any] | None = None,
+    num_classes: int | None = None,
+    name: str = "own",
+) -> Dataset:
+    """Returns a data set for ``zo_fl.run``.
+
+    Pixels are normalized by the mean and the deviation of each channel of the training set.
+
+    Args:
+      x_train: images ``u8`` in [0, 255], or ``f32`` on any scale; ``[N, H, W, c]`` or
+        ``[N, H, W]``.
+      y_train: integer labels ``[N]`` from 0 on.
+      x_test: images ``[M, ...]`` of the same shape and dtype.
+      y_test: labels ``[M]``.
+      client_indices: for each client its rows of ``x_train``, any number of them. No partition is
+        drawn then, and ``config.data.num_clients`` is ignored.
+      num_classes: number of classes; by default one more than the largest label.
+      name: name for people. A digest of the arrays is added to it, so that a run is resumed only on
+        the same data.
+
+    Raises:
+      ConfigError: the arrays do not fit together.
+    """
+    train, test = _examples(x_train, y_train, "train"), _examples(x_test, y_test, "test")
+    kinds = [f"{part['image'].dtype}{part['image'].shape[1:]}" for part in (train, test)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(
+            f"x_train has images {kinds[0]}, x_test {kinds[1]}; allowed: one shape and one dtype"
+        )
+    largest = 1 + max(int(part["label"].max(initial=0)) for part in (train, test))
+    if num_classes is not None and num_classes < largest:
+        raise ConfigError(
+            f"num_classes={num_classes} and there is a label {largest - 1}; allowed: at least "
+            f"{largest}"
+        )
+    rows = None if client_indices is None else _rows(client_indices, len(train["label"]))
+    full_name = f"{name}:{_digest([*train.values(), *test.values(), *(rows or ())])}"
+    mean, std = _statistics(train["image"])
+    return Dataset(full_name, train, test, num_classes or largest, mean, std, rows)
+
+
+def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and deviation of each channel, ``f32[c]``; of pixels in [0, 1] if ``u8``."""
+    white = 255.0 if images.dtype == np.uint8 else 1.0
+    mean = images.mean((0, 1, 2), dtype=np.float64) / white
+    std = images.std((0, 1, 2), dtype=np.float64) / white
+    # Images are divided by the deviation, so a constant channel has 1.
+    return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _examples(images: Any, labels: Any, split: str) -> dict[str, np.ndarray]:
+    """Returns checked images ``u8`` or ``f32[N, H, W, c]`` and labels ``i32[N]``."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or len(images) == 0:
+        raise ConfigError(
+            f"x_{split} has shape {images.shape}; allowed: [N, H, W, c] or [N, H, W], N above 0"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32, copy=False)
+    elif images.dtype != np.uint8:
+        raise ConfigError(f"x_{split} is {images.dtype}; allowed: uint8 or floating-point")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(
+            f"y_{split} is {labels.dtype}{list(labels.shape)}; allowed: one integer for each "
+            f"of the {len(images)} images"
+        )
+    if labels.min() < 0:
+        raise ConfigError(f"y_{split} has a label {labels.min()}; allowed: labels from 0 on")
+    return {"image": images, "label": labels.astype(np.int32)}
+
+
+def _rows(client_indices: Sequence[Any], count: int) -> tuple[np.ndarray, ...]:
+    """Returns for each client its checked rows ``i32[n]``, which lie in ``[0, count)``."""
+    rows_of_clients = tuple(np.asarray(rows) for rows in client_indices)
+    if not rows_of_clients:
+        raise ConfigError("client_indices is empty; allowed: rows of at least one client")
+    for client, rows in enumerate(rows_of_clients):
+        if rows.ndim != 1 or not len(rows) or not np.issubdtype(rows.dtype, np.integer):
+            raise ConfigError(
+                f"client_indices[{client}] is {rows.dtype}{list(rows.shape)}; allowed: at least "
+                "one integer"
+            )
+        if rows.min() < 0 or rows.max() >= count:
+            wrong = rows.min() if rows.min() < 0 else rows.max()
+            raise ConfigError(
+                f"client_indices[{client}] has row {wrong}; allowed: 0 to {count - 1}"
+            )
+    return tuple(rows.astype(np.int32) for rows in rows_of_clients)

@@ -1,17 +1,19 @@
-"""Who holds which examples, and who is a high-resource client. NumPy, on the host, once a run.
+"""Which client holds which examples, and which clients are high-resource: NumPy, on the host.
 
     labels i32[N] --dirichlet | iid | shards--> i32[K, m] --split_validation--> i32[K, n], i32[K, v]
 
-Every partition gives all clients the same number of examples, drops the remainder, and takes a
-``np.random.Generator``: nothing here knows of JAX.
+Every partition gives all clients the same number of examples and drops the remainder.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.types import HIGH, LOW
+
+SHARDS_PER_CLIENT = 2  # McMahan et al. 2017
 
 
 def dirichlet(
@@ -19,10 +21,10 @@ def dirichlet(
 ) -> np.ndarray:
     """Returns equal-sized clients whose label shares are drawn from a symmetric Dirichlet.
 
-    Each client has shares p_k ~ Dir(alpha 1). In turn clients take ``floor(N / K)`` examples, each
-    a draw of a label from p_k and the next unused example of that label. A label that runs out is
-    struck from all shares, which are renormalised. Late clients therefore are more skewed than
-    early ones: never let a client's index decide anything else.
+    Client k has the shares p_k ~ Dir(alpha 1). One client after the other takes ``floor(N / K)``
+    examples: each time it draws a label from p_k and takes the next unused example of that label.
+    A label that has run out leaves all shares, which are renormalized. Late clients are therefore
+    more skewed than early ones: never let the index of a client decide anything else.
 
     Args:
       labels: ``i32[N]``, at least 0.
@@ -34,10 +36,9 @@ def dirichlet(
     Returns:
       ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels``, none twice, in random order.
 
-    Source: the scheme of ZOWarmUp's author (public code of ``FederatedLearningBaselines``), after
-      Hsu et al. 2019, arXiv 1909.06335. Differs in that a client whose every label has run out
-      takes its remaining examples uniformly from what is left, instead of dividing by zero or
-      stopping short.
+    Source: public code of ZOWarmUp's author (``FederatedLearningBaselines``), after Hsu et al. 2019
+      (arXiv 1909.06335). Here, a client whose labels have all run out takes its remaining examples
+      uniformly from what is left; there, it divides by zero or stops short.
     """
     labels = np.asarray(labels)
     stock = np.bincount(labels)
@@ -52,24 +53,23 @@ def dirichlet(
 def _take(shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Returns how many examples of each label one client takes, ``i64[classes]``.
 
-    The same distribution as ``size`` draws one at a time. Draw independent labels from the shares
-    and skip each whose label has run out by then: what is left is distributed as draws from the
-    renormalised shares, because a draw that is conditioned on being in stock is just that. Of a
-    block of draws the accepted ones of a label are the first ``stock`` of them, so the counts
-    suffice: ``min(multinomial counts, stock)``. Blocks are as long as what is still wanted, hence
-    nothing is drawn too much; each block fills the client or empties a label.
+    The result has the distribution of ``size`` draws one at a time. If a draw whose label has run
+    out is skipped, the others are draws from the renormalized shares. So a block of draws can be
+    made at once: of each label the first ``stock`` draws count, which is ``min(multinomial counts,
+    stock)``. Each block is as long as what is still wanted, and completes the client or uses up a
+    label.
 
     Args:
       shares: ``f64[classes]``.
       stock: ``i64[classes]`` unused examples.
-      size: how many to take, at most ``stock.sum()``.
+      size: number of examples to take, at most ``stock.sum()``.
       rng: source of randomness.
     """
     taken = np.zeros_like(stock)
     while wanted := size - taken.sum():
         left = stock - taken
-        # Only labels in stock go into the draw: NumPy gives what rounding leaves over (all of it,
-        # where shares are denormal) to the last one, which must not be empty.
+        # Only labels in stock: NumPy gives the rest that rounding leaves (all of it, if shares are
+        # denormal) to the last label, which must not be empty.
         (live,) = np.nonzero((left > 0) & (shares > 0))
         if not len(live):
             return taken + rng.multivariate_hypergeometric(left, wanted, method="marginals")
@@ -82,9 +82,9 @@ def _assign(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) ->
     """Returns ``i32[K, m]``: for each client ``counts[k, c]`` random examples of label ``c``."""
     num_clients, num_classes = counts.shape
     order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # by label, random within
+    order = order[np.argsort(labels[order], kind="stable")]  # by label, random within a label
     stock = np.bincount(labels, minlength=num_classes)
-    # Each label's examples go to the clients in turn, the rest to nobody (K, dropped below).
+    # The examples of each label go to the clients in turn; the rest goes to nobody, number K.
     portions = np.concatenate([counts, [stock - counts.sum(axis=0)]]).T
     owners = np.repeat(np.tile(np.arange(num_clients + 1), num_classes), portions.ravel())
     by_owner = order[np.argsort(owners, kind="stable")]
@@ -109,36 +109,32 @@ def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.nd
     return rows.reshape(num_clients, size).astype(np.int32)
 
 
-def shards(
-    labels: np.ndarray, num_clients: int, shards_per_client: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Returns clients that hold a few shards each of the examples sorted by label.
+def shards(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns clients that hold two shards each of the examples sorted by label.
 
     Args:
       labels: ``i32[N]``.
-      num_clients: K.
-      shards_per_client: about the number of labels a client has; K times this is at most N.
+      num_clients: K, at most N / 2.
       rng: source of randomness.
 
     Returns:
-      ``i32[K, m]``: rows of ``labels``, none twice; ``m`` is ``shards_per_client`` times the shard
-      size ``floor(N / (K shards_per_client))``.
+      ``i32[K, m]`` with ``m = 2 floor(N / 2K)``: rows of ``labels``, none twice.
 
-    Source: McMahan et al. 2017, arXiv 1602.05629, section 3. A remainder is dropped at random, not
-      from the last label.
+    Source: McMahan et al. 2017 (arXiv 1602.05629), section 3. The remainder is dropped at random
+      here, not from the last label.
     """
-    num_shards = num_clients * shards_per_client
+    num_shards = num_clients * SHARDS_PER_CLIENT
     size = len(labels) // num_shards
     rows = rng.permutation(len(labels))[: num_shards * size]
     rows = rows[np.argsort(np.asarray(labels)[rows], kind="stable")].reshape(num_shards, size)
-    dealt = rows[rng.permutation(num_shards)].reshape(num_clients, shards_per_client * size)
+    dealt = rows[rng.permutation(num_shards)].reshape(num_clients, SHARDS_PER_CLIENT * size)
     return rng.permuted(dealt, axis=1).astype(np.int32)
 
 
 def split_validation(
     client_indices: np.ndarray, val_fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each client's training and validation rows, after a shuffle of each client's rows.
+    """Returns training and validation rows of each client, after a shuffle of its rows.
 
     Args:
       client_indices: ``i32[K, m]``.
@@ -147,7 +143,7 @@ def split_validation(
 
     Returns:
       ``(train, val)``: ``i32[K, n]`` and ``i32[K, v]`` with ``n = floor((1 - val_fraction) m)`` and
-      ``v = m - n``: 900 and 100 of 1000, 112 and 13 of 125, 23060 and 2563 of 25623.
+      ``v = m - n``: 900 and 100 of 1000, 112 and 13 of 125.
 
     Raises:
       ConfigError: no training row is left.
@@ -165,18 +161,15 @@ def split_validation(
 
 
 def draw_tiers(num_clients: int, high_fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns each client's tier; which clients are ``HIGH`` is drawn uniformly, never by index.
+    """Returns the tier of each client, ``i32[K]``; the ``HIGH`` ones are drawn uniformly.
 
-    The draw is nested: with equal generators, the high-resource clients of a smaller fraction are
-    among those of a larger one, so that resource splits are compared on paired populations.
+    With equal generators, the high-resource clients of a smaller fraction are among those of a
+    larger one, so resource splits are compared on paired populations.
 
     Args:
       num_clients: K.
       high_fraction: share of high-resource clients, in (0, 1]; rounded to the nearest count.
       rng: source of randomness.
-
-    Returns:
-      ``i32[K]``, ``HIGH`` or ``LOW``.
 
     Raises:
       ConfigError: the fraction rounds to no client.
@@ -190,3 +183,80 @@ def draw_tiers(num_clients: int, high_fraction: float, rng: np.random.Generator)
     tiers = np.full(num_clients, LOW, np.int32)
     tiers[rng.permutation(num_clients)[:num_high]] = HIGH
     return tiers
+
+
+def summarize(
+    labels: np.ndarray,
+    client_indices: np.ndarray,
+    client_sizes: np.ndarray,
+    tiers: np.ndarray,
+    num_classes: int,
+) -> dict[str, Any]:
+    """Returns the label skew of a partition, JSON-able.
+
+    Args:
+      labels: ``i32[N]``.
+      client_indices: ``i32[K, n]`` training rows of each client, padded.
+      client_sizes: ``i32[K]`` number of real ones among them.
+      tiers: ``i32[K]``.
+      num_classes: labels lie in ``[0, num_classes)``.
+
+    Returns:
+      ``num_classes``, and for each of ``high``, ``low`` and ``all`` clients a dict of
+
+      * ``clients``, ``examples``: counts;
+      * ``classes_covered``: number of labels that the clients hold together;
+      * ``labels_per_client``: mean number of labels that a client holds;
+      * ``dominant_share``: mean share, in [0, 1], of the most frequent label of a client;
+      * ``tv_from_uniform``: total variation distance, in [0, 1], between the labels of all these
+        clients and the uniform distribution. The last three are None without clients.
+    """
+    num_clients = len(client_indices)
+    offsets = np.arange(num_clients)[:, None] * num_classes
+    real = np.arange(client_indices.shape[1]) < client_sizes[:, None]
+    held = (np.asarray(labels)[client_indices] + offsets)[real]
+    counts = np.bincount(held, minlength=num_clients * num_classes)
+    counts = counts.reshape(num_clients, num_classes)
+    return {
+        "num_classes": int(num_classes),
+        "high": _summarize_tier(counts[tiers == HIGH]),
+        "low": _summarize_tier(counts[tiers == LOW]),
+        "all": _summarize_tier(counts),
+    }
+
+
+def _summarize_tier(counts: np.ndarray) -> dict[str, Any]:
+    """Returns the figures of clients with the label counts ``i64[clients, classes]``."""
+    pooled = counts.sum(axis=0)
+    summary: dict[str, Any] = {
+        "clients": len(counts),
+        "examples": int(counts.sum()),
+        "classes_covered": int((pooled > 0).sum()),
+        "labels_per_client": None,
+        "dominant_share": None,
+        "tv_from_uniform": None,
+    }
+    if summary["examples"]:
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        distance = 0.5 * np.abs(pooled / pooled.sum() - 1 / len(pooled)).sum()
+        summary["labels_per_client"] = round(float((counts > 0).sum(axis=1).mean()), 4)
+        summary["dominant_share"] = round(float(shares.max(axis=1).mean()), 4)
+        summary["tv_from_uniform"] = round(float(distance), 4)
+    return summary
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """Returns a summary as a plain table of at most 80 columns."""
+    rows = ["tier  clients   examples       classes  labels/client  dominant    TV"]
+    for tier in ("high", "low", "all"):
+        of = summary[tier]
+        row = f"{tier:4}  {of['clients']:7}  {of['examples']:9,}  "
+        covered = f"{of['classes_covered']} of {summary['num_classes']}"
+        row += f"{covered:>12}  "
+        if of["examples"]:
+            row += f"{of['labels_per_client']:13.1f}  {of['dominant_share']:8.0%}  "
+            row += f"{of['tv_from_uniform']:4.2f}"
+        else:
+            row += f"{'-':>13}  {'-':>8}  {'-':>4}"
+        rows.append(row)
+    return "\n".join(rows)

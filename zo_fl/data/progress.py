@@ -1,4 +1,4 @@
-"""Progress of long host-side work: a bar on a terminal, one plain line anywhere else."""
+"""Progress of long work on the host: a bar on a terminal, one plain line anywhere else."""
 
 import contextlib
 import sys
@@ -6,27 +6,23 @@ from collections.abc import Callable, Iterator
 
 
 def say(message: str) -> None:
-    """Prints one line on stderr: stdout stays free for results."""
+    """Prints one line on stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(steps)``, which moves a bar of ``total`` steps on stderr.
-
-    Where stderr is not a terminal (a log file, a CI job) prints ``description`` once instead: a
-    redrawn bar would fill the log. ``advance`` may be called from any thread.
+    """Yields ``advance(steps)``, which moves a bar on stderr and may be called from any thread.
 
     Args:
-      description: what is being done, a few words.
-      total: steps until done; 0 when unknown.
+      description: a few words about the work.
+      total: number of steps; 0 if it is unknown.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty():  # a log file would fill with redrawn bars
         say(f"{description} ...")
         yield lambda steps: None
         return
-    # rich is imported only where a bar is drawn: a cached data set must load at once.
-    from rich import console, progress
+    from rich import console, progress  # slow to import, and a cached data set needs no bar
 
     columns = (*progress.Progress.get_default_columns(), progress.TimeElapsedColumn())
     with progress.Progress(*columns, console=console.Console(stderr=True)) as shown:

@@ -3,16 +3,81 @@
 round key -> ``make_sampler`` -> Cohort -> ``gather`` -> ClientBatch -> ``epoch_order`` -> batches
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.engine import keys
+from zo_fl.engine.algorithm import TIERS, Client, ClientBatch, Cohort, Group, Problem
 from zo_fl.engine.errors import FieldError
-from zo_fl.engine.strategy import SampleCohort
-from zo_fl.engine.types import HIGH, LOW, Array, ClientBatch, Cohort, FederatedData
+from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.types import HIGH, LOW, Array, FederatedData
 
 PARTICIPATION = ("uniform", "stratified")
+EVERYONE = {"cohort_size": 0, "tiers": "all", "participation": "uniform"}
+
+FIELDS: Block = {
+    "cohort_size": Field(0, "clients a round; 0 = all who may take part", at_least=0),
+    "tiers": Field("all", "tiers that may take part", tuple(TIERS)),
+    "participation": Field("uniform", "draw of a cohort, or stratified by tier", PARTICIPATION),
+}
+
+Sampler = Callable[[Array], Cohort]
+
+
+def make_group(
+    problem: Problem,
+    client: Client,
+    forward_passes: Callable[[float, float], float],
+    who: Mapping[str, Any],
+    trains: bool = False,
+) -> Group:
+    """Returns a group of clients of some tiers.
+
+    Args:
+      problem: the population.
+      client: what they do.
+      forward_passes: ``(clients, mean examples of one) -> passes a round``.
+      who: has ``FIELDS``.
+      trains: whether a backward pass follows each forward one.
+
+    Raises:
+      FieldError: a cohort larger than those who may take part, or nobody may.
+    """
+    eligible, size = eligible_clients(problem, who["tiers"]), who["cohort_size"]
+    tiers = np.asarray(problem.clients.client_tiers)
+    sample = make_sampler(eligible, size, tiers, who["participation"])
+    size = size or len(eligible)
+    return group_of(problem, client, forward_passes, eligible, size, sample, trains)
+
+
+def group_of(
+    problem: Problem,
+    client: Client,
+    forward_passes: Callable[[float, float], float],
+    eligible: np.ndarray,
+    cohort_size: int,
+    sample_cohort: Sampler,
+    trains: bool = False,
+) -> Group:
+    """Returns the group that ``sample_cohort`` draws from the clients ``eligible`` ``i32[E]``."""
+    examples = float(np.asarray(problem.clients.client_sizes)[eligible].mean())
+    passes = forward_passes(cohort_size, examples)
+    return Group(client, sample_cohort, cohort_size, passes, eligible, passes if trains else 0.0)
+
+
+def eligible_clients(problem: Problem, tiers: str) -> np.ndarray:
+    """Returns ``i32[E]``, the ids of the clients of some tiers, a key of ``TIERS``."""
+    client_tiers = np.asarray(problem.clients.client_tiers)
+    return np.flatnonzero(np.isin(client_tiers, TIERS[tiers])).astype(np.int32)
+
+
+def cohort_size(problem: Problem, who: Mapping[str, Any]) -> int:
+    """Returns how many clients take part in a round; ``who`` has ``FIELDS``."""
+    return who["cohort_size"] or len(eligible_clients(problem, who["tiers"]))
 
 
 def make_sampler(
@@ -20,7 +85,7 @@ def make_sampler(
     cohort_size: int,
     tiers: np.ndarray,
     participation: str,
-) -> SampleCohort:
+) -> Sampler:
     """Returns ``round_key -> Cohort``, a pure function for use inside ``jit``.
 
     Ids are sorted, so that a cohort does not depend on the order in which it was drawn.

@@ -1,7 +1,8 @@
 """The exceptions that a user can cause and mend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -26,9 +27,14 @@ class FieldError(ConfigError):
 
 
 @contextmanager
-def in_block(name: str) -> Iterator[None]:
-    """Names the block in every ``FieldError`` that is raised within."""
+def in_block(blocks: Mapping[str, Any]) -> Iterator[None]:
+    """Names the block in every ``FieldError`` that is raised within: the last that has the field.
+
+    Args:
+      blocks: name -> fields, in the order in which later ones take the place of earlier ones.
+    """
     try:
         yield
     except FieldError as error:
+        name = next((n for n in reversed(list(blocks)) if error.field in blocks[n]), "")
         raise ConfigError(f"config.{name}.{error.field}{error.problem}") from None

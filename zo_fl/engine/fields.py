@@ -190,7 +190,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
     block = name.rpartition(".")[0]
     shown = near(name, known) or [other for other in known if other.rpartition(".")[0] == block][:6]
     hint = f"did you mean {' or '.join(f'config.{other}' for other in shown)}?" if shown else ""
-    return f"unknown field config.{name}; {hint or 'python -m experiments.configs lists them all'}"
+    return f"unknown field config.{name}; {hint or 'zo-fl configs --all lists them all'}"
 
 
 def without(block: Block, *names: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ gradient without a word.
 """
 
 import zlib
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +19,34 @@ from zo_fl.engine.types import Array, PyTree
 IMPLEMENTATION = "threefry2x32"
 
 
+class Keys(NamedTuple):
+    """The keys of a round, and of one client in it.
+
+    Attributes:
+      run: ``key[]``, the root of all randomness of the run.
+      round: ``key[]``.
+      client: ``key[]``, the client's own in this round; None where the server computes.
+      client_id: ``i32[]``; likewise.
+    """
+
+    run: Array
+    round: Array
+    client: Any = None
+    client_id: Any = None
+
+    def of(self, client_id: Array) -> "Keys":
+        """Returns the keys of one client in the same round."""
+        return self._replace(client=client_key(self.round, client_id), client_id=client_id)
+
+
 def run_key(seed: int | Array) -> Array:
     """Returns the root key ``key[]`` of a run from its config's seed, an integer or ``u32[]``."""
     return jax.random.key(seed, impl=IMPLEMENTATION)
+
+
+def of_round(key: Array, round_idx: int | Array) -> Keys:
+    """Returns the keys of one round from the run's key."""
+    return Keys(key, round_key(key, round_idx))
 
 
 def round_key(key: Array, round_idx: int | Array) -> Array:

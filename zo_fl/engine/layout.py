@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.engine.strategy import ClientStrategy, Group
-from zo_fl.engine.types import Cohort
+from zo_fl.engine.algorithm import Client, Cohort, Group
 
 AXIS = "clients"
 EXAMPLES_AT_ONCE = 1024  # of all clients together, where they share the weights
@@ -47,12 +46,10 @@ class Loop(NamedTuple):
       chunk_size: clients evaluated at once.
       skips_padding: whether a turn without a client is skipped, not computed: devices that share
         cores leave them to the others.
-      unroll: turns that are compiled as one.
     """
 
     chunk_size: int
     skips_padding: bool
-    unroll: int
 
 
 class Engine(NamedTuple):
@@ -64,7 +61,6 @@ class Engine(NamedTuple):
         or, where all clients evaluate the same weights, as many as have ``EXAMPLES_AT_ONCE``:
         ``vmap`` then makes one batch of theirs, where weights of their own would make grouped
         convolutions, and a direction is drawn once for all.
-      unroll: turns of the loop over clients that are compiled as one.
       streamed: False if all data lie on every device, True if each device is given what the clients
         need that it will evaluate (see ``streaming``).
       cores: a CPU's cores as devices, the first of which is all of ``mesh``; see ``of``.
@@ -72,7 +68,6 @@ class Engine(NamedTuple):
 
     mesh: Mesh
     clients_per_vmap: int = 0
-    unroll: int = 1
     streamed: bool = False
     cores: tuple[Any, ...] = ()
 
@@ -123,12 +118,12 @@ class Engine(NamedTuple):
         options = of_platforms.get(self.mesh.devices.flat[0].platform, {})
         return {name: value for name, value in options.items() if _is_known(name, value)}
 
-    def chunk_size(self, strategy: ClientStrategy, cohort_size: int, examples: int) -> int:
+    def chunk_size(self, client: Client, cohort_size: int, examples: int) -> int:
         """Returns how many clients of ``examples`` each a device evaluates at once."""
         share = -(-cohort_size // self.mesh.size)
         if self.clients_per_vmap:
             return min(self.clients_per_vmap, share)
-        if not strategy.one_model:
+        if not client.one_model:
             return 1
         chunks = -(-share // max(1, EXAMPLES_AT_ONCE // examples))
         return -(-share // chunks)  # of equal size: the fewest padding clients
@@ -142,11 +137,11 @@ class Engine(NamedTuple):
           examples: of each client.
         """
         count = cohort.client_ids.shape[0]
-        size = self.chunk_size(group.strategy, count, examples)
+        size = self.chunk_size(group.client, count, examples)
         padding = -count % (self.mesh.size * size)
         ids, valid = (jnp.pad(leaf, (0, padding)) for leaf in cohort)
         skips = padding > 0 and size == 1 and group.backward_passes > 0
-        return Cohort(ids, valid), Loop(size, skips, self.unroll)
+        return Cohort(ids, valid), Loop(size, skips)
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:

@@ -14,35 +14,19 @@ Sources: Diao et al. 2021 (arXiv 2010.01264) and its code for ``masked``; Legate
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import jax.numpy as jnp
 
+from zo_fl.engine.algorithm import ClientBatch
 from zo_fl.engine.fields import Field
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, ClientBatch, Examples, ModelState, Params
+from zo_fl.engine.task import Task, class_counts
+from zo_fl.engine.types import Array, ModelState
 
 _ABSENT = -1e9  # added to logits
 
 
-class Losses(Protocol):
-    """The losses of some examples."""
-
-    def __call__(
-        self,
-        params: Params,
-        model_state: ModelState,
-        examples: Examples,
-        mask: Array,
-        train: bool,
-        /,
-    ) -> tuple[Array, ModelState]:
-        """Returns ``(f32[n], model_state)``, a loss an example; see ``Task.losses``."""
-        ...
-
-
-def of_client(task: Task, loss: str, batch: ClientBatch) -> Losses:
-    """Returns the losses that a client trains on.
+def of_client(task: Task, loss: str, batch: ClientBatch) -> Callable[..., tuple[Array, ModelState]]:
+    """Returns the losses that a client trains on, called as ``Task.losses``.
 
     Args:
       task: the learning problem.
@@ -52,8 +36,7 @@ def of_client(task: Task, loss: str, batch: ClientBatch) -> Losses:
     adjust = LOSSES[loss]
     if adjust is None:
         return task.losses
-    is_label = task.labels(batch.examples)[:, None] == jnp.arange(task.num_classes)[None]
-    counts = jnp.sum(is_label & batch.mask[:, None], axis=0).astype(jnp.float32)
+    counts = class_counts(task.labels(batch.examples), batch.mask, task.num_classes)
 
     def losses(params, model_state, examples, mask, train):
         logits, model_state = task.logits(params, model_state, examples, mask, train)
@@ -78,4 +61,4 @@ LOSSES: dict[str, Callable[[Array, Array], Array] | None] = {
     "wsm": _weighted,
 }
 
-FIELD = Field("ce", "of a client that lacks labels: zo_fl/engine/losses.py", tuple(LOSSES))
+FIELD = Field("wsm", "loss of a client that lacks labels", tuple(LOSSES))

@@ -10,9 +10,13 @@ float64     float64      float64; only with jax_enable_x64: the yardstick for th
 
 A zeroth-order probe moves each weight by eps * tau = 7.5e-5, less than the distance between two
 numbers around 0.02 in bfloat16 (1.2e-4) and five of them in TensorFloat-32: measured accuracies of
-the scalars are in ``experiments/PERFORMANCE.md``. JAX's own default on recent GPUs is
+the scalars are in ``benchmarks/PERFORMANCE.md``. JAX's own default on recent GPUs is
 TensorFloat-32, and bfloat16 on TPUs; here it is always float32 unless a config says otherwise.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.dtypes
@@ -29,6 +33,7 @@ _CHOICES = {
     "float64": (jnp.float64, "highest", 1e-6),
 }
 PRECISIONS = tuple(_CHOICES)
+_FORWARD_MODE = ContextVar("forward_mode", default=False)
 
 
 def available() -> list[str]:
@@ -55,3 +60,21 @@ def best_eps(name: str) -> float:
 def widen(x: Array) -> Array:
     """Returns activations in float32, or more if they are: for sums and for the last layer."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Makes a model that is traced within differentiable in forward mode.
+
+    On CPUs the gradients of convolutions are written out, for reverse mode only; not so within.
+    """
+    token = _FORWARD_MODE.set(True)
+    try:
+        yield
+    finally:
+        _FORWARD_MODE.reset(token)
+
+
+def in_forward_mode() -> bool:
+    """Returns whether the caller is within ``forward_mode``."""
+    return _FORWARD_MODE.get()

@@ -3,96 +3,122 @@
     sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
                          (each device of the mesh its share)           (optax, on every device)
 
-A strategy says what a client sends and what a message means (``ClientStrategy``), a group who does
-so; an aggregation says what becomes of the mean (or sum) over all groups. There are two ways home
-for messages. Dense ones (FedAvg's deltas) are decoded and summed where they arise, and one ``psum``
-of a model adds the devices' sums. Scalar ones (``replays``) are gathered whole, a few floats a
-client, and every device rebuilds the same update from them and the keys: no model ever crosses
-between devices, just as none crosses between clients and server. That second half alone is
-``FederatedAlgorithm.apply``: what a late joiner or an auditor runs on a stored ``RoundRecord``.
-Where a rule looks at all updates at once (``robust``), dense ones are stacked instead of summed.
+A ``Client`` says what is sent and what a message means, a ``Group`` who takes part, the ``Server``
+what becomes of the mean (or sum) over all groups. There are two ways home for messages. Dense ones
+(FedAvg's deltas) are decoded and summed where they arise, and one ``psum`` of a model adds the
+devices' sums. Scalar ones (``replays``) are gathered whole, a few floats a client, and every device
+rebuilds the same update from them and the keys: no model ever crosses between devices, just as none
+crosses between clients and server. That second half alone is ``FederatedAlgorithm.apply``: what a
+late joiner or an auditor runs on a stored ``RoundRecord``. Where the server's reducer looks at all
+updates at once, dense ones are stacked instead of summed.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.engine import cohorts, keys, reduction, trees
-from zo_fl.engine.layout import AXIS, Engine, Loop
-from zo_fl.engine.phase import Phase
-from zo_fl.engine.reduction import Sums
-from zo_fl.engine.strategy import (
-    ClientStrategy,
-    FederatedAlgorithm,
-    RoundRecord,
-    traced_once,
+from zo_fl.engine import cohorts, reduction, trees
+from zo_fl.engine import keys as seeds
+from zo_fl.engine.algorithm import (
+    ClientResult,
+    Cohort,
+    Group,
+    Phase,
+    Reducer,
+    ServerState,
+    start,
 )
-from zo_fl.engine.types import Array, ClientResult, Cohort, FederatedData, ServerState
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.layout import AXIS, Engine, Loop
+from zo_fl.engine.reduction import RoundRecord, Sums
+from zo_fl.engine.types import Array, FederatedData
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A phase as pure functions.
+
+    Attributes:
+      init: ``(params, model_state, round_idx=0, before=None) -> ServerState``, see ``start``.
+      round: ``(state, data, run_key) -> (state, metrics, records)``: ``f32[]`` each, and one
+        ``RoundRecord`` a group.
+      apply: ``(state, records, run_key) -> state``, the server's half of a round, where clients
+        replay; running statistics stay.
+    """
+
+    init: Callable[..., ServerState]
+    round: Callable[
+        [ServerState, FederatedData, Array],
+        tuple[ServerState, dict[str, Array], tuple[RoundRecord, ...]],
+    ]
+    apply: Callable[[ServerState, tuple[RoundRecord, ...], Array], ServerState]
+
+
+def traced_once(group: Group) -> Group:
+    """Returns the group, its client traced once for arguments of the same shapes.
+
+    Bills, rounds and replays call the same functions; their programs are as without it.
+    """
+    client = group.client
+    update, decode = (jax.jit(hook, inline=True) for hook in (client.update, client.decode))
+    return group._replace(client=client._replace(update=update, decode=decode))
 
 
 def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
     """Returns a phase as pure functions, its clients laid out on the hardware by ``engine``."""
     phase = phase._replace(groups=tuple(map(traced_once, phase.groups)))
-    groups, aggregation, optimizer = phase.groups, phase.aggregation, phase.server_optimizer
+    groups, reducer = phase.groups, phase.server.reducer
 
-    def step(state: ServerState, reduced, run_key) -> ServerState:
-        opt_state = state.opt_state
-        if aggregation.assign is not None:
-            params, strategy_state = aggregation.assign(reduced, state, run_key)
-        else:
-            assert optimizer is not None, f"phase {phase.name} descends without an optimizer"
-            gradient, strategy_state = aggregation.finalize(reduced, state, run_key)
-            updates, opt_state = optimizer.update(gradient, opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+    def step(state: ServerState, records: Sequence[RoundRecord], sums, keys: Keys) -> ServerState:
+        reduced = reduction.reduce(phase, records, sums, state, keys)
+        params, opt_state, strategy_state = phase.server.step(reduced, state, keys)
         return ServerState(
             params, state.model_state, opt_state, strategy_state, state.round_idx + 1
         )
 
     def apply(state: ServerState, records: Sequence[RoundRecord], run_key) -> ServerState:
-        nothing = [None] * len(records)
-        new = step(state, reduction.reduce(phase, records, nothing, state, run_key), run_key)
-        if phase.robust.tolerant:
+        new = step(state, records, [None] * len(records), seeds.of_round(run_key, state.round_idx))
+        if reducer.tolerant:
             new = _unless_empty([jnp.sum(record.weights) for record in records], new, state)
         return new
 
     def round_(state: ServerState, data: FederatedData, run_key):
-        round_key = keys.round_key(run_key, state.round_idx)
+        keys = seeds.of_round(run_key, state.round_idx)
         examples = data.client_indices.shape[1]
         cohorts, outcomes = [], []
         for group in groups:
-            drawn = group.sample_cohort(round_key)
+            drawn = group.sample_cohort(keys.round)
             cohort, loop = engine.lay_out(group, drawn, examples)
             cohorts.append(cohort)
-            run = _spread(_client_loop(phase, group.strategy, loop), engine)
+            run = _spread(_client_loop(group, reducer, loop), engine)
             outcomes.append(run(state._replace(opt_state=()), data, cohort, run_key))
         sums = [outcome for outcome, _, _, _ in outcomes]
         sent = tuple(
             RoundRecord(cohort, messages, weights)
             for cohort, (_, messages, weights, _) in zip(cohorts, outcomes, strict=True)
         )
-        new = step(state, reduction.reduce(phase, sent, sums, state, run_key), run_key)
+        new = step(state, sent, sums, keys)
         uploads = [s for s in sums if jax.tree.leaves(s.model_state)]
         uploaded = reduction.mean([s.model_state for s in uploads], [s.weight for s in uploads])
-        model_state = aggregation.finalize_state(state.model_state, uploaded)
-        new = new._replace(model_state=model_state)
+        new = new._replace(model_state=phase.server.statistics(state.model_state, uploaded))
         weights = [s.weight for s in sums]
-        if phase.robust.tolerant:
+        if reducer.tolerant:
             new = _unless_empty(weights, new, state)
         # No weight at all leaves NaN in the metrics: it stops the run, unless that is tolerated.
         metrics = reduction.mean([s.metrics for s in sums], weights)
         metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
         records = tuple(
-            record if group.strategy.replays else record._replace(messages=(), weights=())
+            record if group.client.replays else record._replace(messages=(), weights=())
             for group, record in zip(groups, sent, strict=True)
         )
-        metrics |= _faults(phase, cohorts, [bad for _, _, _, bad in outcomes], records, weights)
-        return new, metrics, records
+        bad = [bad for _, _, _, bad in outcomes]
+        return new, metrics | _faults(reducer, cohorts, bad, records, weights), records
 
-    return FederatedAlgorithm(phase.init, round_, apply)
+    return FederatedAlgorithm(functools.partial(start, phase), round_, apply)
 
 
 def _unless_empty(weights: Sequence[Array], new: ServerState, old: ServerState) -> ServerState:
@@ -102,7 +128,7 @@ def _unless_empty(weights: Sequence[Array], new: ServerState, old: ServerState) 
 
 
 def _faults(
-    phase: Phase,
+    reducer: Reducer,
     cohorts: Sequence[Cohort],
     bad: Sequence[Array],
     records: Sequence[RoundRecord],
@@ -111,13 +137,13 @@ def _faults(
     """Returns metrics of what is wrong with a round's messages; see ``host.divergence``.
 
     Args:
-      phase: of the round.
+      reducer: the server's.
       cohorts: of the groups.
       bad: of each, ``bool[C]``: who sent what is not finite.
       records: what was sent, where messages are scalars.
       weights: ``f32[]`` of each group's answers.
     """
-    is_empty = (reduction.add(*weights) == 0) & phase.robust.tolerant
+    is_empty = (reduction.add(*weights) == 0) & reducer.tolerant
     ids = jnp.concatenate([cohort.client_ids for cohort in cohorts])
     flags = jnp.concatenate(bad)
     scalars = [
@@ -168,46 +194,45 @@ def _spread(run: Callable, engine: Engine) -> Callable:
     )
 
 
-def _client_loop(phase: Phase, strategy: ClientStrategy, loop: Loop) -> Callable:
+def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
     """Returns a function that runs every client of a cohort once, in chunks.
 
     It accumulates: that keeps memory flat in the number of clients; stacking updates would not.
 
     Returns:
       ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; the messages
-      and their weights if the strategy replays, the updates and weights if the aggregation looks at
-      all of them; who of the cohort sent what is not finite.
+      and their weights if the clients replay, the updates and weights if the reducer looks at all
+      of them; who of the cohort sent what is not finite.
     """
-    stacks = phase.robust.looks_at_all and not strategy.replays
+    client, stacks = group.client, reducer.looks_at_all and not group.client.replays
 
-    def one_client(batch, state, run_key):
-        result = strategy.client_update(state, batch, run_key)
-        if strategy.replays:
-            sent = phase.robust.bounded(result.message)
-            return result._replace(message=sent), (), _is_finite(result)
-        update = strategy.decode(result.message, batch.client_id, state, run_key)
-        return result, phase.robust.bounded(update), _is_finite(result)
+    def one_client(batch, state, keys: Keys):
+        own = keys.of(batch.client_id)
+        result = client.update(state, batch, own)
+        update = () if client.replays else client.decode(result.message, state, own)
+        return result, update, _is_finite(result)
 
     def run_chunk(state, data, chunk: Cohort, run_key):
         batch = cohorts.gather(data, chunk.client_ids)
         batch = batch._replace(mask=batch.mask & chunk.valid[:, None])
-        one = functools.partial(one_client, state=state, run_key=run_key)
+        keys = seeds.of_round(run_key, state.round_idx)
+        one = functools.partial(one_client, state=state, keys=keys)
         if loop.chunk_size == 1:  # vmap would make every convolution a grouped one of one group
             result, update, is_finite = trees.expand(one(trees.squeeze(batch)))
         else:
             result, update, is_finite = jax.vmap(one)(batch)
-        counts = chunk.valid & is_finite if phase.robust.tolerant else chunk.valid
+        counts = chunk.valid & is_finite if reducer.tolerant else chunk.valid
         weights = jnp.where(counts, result.weight, 0.0)
         sums = Sums(
-            () if stacks else trees.weighted_sum(update, reduction.shares(phase)(weights)),
+            () if stacks else trees.weighted_sum(update, reduction.shares(reducer, weights)),
             *trees.weighted_sum((result.model_state, result.metrics), weights),
             weight=jnp.sum(weights),
         )
         sent = ((), ())
-        if strategy.replays or stacks:
-            sent = (result.message if strategy.replays else update, weights)
+        if client.replays or stacks:
+            sent = (result.message if client.replays else update, weights)
         answers = chunk.valid & (result.weight > 0)
-        return sums, (*sent, ~is_finite & (chunk.valid if phase.robust.tolerant else answers))
+        return sums, (*sent, ~is_finite & (chunk.valid if reducer.tolerant else answers))
 
     def run(state, data, cohort: Cohort, run_key):
         # Traced once, for its shapes and the scan; the program is the same as without jit.
@@ -218,7 +243,7 @@ def _client_loop(phase: Phase, strategy: ClientStrategy, loop: Loop) -> Callable
         cut = lambda leaf: leaf.reshape(-1, loop.chunk_size, *leaf.shape[1:])  # noqa: E731
         chunks = jax.tree.map(cut, cohort)
         shapes = jax.eval_shape(of_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
-        zeros, nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros, nothing = trees.zeros(shapes)
 
         def body(sums, chunk):
             def add(chunk):
@@ -229,7 +254,7 @@ def _client_loop(phase: Phase, strategy: ClientStrategy, loop: Loop) -> Callable
                 return add(chunk)
             return jax.lax.cond(jnp.any(chunk.valid), add, lambda _: (sums, nothing), chunk)
 
-        sums, sent = jax.lax.scan(body, zeros, chunks, unroll=loop.unroll)
+        sums, sent = jax.lax.scan(body, zeros, chunks)
         return sums, *jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sent)
 
     return run

@@ -22,14 +22,14 @@ A statistics tree is flax's ``batch_stats`` collection: nested dicts that end in
 ``{"mean": f32[channels], "var": f32[channels]}``. With GroupNorm or LayerNorm it is ``{}``.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zo_fl.engine.phase import Evaluated, Problem
-from zo_fl.engine.strategy import FinalizeState
+from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, FederatedData, ModelState, Params, ServerState
+from zo_fl.engine.types import Array, Examples, ModelState, Params
 
 BATCH_NORM_MOMENTUM = 0.9  # of running statistics, as flax and PyTorch (0.1 there) have it
 
@@ -56,8 +56,8 @@ def of_client(
     return moments if policy == "recalibrate" else move(state.model_state, from_moments(moments))
 
 
-def finalize_state(policy: str) -> FinalizeState:
-    """Returns what becomes of the statistics that clients upload."""
+def of_server(policy: str) -> Callable[[ModelState, ModelState], ModelState]:
+    """Returns ``(running, mean of the clients') -> running`` statistics, see ``Server``."""
     if policy == "batch_sync":
         return lambda model_state, uploaded: uploaded
     if policy == "recalibrate":
@@ -116,41 +116,3 @@ def _per_norm(function, tree):
     if set(tree) == {"mean", "var"}:
         return function(tree)
     return {name: _per_norm(function, subtree) for name, subtree in tree.items()}
-
-
-def pooled(problem: Problem, batch_size: int) -> Evaluated:
-    """Returns ``(state, data) -> (params, model_state)`` with statistics of all training data.
-
-    Batches mix all clients, in a fixed order: normalised by itself, a client's own batch would have
-    the statistics of its few classes.
-
-    Args:
-      problem: who holds which rows.
-      batch_size: examples a batch.
-    """
-    rows = np.asarray(problem.clients.client_indices)
-    sizes = np.asarray(problem.clients.client_sizes)
-    held = np.concatenate([row[:size] for row, size in zip(rows, sizes, strict=True)])
-    held = np.random.default_rng(0).permutation(held).astype(np.int32)
-    size = min(batch_size, len(held))
-    missing = -len(held) % size
-    mask = np.pad(np.ones(len(held), bool), (0, missing))
-    held = np.pad(held, (0, missing))
-
-    def evaluated(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
-        assert data is not None, "statistics are pooled over data"
-        held_examples = data.examples
-
-        def one(inputs):
-            rows, mask = inputs
-            examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows][None], held_examples)
-            moments = batch_moments(
-                problem.task, state.params, state.model_state, examples, mask[None]
-            )
-            return jax.tree.map(lambda leaf: jnp.sum(mask) * leaf, moments)
-
-        sums = jax.lax.map(one, (held.reshape(-1, size), mask.reshape(-1, size)))
-        moments = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / mask.sum(), sums)
-        return state.params, from_moments(moments)
-
-    return evaluated

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zo_fl.engine import augment as augmentation
 from zo_fl.engine import precision as precisions
 from zo_fl.engine.types import Array, Examples, ModelState, Params
 
 HEAD = "head"
+PADDING = 4  # pixels that training images are shifted by, at most
 
 
 class Task(NamedTuple):
@@ -38,7 +38,6 @@ class Task(NamedTuple):
         last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
         averaged over all axes but the first and the last, side by side. Running statistics.
       augment: ``(key, examples) -> examples`` of the same shapes.
-      mirror: ``examples -> examples``, what else they might have been: images, mirrored.
       inputs: ``examples -> f32[n, ...]``, what the model is given.
       head: name of the submodule that is the last layer, a key of ``params``.
       num_classes: labels lie in ``[0, num_classes)``.
@@ -56,7 +55,6 @@ class Task(NamedTuple):
     relabel: Callable[[Examples, Array], Examples]
     features: Callable[..., Array]
     augment: Callable[[Array, Examples], Examples]
-    mirror: Callable[[Examples], Examples]
     inputs: Callable[[Examples], Array]
     head: str
     num_classes: int
@@ -104,7 +102,7 @@ def classification(
         return variables["params"], variables.get("batch_stats", {})
 
     def normalized(examples):
-        return augmentation.normalize(examples["image"], mean, std)
+        return normalize(examples["image"], mean, std)
 
     def at(precision: str) -> Task:
         def inputs(params, model_state, examples):
@@ -132,21 +130,20 @@ def classification(
             return _cross_entropy(output, examples), model_state
 
         return Task(
-            init,
-            logits,
-            losses,
-            _cross_entropy,
-            _labels,
-            _relabel,
-            features,
-            _augment,
-            _mirror,
-            normalized,
-            head,
-            num_classes,
-            module,
-            has_statistics,
-            at,
+            init=init,
+            logits=logits,
+            losses=losses,
+            loss_of_logits=_cross_entropy,
+            labels=_labels,
+            relabel=_relabel,
+            features=features,
+            augment=_augment,
+            inputs=normalized,
+            head=head,
+            num_classes=num_classes,
+            module=module,
+            has_statistics=has_statistics,
+            with_precision=at,
         )
 
     # One ``init`` for all precisions: JAX remembers the shapes of what it has traced.
@@ -198,8 +195,68 @@ def _relabel(examples: Examples, labels: Array) -> Examples:
 
 
 def _augment(key: Array, examples: Examples) -> Examples:
-    return examples | {"image": augmentation.crop_and_flip(key, examples["image"])}
+    return examples | {"image": crop_and_flip(key, examples["image"])}
 
 
-def _mirror(examples: Examples) -> Examples:
-    return examples | {"image": examples["image"][:, :, ::-1]}
+def normalize(images: Array, mean: Array | np.ndarray, std: Array | np.ndarray) -> Array:
+    """Returns ``(images / 255 - mean) / std``, without the 255 for floating-point images.
+
+    Args:
+      images: ``u8`` or ``f32[..., H, W, c]``.
+      mean: ``f32[c]`` channel means of the pixels, of ``u8`` ones divided by 255.
+      std: ``f32[c]`` channel standard deviations, likewise.
+
+    Returns:
+      ``f32[..., H, W, c]``.
+    """
+    # One multiplication and one addition a pixel instead of two divisions.
+    white = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
+    scale = 1.0 / (white * jnp.asarray(std, jnp.float32))
+    shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    axes = tuple(range(images.ndim - 1))  # explicit: implicit rank promotion may be an error
+    return images.astype(jnp.float32) * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
+
+
+def crop_and_flip(key: Array, images: Array) -> Array:
+    """Returns each image shifted by up to 4 pixels, zeros moving in, and mirrored half the time.
+
+    The same as zero padding by 4 and a random crop of the first size. A pure function of the key:
+    both sides of a two-sided difference, and all directions of a client, must see the same images,
+    else the augmentation swamps loss differences of 1e-4.
+
+    Args:
+      key: ``key[]``.
+      images: ``[n, H, W, c]`` of any dtype.
+
+    Returns:
+      ``[n, H, W, c]``, likewise.
+    """
+    crop, flip = jax.random.split(key)
+    offsets = jax.random.randint(crop, (len(images), 2), 0, 2 * PADDING + 1)
+    mirrored = jax.random.bernoulli(flip, 0.5, (len(images),))
+    return jax.vmap(_crop_and_flip_one)(images, offsets, mirrored)
+
+
+def _crop_and_flip_one(image: Array, offset: Array, mirrored: Array) -> Array:
+    """Returns one image ``u8[H, W, c]`` cropped at ``offset`` ``i32[2]`` and perhaps mirrored."""
+    height, width, _ = image.shape
+    padded = jnp.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    columns = jnp.arange(width)
+    columns = jnp.where(mirrored, columns[::-1], columns)
+    # Rows, then columns: two gathers of slices. On 2 CPU cores (900 images of 32x32, jax 0.10.2)
+    # 0.9 ms against 1.2 ms for one gather of pixels, 2.7 ms for a vmapped dynamic_slice (XLA makes
+    # a loop of it) and 57 ms for a select among all shifts.
+    rows = jnp.take(padded, offset[0] + jnp.arange(height), axis=0)
+    return jnp.take(rows, offset[1] + columns, axis=1)
+
+
+def class_counts(labels: Array, mask: Array, num_classes: int) -> Array:
+    """Returns ``f32[classes]``, the examples of each class.
+
+    Args:
+      labels: ``i32[n]``.
+      mask: ``bool[n]``, True for a real example.
+      num_classes: labels lie in ``[0, num_classes)``.
+    """
+    is_label = labels[:, None] == jnp.arange(num_classes)[None]
+    return jnp.sum(is_label & mask[:, None], axis=0).astype(jnp.float32)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from zo_fl.engine.types import Array, PyTree
 
@@ -41,3 +42,32 @@ def squeeze(tree: PyTree) -> PyTree:
 def num_bytes(tree: PyTree) -> int:
     """Returns the bytes of all leaves (arrays or ``jax.ShapeDtypeStruct``)."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def zeros(shapes: PyTree) -> PyTree:
+    """Returns zeros of the shapes and dtypes of a tree of arrays or ``jax.ShapeDtypeStruct``."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def float_norm(tree: PyTree) -> Array:
+    """Returns ``f32[]``, the length of all floating-point numbers of a tree."""
+    return optax.tree.norm([leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)])
+
+
+def scale_floats(factor: Array, tree: PyTree) -> PyTree:
+    """Returns a tree times ``f32[]``; whole numbers in it (labels, counts) stay."""
+    return jax.tree.map(lambda leaf: factor * leaf if _is_float(leaf) else leaf, tree)
+
+
+def batched(tree: PyTree, size: int) -> PyTree:
+    """Returns leaves ``[n, ...]`` as ``[ceil(n / size), size, ...]``, padded with zeros."""
+
+    def one(leaf):
+        padded = jnp.pad(leaf, [(0, -leaf.shape[0] % size)] + [(0, 0)] * (leaf.ndim - 1))
+        return padded.reshape(-1, size, *leaf.shape[1:])
+
+    return jax.tree.map(one, tree)
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

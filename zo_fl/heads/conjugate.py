@@ -1,11 +1,12 @@
-"""Ridge regression by preconditioned conjugate gradients: what a server keeps, and its steps.
+"""Ridge regression by preconditioned conjugate gradients: the server's solution, and its steps.
 
 The normal equations of ``closed_form.ridge`` for all classes side by side, ``A W = R`` with
 
     A = 1/n sum x x^T + penalty I,   R = 1/n sum x y^T,   x = (h - mean) / deviation,
 
-but of the first sum nobody holds more than its products with a few vectors. One step along
-``M^-1 residual`` for each class, where M is near A and can be solved.
+where the server knows no more of A than its products with a few vectors. A step follows one
+direction for each class, ``M^-1 residual`` and a part of the direction before, where M is close to
+A and can be solved.
 
 Source: Hestenes and Stiefel 1952.
 """
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from zo_fl.engine.types import Array
 from zo_fl.heads import closed_form
+from zo_fl.heads.closed_form import Moments
 
 
 class Solution(NamedTuple):
@@ -24,15 +26,15 @@ class Solution(NamedTuple):
 
     Attributes:
       mean: ``f32[d]``, of the features.
-      scale: ``f32[d]``, one over the deviation; 0 of a constant feature.
+      scale: ``f32[d]``, one over the deviation; 0 for a constant feature.
       prior: ``f32[C]``, the share of each class.
       num_examples: ``f32[]``.
       weights: ``f32[d, C]``.
       residual: ``f32[d, C]``.
       direction: ``f32[d, C]``, of the next step.
-      energy: ``f32[C]``, of the residual: its product with ``M^-1`` residual.
+      energy: ``f32[C]``, the residual's product with ``M^-1 residual``.
       factor: ``f32[d, d]``, M's Cholesky factor; before ``begin`` the covariance within classes
-        that M is made of; ``()`` where M is the identity.
+        from which M is made.
     """
 
     mean: Array
@@ -43,53 +45,34 @@ class Solution(NamedTuple):
     residual: Array
     direction: Array
     energy: Array
-    factor: Array | tuple[()]
+    factor: Array
 
 
-def nothing(dim: int, num_classes: int, preconditioned: bool) -> Solution:
-    """Returns what is known before any sums: ``W = 0``."""
-    of_features, of_classes, zeros = (
-        jnp.zeros(shape) for shape in (dim, num_classes, (dim, num_classes))
-    )
-    factor = jnp.zeros((dim, dim)) if preconditioned else ()
-    return Solution(
-        of_features,
-        of_features,
-        of_classes,
-        jnp.zeros(()),
-        zeros,
-        zeros,
-        zeros,
-        of_classes,
-        factor,
-    )
+def nothing(dim: int, num_classes: int) -> Solution:
+    """Returns the solution before any sums: ``W = 0``."""
+    shapes = (dim,), (dim,), (num_classes,), (), *((dim, num_classes),) * 3, (num_classes,)
+    return Solution(*map(jnp.zeros, shapes), factor=jnp.zeros((dim, dim)))
 
 
-def begin(
-    known: Solution, squares: Array, class_sums: Array, class_counts: Array, diagonal: float
-) -> Solution:
-    """Returns what is ready for the first step.
+def begin(known: Solution, sums: Moments, diagonal: float) -> Solution:
+    """Returns the solution before the first step.
 
-    ``M = W + B + diagonal I``: W is the covariance within classes that is known, of whomever, and B
-    that between classes, which the sums give.
+    ``M = W + B + diagonal I``: W is the covariance within classes that is known, whoever's it is,
+    and B that between classes, which follows from the sums.
 
     Args:
       known: nothing yet, but for that covariance.
-      squares: ``f32[d]``, ``sum h^2`` over all examples.
-      class_sums: ``f32[d, C]``, of the features.
-      class_counts: ``f32[C]``.
-      diagonal: of features of variance 1.
+      sums: of all examples; ``gram`` is the diagonal ``f32[d]``, ``sum h^2``.
+      diagonal: added to features of variance 1.
     """
-    count = jnp.maximum(class_counts.sum(), 1)
-    mean, prior = class_sums.sum(1) / count, class_counts / count
-    scale = closed_form.standardizing(mean, squares / count - mean**2)
-    cross = (class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
-    if not isinstance(known.factor, tuple):
-        # Of the residual of class c, 1/n sum (h - mean) y_c, the mean of class c is a multiple.
-        between = closed_form.full_product(cross / jnp.maximum(prior, 1e-9)[None], cross.T)
-        matrix = known.factor * jnp.outer(scale, scale) + between
-        factor = jnp.linalg.cholesky(matrix + diagonal * jnp.eye(len(scale)))
-        known = known._replace(factor=factor)
+    count = jnp.maximum(sums.class_counts.sum(), 1)
+    mean, prior = sums.class_sums.sum(1) / count, sums.class_counts / count
+    scale = closed_form.standardizing(mean, sums.gram / count - mean**2)
+    cross = (sums.class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
+    # The residual of class c, 1/n sum (h - mean) y_c, is a multiple of the mean of class c.
+    between = closed_form.product(cross / jnp.maximum(prior, 1e-9)[None], cross.T)
+    matrix = known.factor * jnp.outer(scale, scale) + between
+    known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal * jnp.eye(len(scale))))
     direction = _preconditioned(known, cross)
     return known._replace(
         mean=mean,
@@ -106,7 +89,7 @@ def step(known: Solution, ahead: Array) -> Solution:
     """Returns the solution after one step for each class.
 
     Args:
-      known: the one before.
+      known: the solution before.
       ahead: ``f32[d, C]``, A's product with ``known.direction``.
     """
     curvature = jnp.sum(known.direction * ahead, axis=0)
@@ -123,14 +106,15 @@ def step(known: Solution, ahead: Array) -> Solution:
     )
 
 
-def head(known: Solution) -> tuple[Array, Array]:
-    """Returns ``(kernel f32[d, C], bias f32[C])`` of the features themselves."""
+def head(known: Solution) -> dict[str, Array]:
+    """Returns the head ``{"kernel": f32[d, C], "bias": f32[C]}`` of the features themselves."""
     kernel = known.weights * known.scale[:, None]
-    return kernel, known.prior - closed_form.full_product(known.mean[None], kernel)[0]
+    return {
+        "kernel": kernel,
+        "bias": known.prior - closed_form.product(known.mean[None], kernel)[0],
+    }
 
 
 def _preconditioned(known: Solution, residual: Array) -> Array:
     """Returns ``M^-1 residual``."""
-    if isinstance(known.factor, tuple):
-        return residual
     return jax.scipy.linalg.cho_solve((known.factor, True), residual)

@@ -1,6 +1,7 @@
-"""What a forward-only client sums over its examples: in chunks, so that memory stays flat.
+"""Features and a client's sums over them, by forward passes in chunks: memory stays flat.
 
-Held at once: the activations of ``microbatch`` examples, the features of ``_ROWS``, and the sums.
+The features of an example are the input of the model's last layer. A pass holds the activations of
+``microbatch`` examples, the features of ``_ROWS`` examples, and the sums.
 """
 
 from collections.abc import Callable
@@ -10,260 +11,171 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine.fields import Block, Field
-from zo_fl.engine.phase import Keeping, Problem
+from zo_fl.engine import task as tasks
+from zo_fl.engine import trees
+from zo_fl.engine.algorithm import ClientBatch, Keeping, Problem, ServerState
+from zo_fl.engine.fields import Field
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import (
-    Array,
-    ClientBatch,
-    Examples,
-    FederatedData,
-    ModelState,
-    Params,
-    PyTree,
-    ServerState,
-)
+from zo_fl.engine.types import Array, Examples, FederatedData, ModelState, Params, PyTree
 from zo_fl.heads import closed_form
-from zo_fl.heads.closed_form import Basis, Moments
+from zo_fl.heads.closed_form import MaybeBasis, Moments, project
 
-_ROWS = 128  # feature vectors that are added to the sums at once
-_ON_CLIENT = jnp.float16  # features that clients keep
+_ROWS = 128  # feature vectors added to the sums at once
+_ON_CLIENT = jnp.float16  # dtype of features that clients keep
 
-
-class Kept(NamedTuple):
-    """Examples of which their features are left.
-
-    Attributes:
-      features: ``f16`` or ``f32[n, v, d]``: of the example, and mirrored if v is 2.
-      labels: ``i32[n]``.
-    """
-
-    features: Array
-    labels: Array
+MICROBATCH = Field(4, "examples whose activations are held at once; 0 = all", at_least=0)
+CACHE = Field(False, "reuse of features that clients keep in float16: one pass in all")
 
 
-CACHE: Block = {
-    "cache": Field(
-        False, "clients keep their features, in float16: one pass in all, d numbers an example"
-    ),
-}
-
-
-class Looking(NamedTuple):
-    """Fields of a config block: how a client computes features.
+class Extractor(NamedTuple):
+    """How clients compute features.
 
     Attributes:
+      task: the learning problem.
+      dim: d, features of an example.
       microbatch: examples whose activations are held at once; 0 = all.
-      mirror: whether each example counts a second time, mirrored.
     """
 
+    task: Task
+    dim: int
     microbatch: int
-    mirror: bool
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.task.num_classes
 
 
-LOOKING: Block = {
-    "microbatch": Field(4, "examples whose activations are held at once; 0 = all", at_least=0),
-    "mirror": Field(False, "each example counts a second time, mirrored"),
-}
-
-
-def size(problem: Problem) -> int:
-    """Returns d, the number of features: the inputs of the model's last layer."""
-    return shapes(problem.task)[0]
-
-
-def shapes(task: Task) -> tuple[int, int]:
-    """Returns ``(d, classes)`` of a task's last layer."""
+def extractor(problem: Problem, microbatch: int) -> Extractor:
+    """Returns how the clients of a problem compute features."""
+    task = problem.task
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
-    return params[task.head]["kernel"].shape
+    return Extractor(task, params[task.head]["kernel"].shape[0], microbatch)
 
 
-def passes(looking: Looking, also: FederatedData | None = None) -> Callable[[float, float], float]:
-    """Returns ``(clients, examples) -> `` forward passes.
+def passes(
+    share: float = 1.0, also: FederatedData | None = None
+) -> Callable[[float, float], float]:
+    """Returns ``(clients, examples) -> forward passes`` of a round.
 
     Args:
-      looking: how.
-      also: other examples of the same clients that are looked at.
+      share: passes over each example in a round.
+      also: other examples of the same clients, over which they pass as well.
     """
     more = 0.0 if also is None else float(np.asarray(also.client_sizes).mean())
-    views = 2 if looking.mirror else 1
-    return lambda clients, examples: clients * (examples + more) * views
+    return lambda clients, examples: clients * (examples + more) * share
 
 
-def keeping(task: Task, looking: Looking, on_client: bool = False) -> Keeping:
-    """Returns what makes ``Kept`` of examples, some at a time; see ``Phase.keeping``."""
-    dtype = _ON_CLIENT if on_client else jnp.float32
+def keeping(look: Extractor, on_client: bool = False) -> Keeping:
+    """Returns how features are computed once and kept, as examples ``{"kept", "label"}``.
 
-    def keeps(params: Params, model_state: ModelState, examples: Examples) -> Kept:
+    ``kept`` is ``f16[n, d]`` on clients, and ``f32[n, d]`` where the simulation alone keeps it.
+    """
+    task, dtype = look.task, _ON_CLIENT if on_client else jnp.float32
+
+    def compute(params: Params, model_state: ModelState, examples: Examples) -> Examples:
         labels = task.labels(examples)
-        at_once = min(looking.microbatch or len(labels), len(labels))
+        at_once = min(look.microbatch or len(labels), len(labels))
 
         def some(part):
-            seen = [
-                task.features(params, model_state, view, np.ones(at_once, bool))
-                for view in _views(task, looking, part)
-            ]
-            return jnp.stack(seen, axis=1).astype(dtype)
+            return task.features(params, model_state, part, np.ones(at_once, bool)).astype(dtype)
 
-        def cut(leaf):
-            padding = [(0, -len(labels) % at_once)] + [(0, 0)] * (leaf.ndim - 1)
-            return jnp.pad(leaf, padding).reshape(-1, at_once, *leaf.shape[1:])
+        found = jax.lax.map(some, trees.batched(examples, at_once))
+        return {"kept": found.reshape(-1, found.shape[-1])[: len(labels)], "label": labels}
 
-        found = jax.lax.map(some, jax.tree.map(cut, examples))
-        return Kept(found.reshape(-1, *found.shape[2:])[: len(labels)], labels)
-
-    return Keeping(keeps, on_client)
+    return Keeping(compute, on_client)
 
 
 def sum_over(
-    task: Task,
-    looking: Looking,
+    look: Extractor,
     state: ServerState,
     batch: ClientBatch,
     add: Callable[[PyTree, Array, Array], PyTree],
     zeros: PyTree,
-    basis: Basis | None = None,
+    basis: MaybeBasis = (),
 ) -> PyTree:
-    """Returns what ``add`` makes of all examples of a client, some at a time.
+    """Returns the sums that ``add`` accumulates over a client's examples, some at a time.
 
     Args:
-      task: model and data.
-      looking: how.
-      state: of the server; its parameters compute the features.
-      batch: the client's examples, or ``Kept``.
-      add: ``(sums, features f32[m, d], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
+      look: how features are computed.
+      state: the server's; its parameters compute the features.
+      batch: the client's examples, or kept features.
+      add: ``(sums, features f32[m, k], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
         in both.
-      zeros: what it starts from.
-      basis: what the features are seen on.
+      zeros: the sums to start from.
+      basis: of a sketch, on which features are projected, or ``()``.
     """
     count = max(batch.mask.shape[0], 1)
-    at_once = min(looking.microbatch or count, count)
+    at_once = min(look.microbatch or count, count)
     rows = at_once * max(1, min(_ROWS, count) // at_once)
 
-    def pass_over(sums: PyTree, examples: Examples) -> PyTree:
-        padding = -batch.mask.shape[0] % rows
+    def body(sums, part):
+        examples, mask = part
+        features = _of_examples(look, at_once, state, examples, basis)
+        held = jax.nn.one_hot(look.task.labels(examples), look.num_classes) * mask[:, None]
+        # A client whose features are not finite drops out, but padding cannot make it.
+        return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
-        def cut(leaf):
-            padded = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
-            return padded.reshape(-1, rows, *leaf.shape[1:])
-
-        def body(sums, part):
-            examples, mask = part
-            features = of_examples(task, at_once, state, examples, basis)
-            held = jax.nn.one_hot(labels(task, examples), task.num_classes) * mask[:, None]
-            # A client whose features are not finite drops out, but padding cannot make it.
-            return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
-
-        return jax.lax.scan(body, sums, jax.tree.map(cut, (examples, batch.mask)))[0]
-
-    sums = zeros
-    for view in _views(task, looking, batch.examples):
-        sums = pass_over(sums, view)
-    return sums
+    parts = trees.batched((batch.examples, batch.mask), rows)
+    return jax.lax.scan(body, zeros, parts)[0]
 
 
-def of_examples(
-    task: Task, at_once: int, state: ServerState, examples: Examples, basis: Basis | None
+def _of_examples(
+    look: Extractor, at_once: int, state: ServerState, examples: Examples, basis: MaybeBasis
 ) -> Array:
-    """Returns the features ``f32[m, d]`` of some examples, ``f32[m, k]`` on a basis.
+    """Returns the features ``f32[m, k]`` of some examples, computed ``at_once`` at a time."""
+    if isinstance(examples, dict) and "kept" in examples:
+        return project(basis, examples["kept"].astype(jnp.float32))
 
-    Args:
-      task: model and data.
-      at_once: examples whose activations are held at once; divides m.
-      state: of the server.
-      examples: leaves ``[m, ...]``, or ``Kept`` of one view.
-      basis: what the features are seen on.
-    """
+    def some(part):
+        mask = np.ones(at_once, bool)
+        return project(basis, look.task.features(state.params, state.model_state, part, mask))
 
-    def seen(features):
-        return features if basis is None else closed_form.seen_on(basis, features)
-
-    if isinstance(examples, Kept):
-        return seen(examples.features[:, 0].astype(jnp.float32))
-
-    def some(examples):
-        return seen(
-            task.features(state.params, state.model_state, examples, np.ones(at_once, bool))
-        )
-
-    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), examples)
-    features = jax.lax.map(some, parts)
+    features = jax.lax.map(some, trees.batched(examples, at_once))
     return features.reshape(-1, features.shape[-1])
 
 
-def _views(task: Task, looking: Looking, examples: Examples) -> list[Examples]:
-    """Returns the examples, and mirrored ones where these count as well."""
-    if isinstance(examples, Kept):
-        count = examples.features.shape[1]
-        return [examples._replace(features=examples.features[:, i : i + 1]) for i in range(count)]
-    return [examples, task.mirror(examples)] if looking.mirror else [examples]
-
-
-def labels(task: Task, examples: Examples) -> Array:
-    """Returns the classes ``i32[n]`` of examples, or of ``Kept``."""
-    return examples.labels if isinstance(examples, Kept) else task.labels(examples)
-
-
-def relabel(task: Task, examples: Examples, others: Array) -> Examples:
-    """Returns examples, or ``Kept``, with other classes ``i32[n]``."""
-    if isinstance(examples, Kept):
-        return examples._replace(labels=others)
-    return task.relabel(examples, others)
-
-
-def moments(
-    task: Task,
-    looking: Looking,
+def sums(
+    look: Extractor,
     state: ServerState,
     batch: ClientBatch,
-    basis: Basis | None = None,
+    gram: Callable[[Array], PyTree] = lambda features: (),
+    basis: MaybeBasis = (),
     bounded: Callable[[Array], Array] = lambda features: features,
 ) -> Moments:
-    """Returns the sums that ridge regression needs, over all examples of a client.
-
-    Half of the products of a Gram matrix are left out, because it is symmetric.
+    """Returns a client's sums over all its examples.
 
     Args:
-      task: model and data.
-      looking: how.
-      state: of the server.
-      batch: the client's examples, or ``Kept``.
-      basis: what the features are seen on.
-      bounded: ``f32[m, d] -> f32[m, d]``, what features are replaced by, one example at a time.
+      look: how features are computed.
+      state: the server's.
+      batch: the client's examples, or kept features.
+      gram: ``f32[m, k] -> second moments`` of some features, to be added up.
+      basis: of a sketch, on which features are projected, or ``()``.
+      bounded: ``f32[m, k] -> f32[m, k]``, applied to the features of each example by itself.
     """
-    dim, classes = shapes(task)
-    dim = dim if basis is None else basis.directions.shape[1]
 
-    def add(sums, features, labels):
-        gram, class_sums, class_counts = sums
+    def add(before, features, labels):
         features = bounded(features)
-        gram = jax.tree.map(jnp.add, gram, closed_form.gram_rows(features))
-        class_sums = class_sums + closed_form.full_product(features.T, labels)
-        return gram, class_sums, class_counts + labels.sum(0)
+        second = jax.tree.map(jnp.add, before.gram, gram(features))
+        class_sums = before.class_sums + closed_form.product(features.T, labels)
+        return Moments(second, class_sums, before.class_counts + labels.sum(0))
 
-    gram = jax.eval_shape(closed_form.gram_rows, jax.ShapeDtypeStruct((1, dim), jnp.float32))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), gram)
-    start = zeros, jnp.zeros((dim, classes)), jnp.zeros(classes)
-    blocks, *rest = sum_over(task, looking, state, batch, add, start, basis)
-    return Moments(closed_form.pack_rows(blocks, dim), *rest)
+    dim = basis.directions.shape[1] if basis else look.dim
+    second = jax.eval_shape(gram, jax.ShapeDtypeStruct((1, dim), jnp.float32))
+    class_sums, counts = jnp.zeros((dim, look.num_classes)), jnp.zeros(look.num_classes)
+    zeros = Moments(trees.zeros(second), class_sums, counts)
+    return sum_over(look, state, batch, add, zeros, basis)
 
 
-def class_sums(
-    task: Task,
-    looking: Looking,
-    state: ServerState,
-    batch: ClientBatch,
-    basis: Basis | None = None,
-) -> tuple[Array, Array]:
-    """Returns ``(f32[d, C], f32[C])``: the sum of each class's features, and its examples."""
-    dim, classes = shapes(task)
-    dim = dim if basis is None else basis.directions.shape[1]
+def moments(look: Extractor, state: ServerState, batch: ClientBatch, *options) -> Moments:
+    """Returns sums with the packed Gram matrix, as ridge regression needs; see ``sums``."""
+    found = sums(look, state, batch, closed_form.gram_blocks, *options)
+    return found._replace(gram=closed_form.pack(found.gram))
 
-    def add(sums, features, labels):
-        return sums[0] + closed_form.full_product(features.T, labels), sums[1] + labels.sum(0)
 
-    start = jnp.zeros((dim, classes)), jnp.zeros(classes)
-    return sum_over(task, looking, state, batch, add, start, basis)
+def class_counts(look: Extractor, batch: ClientBatch) -> Array:
+    """Returns ``f32[C]``, a client's examples of each class."""
+    return tasks.class_counts(look.task.labels(batch.examples), batch.mask, look.num_classes)
 
 
 def weight(batch: ClientBatch, *sums: PyTree) -> Array:

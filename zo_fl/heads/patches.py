@@ -12,35 +12,61 @@ Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine import keys
+from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.fields import Block, Field
-from zo_fl.engine.phase import Participation, Phase, Problem, eligible_clients, make_group
-from zo_fl.engine.strategy import Aggregation, ClientStrategy
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.server import assign
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, ClientBatch, ClientResult, ServerState
-from zo_fl.heads import closed_form
-from zo_fl.heads.features import weight
-from zo_fl.models.patches import FILTERS, image_patches
+from zo_fl.engine.types import Array, PyTree
+from zo_fl.heads import closed_form, features
+from zo_fl.models.patches import FILTERS, Patches, image_patches
 
-KERNELS = ("patches", "gaussian")
 _FLOOR = 0.1  # added to variances along the principal directions of patches
-_IMAGES = 32  # whose patches are held at once
+_IMAGES = 32  # images whose patches are held at once
 
 BLOCKS: dict[str, Block] = {
     "patches": {
-        "num_rounds": Field(1, "rounds; one does", at_least=0),
+        "num_rounds": Field(1, "rounds; one is enough", at_least=0),
         "kernels": Field(
-            "patches", "of the high tier's images, or gaussian: no pixel is sent", KERNELS
+            "patches",
+            "source of the kernels: the high tier's images, or a gaussian, and no pixel is sent",
+            ("patches", "gaussian"),
         ),
     }
 }
+
+
+class Kernels(NamedTuple):
+    """How kernels are made.
+
+    Attributes:
+      task: the learning problem.
+      module: the model.
+      windows: rows and columns of an image's patches.
+      quota: patches that a client sends; 0 if kernels are drawn.
+      places: ``i32[K]``, the place of each high-resource client among them.
+      senders: high-resource clients.
+    """
+
+    task: Task
+    module: Patches
+    windows: tuple[int, int]
+    quota: int
+    places: np.ndarray
+    senders: int
+
+    def patches(self, images: Array) -> Array:
+        """Returns the patches ``f32[m, H', W', d]`` of images ``f32[m, H, W, c]``."""
+        return image_patches(images, self.module.size, self.module.norm == "patch")
 
 
 def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]:
@@ -49,114 +75,100 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
     Raises:
       ConfigError: the model has no patches.
     """
-    task = problem.task
-    params, _ = jax.eval_shape(task.init, jax.random.key(0))
-    if FILTERS not in params:
+    task, module = problem.task, problem.task.module
+    if not isinstance(module, Patches):
         raise ConfigError(
             "patches sets the kernels of a model of image patches, and this model has none; set "
             "config.model.name='patches'"
         )
-    size, _, channels, count = params[FILTERS]["kernel"].shape
-    dim = size * size * channels
-    high = eligible_clients(problem, "high")
+    high = cohorts.eligible_clients(problem, "high")
+    places = np.zeros(len(problem.clients.client_sizes), np.int32)
+    places[high] = np.arange(len(high))
     one = jax.tree.map(lambda leaf: leaf[:1], problem.clients.examples)
-    image_shape = jax.eval_shape(task.inputs, one).shape
-    quota = -(-count // len(high)) if patches["kernels"] == "patches" else 0
-    place = np.zeros(len(problem.clients.client_sizes), np.int32)
-    place[high] = np.arange(len(high))
-    contrast = getattr(task.module, "norm", "none") == "patch"
-
-    def client_update(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
-        key = keys.client_key(keys.round_key(run_key, state.round_idx), batch.client_id)
-        total, gram = _moments(task, batch, size, contrast)
-        chosen = _drawn(task, batch, keys.stream(key, "patches"), size, quota, contrast)
-        message = total, gram, jnp.sum(batch.mask).astype(jnp.float32), chosen
-        return ClientResult(message, weight(batch, message), {}, {})
-
-    def decode(message, client_id, state: ServerState, run_key):
-        del state, run_key
-        total, gram, images, chosen = message
-        slots = jnp.zeros((len(high), quota, dim)).at[jnp.asarray(place)[client_id]].set(chosen)
-        return total, gram, images, slots
-
-    def assign(reduced, state: ServerState, run_key):
-        total, gram, images, slots = reduced
-        height, width = (side - size + 1 for side in image_shape[1:3])
-        patches_seen = jnp.maximum(images * height * width, 1)
-        mean = total / patches_seen
-        covariance = closed_form.unpack(gram, dim) / patches_seen - jnp.outer(mean, mean)
-        variances, vectors = jnp.linalg.eigh(covariance)
-        variances = jnp.maximum(variances, 0)
-        whitening = closed_form.full_product(
-            vectors * jax.lax.rsqrt(variances + _FLOOR)[None], vectors.T
-        )
-        if quota:
-            chosen = slots.reshape(-1, dim)[:count] - mean[None]
-        else:
-            key = keys.stream(keys.round_key(run_key, state.round_idx), "patches")
-            drawn = jax.random.normal(key, (count, dim)) * jnp.sqrt(variances)[None]
-            chosen = closed_form.full_product(drawn, vectors.T)
-        white = closed_form.full_product(chosen, whitening)
-        white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
-        kernel = closed_form.full_product(whitening, white.T)
-        filters = {
-            "kernel": kernel.reshape(size, size, channels, count),
-            "bias": -closed_form.full_product(mean[None], kernel)[0],
-        }
-        old = state.params[FILTERS]
-        filters = jax.tree.map(lambda new, old: jnp.where(images > 0, new, old), filters, old)
-        return state.params | {FILTERS: filters}, state.strategy_state
-
-    strategy = ClientStrategy(client_update, decode, one_model=True)
-    # Patches cost about as much as a few percent of a forward pass: no pass is counted.
-    group = make_group(
-        problem, strategy, lambda clients, examples: 0.0, Participation(tiers="high")
-    )
-    aggregation = Aggregation(reduce="sum", assign=assign)
-    phase = Phase("patches", patches["num_rounds"], (group,), aggregation, None, prepares=True)
-    return (phase,)
+    height, width = jax.eval_shape(task.inputs, one).shape[1:3]
+    windows = height - module.size + 1, width - module.size + 1
+    quota = -(-module.kernels // len(high)) if patches["kernels"] == "patches" else 0
+    kernels = Kernels(task, module, windows, quota, places, len(high))
+    client = Client(partial(_update, kernels), partial(_decode, kernels), one_model=True)
+    # Patches cost as much as a few percent of a forward pass: none is counted.
+    who = cohorts.EVERYONE | {"tiers": "high"}
+    group = cohorts.make_group(problem, client, features.passes(0), who)
+    server = assign(partial(_set_kernels, kernels))
+    return (Phase("patches", patches["num_rounds"], (group,), server, evaluated=None),)
 
 
-def _moments(task: Task, batch: ClientBatch, size: int, contrast: bool) -> tuple[Array, Array]:
+def _update(kernels: Kernels, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+    total, gram = _sums(kernels, batch)
+    chosen = _random_patches(kernels, batch, keys.stream(own.client, "patches"))
+    message = total, gram, jnp.sum(batch.mask).astype(jnp.float32), chosen
+    return ClientResult(message, features.weight(batch, message), {}, {})
+
+
+def _sums(kernels: Kernels, batch: ClientBatch) -> tuple[Array, Array]:
     """Returns ``(sum p, packed sum p p^T)`` of all patches of a client's images."""
-    count = batch.mask.shape[0]
-    rows = min(_IMAGES, max(count, 1))
 
-    def cut(leaf):
-        padded = jnp.pad(leaf, [(0, -count % rows)] + [(0, 0)] * (leaf.ndim - 1))
-        return padded.reshape(-1, rows, *leaf.shape[1:])
+    def seen(examples):
+        return kernels.patches(kernels.task.inputs(examples))
 
     def body(sums, part):
         examples, mask = part
-        seen = image_patches(task.inputs(examples), size, contrast)
-        seen = jnp.where(mask[:, None, None, None], seen, 0.0).reshape(-1, seen.shape[-1])
-        return (sums[0] + seen.sum(0), sums[1] + closed_form.packed_product(seen)), None
+        patches = jnp.where(mask[:, None, None, None], seen(examples), 0.0)
+        patches = patches.reshape(-1, patches.shape[-1])
+        return (sums[0] + patches.sum(0), sums[1] + closed_form.packed_product(patches)), None
 
-    parts = jax.tree.map(cut, (batch.examples, batch.mask))
-    first = jax.tree.map(lambda leaf: leaf[0], parts[0])
-    dim = size * size * jax.eval_shape(task.inputs, first).shape[-1]
+    rows = min(_IMAGES, max(batch.mask.shape[0], 1))
+    parts = trees.batched((batch.examples, batch.mask), rows)
+    dim = jax.eval_shape(seen, batch.examples).shape[-1]
     zeros = jnp.zeros(dim), jnp.zeros(dim * (dim + 1) // 2)
     return jax.lax.scan(body, zeros, parts)[0]
 
 
-def _drawn(
-    task: Task, batch: ClientBatch, key: Array, size: int, quota: int, contrast: bool
-) -> Array:
-    """Returns ``f32[quota, size * size * c]``, random patches of a client's images."""
+def _random_patches(kernels: Kernels, batch: ClientBatch, key: Array) -> Array:
+    """Returns ``f32[quota, d]``, random patches of a client's images."""
     which, where = jax.random.split(key)
-    held = jnp.maximum(jnp.sum(batch.mask), 1)
-    images = task.inputs(
-        jax.tree.map(
-            lambda leaf: leaf[jax.random.randint(which, (quota,), 0, held)], batch.examples
-        )
-    )
-    _, height, width, channels = images.shape
-    room = jnp.array([height - size + 1, width - size + 1])
-    corners = jax.random.uniform(where, (quota, 2)) * room[None]
+    held, size = jnp.maximum(jnp.sum(batch.mask), 1), kernels.module.size
+    rows = jax.random.randint(which, (kernels.quota,), 0, held)
+    images = kernels.task.inputs(jax.tree.map(lambda leaf: leaf[rows], batch.examples))
+    corners = jax.random.uniform(where, (kernels.quota, 2)) * jnp.array(kernels.windows)[None]
 
     def cut(image, corner):
         start = (corner[0], corner[1], jnp.int32(0))
-        return jax.lax.dynamic_slice(image, start, (size, size, channels))
+        return jax.lax.dynamic_slice(image, start, (size, size, image.shape[-1]))
 
-    found = jax.vmap(cut)(images, corners.astype(jnp.int32))
-    return image_patches(found, size, contrast).reshape(quota, size * size * channels)
+    found = kernels.patches(jax.vmap(cut)(images, corners.astype(jnp.int32)))
+    return found.reshape(kernels.quota, found.shape[-1])
+
+
+def _decode(kernels: Kernels, message: PyTree, state: ServerState, own: Keys) -> PyTree:
+    """Returns a client's sums, and its patches in their place among those of all clients."""
+    *sums, chosen = message
+    slots = jnp.zeros((kernels.senders, *chosen.shape))
+    return *sums, slots.at[jnp.asarray(kernels.places)[own.client_id]].set(chosen)
+
+
+def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round: Keys):
+    total, gram, images, slots = reduced
+    count, dim, (height, width) = kernels.module.kernels, len(total), kernels.windows
+    patches_seen = jnp.maximum(images * height * width, 1)
+    mean = total / patches_seen
+    covariance = closed_form.unpack(gram, dim) / patches_seen - jnp.outer(mean, mean)
+    variances, vectors = jnp.linalg.eigh(covariance)
+    variances = jnp.maximum(variances, 0)
+    scaled = vectors * jax.lax.rsqrt(variances + _FLOOR)[None]
+    whitening = closed_form.product(scaled, vectors.T)
+    if kernels.quota:
+        chosen = slots.reshape(-1, dim)[:count] - mean[None]
+    else:
+        key = keys.stream(of_round.round, "patches")
+        drawn = jax.random.normal(key, (count, dim)) * jnp.sqrt(variances)[None]
+        chosen = closed_form.product(drawn, vectors.T)
+    white = closed_form.product(chosen, whitening)
+    white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
+    kernel = closed_form.product(whitening, white.T)
+    old = state.params[FILTERS]
+    filters = {
+        "kernel": kernel.reshape(old["kernel"].shape),
+        "bias": -closed_form.product(mean[None], kernel)[0],
+    }
+    filters = jax.tree.map(lambda new, old: jnp.where(images > 0, new, old), filters, old)
+    return state.params | {FILTERS: filters}, state.strategy_state

@@ -1,19 +1,17 @@
 """Ridge regression by conjugate gradients: for features too many for a Gram matrix.
 
-    first:  client j sends mean h^2, its class means and counts;  server: mean, deviation, cross
-            term R = 1/n sum h y^T, centered, P = R
+    once:   the high tier sends the second moments of its features;  server: W, the covariance
+            within its classes
+    then:   client j sends mean h^2, its class means and counts;  server: mean, deviation, cross
+            term R = 1/n sum h y^T, centered, P = M^-1 R,  M = W + B + (penalty + shrinkage) I,
+            B the covariance between everyone's classes
     then:   server sends P (d x C), client j sends H_j^T H_j P of standardized features H_j,
-            server: one step of conjugate gradients for each class
+            server: one step of conjugate gradients for each class, along M^-1 residual
 
 A message is d C numbers, where that of ``ridge`` is d (d + 1) / 2: it pays below d / (2 C)
-iterations, and with ``preconditioner = high`` a few will do. The high tier sends the second moments
-of its features once, and with W, the covariance within its classes, and B, that between everyone's,
-which the first sums give,
-
-    server: one step along M^-1 residual, M = W + B + (penalty + shrinkage) I
-
-so that the first iteration is a linear discriminant, as in ``gaussian_head``, and the others mend
-what the high tier's covariance is not everyone's. The server holds a matrix of d x d then.
+iterations, and a few will do. The first iteration is a linear discriminant, as in
+``gaussian_head``; the others mend what everyone's covariance has and the high tier's has not. The
+server holds a matrix of d x d.
 
 A few iterations regularize as a penalty does, and more overfit: every few of them the clients count
 what the head so far gets right of their validation examples, the best head is kept, and the method
@@ -22,248 +20,179 @@ leaves an inexact step.
 
 Sources: DiSCO (Zhang and Xiao 2015, arXiv 1501.00263) for a preconditioner from one party's data;
 that class means make its part between classes everyone's is this project's own. The iterations
-themselves are ``core.conjugate``.
+themselves are in ``conjugate``.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from zo_fl.engine.fields import Block, Field, take
-from zo_fl.engine.phase import Check, Participation, Phase, Problem, make_group
-from zo_fl.engine.strategy import Aggregation, ClientStrategy
-from zo_fl.engine.types import Array, ClientBatch, ClientResult, Params, ServerState
-from zo_fl.heads import (
-    candidates,
-    class_means,
-    closed_form,
-    conjugate,
-    encodings,
-    features,
-    sketches,
+from zo_fl.engine.algorithm import (
+    Client,
+    ClientBatch,
+    ClientResult,
+    Phase,
+    Problem,
+    ServerState,
+    Stop,
 )
-from zo_fl.heads.class_means import ClassMeans
-from zo_fl.heads.closed_form import Heads, Moments
+from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.server import assign
+from zo_fl.engine.types import Array, ModelState, Params, PyTree
+from zo_fl.heads import closed_form, conjugate, features, messages, steps
+from zo_fl.heads.closed_form import Moments
 from zo_fl.heads.conjugate import Solution
-from zo_fl.heads.encodings import ENCODINGS, Encoded
-from zo_fl.heads.features import CACHE, LOOKING, Looking
+from zo_fl.heads.features import Extractor
+from zo_fl.heads.messages import Encoded
+from zo_fl.heads.steps import Setup
+from zo_fl.wrap.stop import require_validation
 
-ENDS_BY_CHOOSING = True  # more rounds would come too late
-
-PRECONDITIONERS = ("none", "high")
+PATIENCE = 2  # counts without a better one after which it ends
 
 BLOCKS: dict[str, Block] = {
     "ridge_cg": {
         "num_rounds": Field(200, "iterations, at most", at_least=0),
         "check_every": Field(
-            2,
-            "iterations between counts on validation examples; 0 = none, and all iterations",
-            at_least=0,
+            2, "iterations between counts on validation examples; 0 = no counts", at_least=0
         ),
-        "patience": Field(2, "counts without a better one after which it ends", at_least=1),
-        "penalty": Field(1e-3, "of weights, of variance 1", at_least=0),
-        "preconditioner": Field(
-            "high", "high: from the covariance within the high tier's classes", PRECONDITIONERS
-        ),
-        "shrinkage": Field(0.03, "added to it, of variance 1", above=0),
-        "calibrate": Field(True, "fit a temperature for cross-entropy"),
-        "encoding": Field("float32", "of what is sent; below float16 steps err", ENCODINGS),
-        **CACHE,
-        **LOOKING,
+        "penalty": Field(1e-3, "penalty, for features of variance 1", at_least=0),
+        "shrinkage": Field(0.03, "addition to the preconditioner's diagonal", above=0),
+        "calibrate": steps.CALIBRATE,
+        "encoding": messages.ENCODING,
+        "cache": features.CACHE,
+        "microbatch": features.MICROBATCH,
     }
 }
 
 
-class FirstSums(NamedTuple):
-    """What a client sends first.
+class Iterating(NamedTuple):
+    """How clients and server iterate: ``look`` computes features, the rest are config fields."""
 
-    Attributes:
-      sizes: ``[d]``, the root of the mean square of each feature.
-      of_classes: means and counts.
-    """
+    look: Extractor
+    encoding: str
+    penalty: float
+    shrinkage: float
+    check_every: int
 
-    sizes: Encoded
-    of_classes: ClassMeans
-
-
-class ConjugateState(NamedTuple):
-    """What the server remembers between rounds.
-
-    Attributes:
-      solution: so far; with a preconditioner it begins with the high tier's covariance.
-      best: ``i32[]`` validation examples that the head in the parameters gets right.
-      waited: ``i32[]`` counts since then.
-    """
-
-    solution: Solution
-    best: Array
-    waited: Array
+    @property
+    def encoding_of_sizes(self) -> str:
+        """Deviations divide: those of small features need digits, which halves have."""
+        return "float32" if self.encoding == "float32" else "float16"
 
 
 def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns first sums, iterations and what follows them; ``ridge_cg`` is the config block.
 
     Raises:
-      ConfigError: nothing to choose the number of iterations by.
+      FieldError: validation examples are asked for, and there are none.
     """
-    task, looking = problem.task, take(Looking, ridge_cg)
-    rounds, encoding = ridge_cg["num_rounds"], ridge_cg["encoding"]
-    # Deviations divide: those of small features want digits, which halves have.
-    of_sizes = "float32" if encoding == "float32" else "float16"
-    dim, classes = features.shapes(task)
-    sketches.check_pairs(encoding, dim)
-    every = ridge_cg["check_every"]
-    preconditioned = ridge_cg["preconditioner"] == "high"
+    block, rounds, every = ridge_cg, ridge_cg["num_rounds"], ridge_cg["check_every"]
+    look = features.extractor(problem, block["microbatch"])
+    how = Iterating(look, block["encoding"], block["penalty"], block["shrinkage"], every)
+    keeping = features.keeping(look, on_client=block["cache"])
+    start = partial(conjugate.nothing, look.dim, look.num_classes)
+    setup = Setup("ridge_cg", problem, look, keeping, min(rounds, 1), start)
     # What clients keep includes the examples that they are asked about later.
-    of_kept = problem.validation if every and ridge_cg["cache"] else None
-    keeping = features.keeping(task, looking, on_client=ridge_cg["cache"])
-
-    def init(params) -> ConjugateState:
-        del params
-        nothing = conjugate.nothing(dim, classes, preconditioned)
-        return ConjugateState(nothing, jnp.int32(-1), jnp.int32(0))
-
-    def solved(state: ServerState, solution: Solution) -> ConjugateState:
-        return state.strategy_state._replace(solution=solution)
-
-    def remember(moments: Moments, state: ServerState, run_key):
-        del run_key
-        within = closed_form.within_covariance(moments)
-        solution = state.strategy_state.solution._replace(factor=within)
-        return state.params, solved(state, solution)
-
-    def first_sums(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
-        del run_key
-
-        def add(sums, seen, labels):
-            squares, class_sums, counts = sums
-            class_sums = class_sums + closed_form.full_product(seen.T, labels)
-            return squares + jnp.sum(seen**2, axis=0), class_sums, counts + labels.sum(0)
-
-        zeros = jnp.zeros(dim), jnp.zeros((dim, classes)), jnp.zeros(classes)
-        sums = features.sum_over(task, looking, state, batch, add, zeros)
-        squares, *of_classes = sums
-        sizes = jnp.sqrt(squares / jnp.maximum(of_classes[1].sum(), 1))
-        message = FirstSums(
-            encodings.encode(of_sizes, sizes), class_means.to_message(encoding, *of_classes)
-        )
-        return ClientResult(message, features.weight(batch, sums), {}, {})
-
-    def decode_first(message: FirstSums, client_id, state: ServerState, run_key):
-        del client_id, state, run_key
-        class_sums, counts = class_means.from_message(encoding, message.of_classes)
-        squares = encodings.decode(of_sizes, message.sizes) ** 2 * counts.sum()
-        return squares, class_sums, counts
-
-    def first_bytes(batch: ClientBatch):
-        labels = features.labels(task, batch.examples)
-        of_classes = class_means.message_bytes(encoding, dim, labels, batch.mask, classes)
-        return of_classes + encodings.num_bytes(of_sizes, dim)
-
-    def begin(sums, state: ServerState, run_key):
-        del run_key
-        squares, class_sums, counts = sums
-        diagonal = ridge_cg["penalty"] + ridge_cg["shrinkage"]
-        known: Solution = state.strategy_state.solution
-        begun = conjugate.begin(known, squares, class_sums, counts, diagonal)
-        return state.params, solved(state, begun)
-
-    def product(state: ServerState, batch: ClientBatch, run_key) -> ClientResult:
-        del run_key
-        known: Solution = state.strategy_state.solution
-
-        def add(sums, seen, labels):
-            real = (labels.sum(-1) > 0)[:, None]
-            white = jnp.where(real, (seen - known.mean[None]) * known.scale[None], 0.0)
-            ahead = closed_form.full_product(white, known.direction)
-            return sums + closed_form.full_product(white.T, ahead)
-
-        sums = features.sum_over(task, looking, state, batch, add, jnp.zeros((dim, classes)))
-        # One scale a class.
-        return ClientResult(
-            encodings.encode(encoding, sums.T), features.weight(batch, sums), {}, {}
-        )
-
-    def decode(message, client_id, state: ServerState, run_key):
-        del client_id, state, run_key
-        return encodings.decode(encoding, message).T
-
-    def step(sums, state: ServerState, run_key):
-        del run_key
-        known: Solution = state.strategy_state.solution
-        ahead = sums / known.num_examples + ridge_cg["penalty"] * known.direction
-        new = conjugate.step(known, ahead)
-        # Without counts the head is that of the latest iteration, else that of the best.
-        params = state.params if every else _with_head(task.head, state.params, new)
-        return params, solved(state, new)
-
-    def receives(state: ServerState):
-        return state.strategy_state.solution.direction
-
-    def phase(name, num_rounds, strategy, assign, looks: bool) -> Phase:
-        passes = features.passes(looking, of_kept) if looks else lambda clients, examples: 0.0
-        group = make_group(problem, strategy, passes, Participation())
-        aggregation = Aggregation(init=init, reduce="sum", assign=assign)
-        description = Phase(name, num_rounds, (group,), aggregation, None, keeping=keeping)
-        return description._replace(continues=True)
-
-    start = ClientStrategy(first_sums, decode_first, one_model=True, sent_bytes=first_bytes)
-    iterate = ClientStrategy(product, decode, receives, one_model=True)
-    end = candidates.phases(
-        problem,
-        "ridge_cg",
-        looking,
-        init=init,
-        rounds=min(rounds, 1),
-        calibrate=ridge_cg["calibrate"],
-        keeping=keeping,
+    also = problem.validation if every and block["cache"] else None
+    first = Client(partial(_send_first, how), partial(_read_first, how), one_model=True)
+    first = first._replace(sent_bytes=partial(_first_bytes, how))
+    iterate = Client(
+        partial(_send_product, how),
+        partial(_read_product, how),
+        lambda state: state.strategy_state.direction,
+        one_model=True,
     )
-    once = min(rounds, 1)
-    first = phase("ridge_cg sums", once, start, begin, looks=True)
-    iterations = phase("ridge_cg iterations", rounds, iterate, step, looks=not keeping.on_client)
-    if every:
-        iterations = iterations._replace(check=_check(problem, looking, init, ridge_cg, keeping))
-    moments = sketches.phase(problem, "ridge_cg moments", once, looking, init, remember, keeping)
-    before = (moments,) if preconditioned else ()
-    first = first._replace(continues=preconditioned)
-    return candidates.in_order("ridge_cg", (*before, first, iterations, *end))
+    begin = assign(partial(_begin, how), init=setup.continued)
+    step = assign(partial(_step, how), init=setup.continued)
+    passes = features.passes(0 if block["cache"] else 1)
+    iterations = setup.phase("iterations", rounds, iterate, step, passes)
+    if every and rounds:
+        require_validation(problem, "check_every", f"={every}")
+        iterations = iterations._replace(stop=_stop(look, every))
+    return steps.in_order(
+        setup,
+        steps.high_tier_moments(setup, "moments", _learn_from_high),
+        setup.phase("sums", setup.once, first, begin, features.passes(also=also)),
+        iterations,
+        *((steps.temperature(setup),) if block["calibrate"] else ()),
+    )
 
 
-def _with_head(name: str, params: Params, solution: Solution) -> Params:
-    """Returns parameters with the head of the latest iteration."""
-    return candidates.set_head(params, name, *conjugate.head(solution))
+def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
+    within = closed_form.within_covariance(moments)
+    return state.params, state.strategy_state._replace(factor=within)
 
 
-def _check(problem: Problem, looking: Looking, init, block: Mapping[str, Any], keeping) -> Check:
-    """Returns what is asked every few iterations: how many examples the head so far gets right."""
-    head = problem.task.head
+def _send_first(how: Iterating, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+    """Returns the root of the mean square of each feature, class means and counts."""
+    squares = lambda seen: jnp.sum(seen**2, axis=0)  # noqa: E731
+    sums = features.sums(how.look, state, batch, squares)
+    sizes = jnp.sqrt(sums.gram / jnp.maximum(sums.class_counts.sum(), 1))
+    encoded = messages.encode(how.encoding_of_sizes, sizes)
+    message = encoded, messages.encode_means(how.encoding, sums)
+    return ClientResult(message, features.weight(batch, sums), {}, {})
 
-    def latest(state: ServerState) -> Heads:
-        kernel, bias = conjugate.head(state.strategy_state.solution)
-        return Heads(kernel[None], bias[None])
 
-    def assign(counts, state: ServerState, run_key):
-        del run_key
-        known: ConjugateState = state.strategy_state
-        count = counts[0].astype(jnp.int32)
-        is_better = count > known.best
-        params = jax.tree.map(
-            lambda new, old: jnp.where(is_better, new, old),
-            _with_head(head, state.params, known.solution),
-            state.params,
-        )
-        known = known._replace(
-            best=jnp.maximum(count, known.best),
-            waited=jnp.where(is_better, 0, known.waited + 1),
-        )
-        return params, known
+def _read_first(how: Iterating, message: PyTree, state: ServerState, own: Keys) -> Moments:
+    encoded, of_classes = message
+    sums = messages.decode_means(how.encoding, how.look.dim, of_classes)
+    sizes = messages.decode(how.encoding_of_sizes, encoded, how.look.dim)
+    return sums._replace(gram=sizes**2 * sums.class_counts.sum())
 
-    def is_over(known: ConjugateState):
-        return known.waited >= block["patience"]
 
-    counting = candidates.counting(problem, "ridge_cg", looking, latest, kept=keeping.on_client)
-    aggregation = Aggregation(init=init, reduce="sum", assign=assign)
-    phase = Phase("ridge_cg check", 1, (counting,), aggregation, None, on_validation=True)
-    return Check(phase._replace(keeping=keeping), block["check_every"], is_over)
+def _first_bytes(how: Iterating, batch: ClientBatch) -> Array:
+    dim, counts = how.look.dim, features.class_counts(how.look, batch)
+    of_classes = messages.means_bytes(how.encoding, dim, counts)
+    return of_classes + messages.encoded_bytes(how.encoding_of_sizes, dim)
+
+
+def _begin(how: Iterating, sums: Moments, state: ServerState, of_round: Keys):
+    diagonal = how.penalty + how.shrinkage
+    return state.params, conjugate.begin(state.strategy_state, sums, diagonal)
+
+
+def _send_product(how: Iterating, state, batch, own) -> ClientResult:
+    known: Solution = state.strategy_state
+
+    def add(sums, seen, labels):
+        real = (labels.sum(-1) > 0)[:, None]
+        white = jnp.where(real, (seen - known.mean[None]) * known.scale[None], 0.0)
+        ahead = closed_form.product(white, known.direction)
+        return sums + closed_form.product(white.T, ahead)
+
+    zeros = jnp.zeros((how.look.dim, how.look.num_classes))
+    sums = features.sum_over(how.look, state, batch, add, zeros)
+    message = messages.encode(how.encoding, sums.T)  # one scale a class
+    return ClientResult(message, features.weight(batch, sums), {}, {})
+
+
+def _read_product(how: Iterating, message: Encoded, state: ServerState, own: Keys) -> Array:
+    return messages.decode(how.encoding, message, how.look.dim).T
+
+
+def _step(how: Iterating, sums: Array, state: ServerState, of_round: Keys):
+    known: Solution = state.strategy_state
+    ahead = sums / known.num_examples + how.penalty * known.direction
+    new = conjugate.step(known, ahead)
+    # Without counts the model has the latest head, with them the best.
+    return state.params if how.check_every else _with_head(how.look, state.params, new), new
+
+
+def _with_head(look: Extractor, params: Params, known: Solution) -> Params:
+    return params | {look.task.head: conjugate.head(known)}
+
+
+def _stop(look: Extractor, every: int) -> Stop:
+    """Returns the rule by which iterations end, and the best head is kept."""
+
+    def asked(state: ServerState, data) -> tuple[Params, ModelState]:
+        return _with_head(look, state.params, state.strategy_state), state.model_state
+
+    def keep(state: ServerState) -> ServerState:
+        return state._replace(params=_with_head(look, state.params, state.strategy_state))
+
+    sent = lambda state: conjugate.head(state.strategy_state)  # noqa: E731
+    return Stop(every, PATIENCE, asked=asked, sent=sent, keep=keep)

@@ -1,1 +1,1 @@
-"""Disk, clock, screen and processes: everything with a side effect."""
+"""The host's side of a run: disk, clock, screen, processes, and the schedule that they follow."""

@@ -1,26 +1,34 @@
-"""The devices of a run, and how clients are laid out on them."""
+"""The machine of a run: its devices, how clients are laid out on them, and what is installed."""
 
+import datetime
 import functools
+import importlib.metadata
 import os
+import platform
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from zo_fl.engine import layout as engine
+from zo_fl.engine import keys, layout
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.layout import Engine
 from zo_fl.host import processes
 
 _MOST_CORES = 4  # as devices: each trains a client of its own, and holds its activations
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+_NUMERICS = ("jax_default_matmul_precision", "jax_threefry_partitionable", "jax_enable_x64")
 
 
 @functools.cache
 def prepare() -> bool:
-    """Has JAX see a CPU's cores as devices, for ``Engine.of``; returns whether it does.
+    """Makes JAX see a CPU's cores as devices, for ``Engine.of``; returns whether it does.
 
-    To be called before anything asks JAX for its devices: later it does nothing, and so it does
+    Call it before anything asks JAX for its devices: later it does nothing. It also does nothing
     where the user has said how many devices a CPU is, or where several processes take part.
     """
     said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -43,33 +51,25 @@ def make_engine(run: Mapping[str, Any]) -> Engine:
       ConfigError: there are no such devices.
     """
     has_cores = prepare()
-    mesh = make_mesh(run["device"], run["num_devices"])
+    mesh = make_mesh(run["num_devices"])
     cores = tuple(mesh.devices.flat)
     if has_cores and cores[0].platform == "cpu" and not run["num_devices"]:
-        mesh = engine.make_mesh(cores[:1])
+        mesh = layout.make_mesh(cores[:1])
     else:
         cores = ()
-    streamed = is_streamed(run["data"])
-    return Engine(mesh, run["clients_per_vmap"], run["unroll"], streamed, cores)
+    return Engine(mesh, run["clients_per_vmap"], is_streamed(run["data"]), cores)
 
 
-def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
-    """Returns a mesh of one axis, ``"clients"``.
+def make_mesh(num_devices: int = 0) -> Mesh:
+    """Returns a mesh of one axis, ``"clients"``, of JAX's own choice of devices.
 
     Args:
-      device: ``"auto"`` (JAX's choice), ``"cpu"``, ``"gpu"`` or ``"tpu"``.
       num_devices: how many of them; 0 = all.
 
     Raises:
-      ConfigError: there is no such device, or not as many.
+      ConfigError: there are not as many.
     """
-    try:
-        devices = jax.devices(None if device == "auto" else device)
-    except RuntimeError:
-        raise ConfigError(
-            f"no {device} device here; JAX sees {jax.default_backend()}; change config.run.device "
-            "(or install the extra: pip install 'zo_fl[cuda]' or 'zo_fl[tpu]')"
-        ) from None
+    devices = jax.devices()
     if not 0 <= num_devices <= len(devices):
         raise ConfigError(
             f"{num_devices} devices asked for, allowed: 0 (all) to {len(devices)}; "
@@ -80,9 +80,54 @@ def make_mesh(device: str = "auto", num_devices: int = 0) -> Mesh:
             f"{num_devices} devices asked for, several processes use all {len(devices)}; "
             "set config.run.num_devices to 0"
         )
-    return engine.make_mesh(devices[: num_devices or len(devices)])
+    return layout.make_mesh(devices[: num_devices or len(devices)])
 
 
 def is_streamed(data: str) -> bool:
     """Returns whether training examples stay on the host; ``data`` is ``config.run.data``."""
     return data == "stream" or (data == "auto" and processes.several())
+
+
+def provenance(version: str) -> dict[str, Any]:
+    """Returns versions, devices and settings of a run, as JSON; nothing in it tells who ran it.
+
+    Args:
+      version: of this package; what is installed may be another one than the checkout in use.
+
+    Returns:
+      ``started`` (UTC), ``versions``, ``devices``, ``numerics``, and ``git``, the revision of the
+      checkout and whether files were changed since; None outside of one.
+    """
+    devices = jax.devices()
+    versions = {"python": platform.python_version(), "zo_fl": version}
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git": git_state(Path(__file__).parent),
+        "devices": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        "numerics": {
+            "prng_implementation": keys.IMPLEMENTATION,
+            **{name: getattr(jax.config, name) for name in _NUMERICS},
+        },
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Returns ``{"revision", "dirty"}`` if git tracks a folder, else None."""
+
+    def git(*command: str) -> str:
+        ended = subprocess.run(
+            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
+        )
+        return ended.stdout.strip() if ended.returncode == 0 else ""
+
+    with suppress(OSError, subprocess.SubprocessError):
+        # Tracks, not contains: a virtual environment may lie in another project's repository.
+        if git("ls-files", "--", ".") and (revision := git("rev-parse", "HEAD")):
+            return {"revision": revision, "dirty": bool(git("status", "--porcelain"))}
+    return None

@@ -1,4 +1,4 @@
-"""Evaluation: mean loss and accuracy over a fixed set of examples, as one jitted program."""
+"""Mean loss and accuracy of a model over a fixed set of examples, as one jitted program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.data.federated import Federation
+from zo_fl.engine.algorithm import TIERS
 from zo_fl.engine.layout import AXIS, Engine
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, Examples
-from zo_fl.heads import closed_form
 from zo_fl.host import processes
 
 
@@ -22,14 +22,16 @@ class EvaluationSet(NamedTuple):
     Attributes:
       examples: leaves ``[b, B, ...]``.
       mask: ``bool[b, B]``, False for padding.
-      num_batches: ``i32[]`` batches up to the last example; those after it are not looked at.
-      features: ``f32[b, B, d]`` of ``make_seen``, of a model whose last layer alone has changed
-        since; or ``()``.
+      num_batches: ``i32[]`` batches up to the last example; later ones are skipped.
+      size: ``i32[]`` examples.
+      features: ``f32[b, B, d]`` by ``make_seen``, of a model of which only the last layer has
+        changed since; or ``()``.
     """
 
     examples: Examples
     mask: Array | np.ndarray
     num_batches: Array | np.ndarray
+    size: Array | np.ndarray
     features: Array | tuple[()] = ()
 
 
@@ -40,9 +42,9 @@ def make_set(
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
-      batch_size: examples a batch; rounded up to a multiple of the number of devices.
-      engine: whose devices they lie on.
-      capacity: examples to have room for, at least M: sets of equal room share a program.
+      batch_size: of examples, rounded up to a multiple of the number of devices.
+      engine: knows the devices.
+      capacity: examples to make room for, at least M; sets of equal room share a program.
     """
     count = _count(examples)
     room = max(count if capacity is None else capacity, 1)
@@ -56,7 +58,8 @@ def make_set(
 
     whole = jax.tree.map(cut, (examples, np.ones(count, bool)))
     batches, mask = processes.place(whole, engine.sharding(P(None, AXIS)))
-    return EvaluationSet(batches, mask, np.array(-(-count // batch_size), np.int32))
+    num_batches = np.array(-(-count // batch_size), np.int32)
+    return EvaluationSet(batches, mask, num_batches, np.array(count, np.int32))
 
 
 def make_sets(federation: Federation, batch_size: int, engine: Engine) -> dict[str, EvaluationSet]:
@@ -71,6 +74,20 @@ def make_sets(federation: Federation, batch_size: int, engine: Engine) -> dict[s
     return {name: make_set(one, batch_size, engine, capacity) for name, one in found.items()}
 
 
+def make_validation(
+    federation: Federation, batch_size: int, engine: Engine, tiers: str
+) -> EvaluationSet:
+    """Returns the validation examples of the clients of some tiers, a key of ``TIERS``."""
+    validation = federation.validation
+    of_tiers = np.isin(np.asarray(validation.client_tiers), TIERS[tiers])
+    held = (
+        np.arange(validation.client_indices.shape[1]) < np.asarray(validation.client_sizes)[:, None]
+    )
+    rows = np.sort(np.asarray(validation.client_indices)[held & of_tiers[:, None]])
+    examples = jax.tree.map(lambda leaf: leaf[rows], federation.dataset.train)
+    return make_set(examples, batch_size, engine)
+
+
 def _count(examples: Examples) -> int:
     return len(jax.tree.leaves(examples)[0])
 
@@ -78,10 +95,9 @@ def _count(examples: Examples) -> int:
 def make_evaluate(
     task: Task, compiler_options: dict[str, Any] | None = None
 ) -> Callable[..., dict[str, Array]]:
-    """Returns jitted ``(params, model_state, evaluation_set) -> {"loss": f32[], "accuracy":
-    f32[]}``.
+    """Returns jitted ``(params, model_state, set) -> {"loss": f32[], "accuracy": f32[]}``.
 
-    Running statistics are used, whatever the policy of the training phase. An empty set gives NaN.
+    It uses running statistics, whatever the training phase does. An empty set gives NaN.
 
     Args:
       task: the learning problem, at the precision of the evaluation.
@@ -96,7 +112,7 @@ def make_evaluate(
             if isinstance(examples.features, tuple):
                 logits, _ = task.logits(params, model_state, batch, mask, False)
             else:
-                logits = closed_form.full_product(examples.features[i], head["kernel"])
+                logits = jnp.matmul(examples.features[i], head["kernel"], precision="highest")
                 logits += head["bias"][None]
             losses = task.loss_of_logits(logits, batch)
             correct = jnp.argmax(logits, axis=-1) == task.labels(batch)

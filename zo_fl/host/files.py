@@ -1,21 +1,33 @@
-"""Files that are written whole or not at all, and what is said where they cannot be."""
+"""Files that are written whole or not at all, and folders that one process alone may write to.
 
+The operating system holds a folder's lock while its process lives, and releases it when the process
+is killed. Between machines this works on file systems with POSIX locks (NFS from version 4 on;
+Lustre mounted with ``flock``).
+"""
+
+import datetime
 import errno
+import json
 import os
-import shutil
+import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from zo_fl.engine.errors import ConfigError
+
+_LOCK, _OWNER = ".lock", ".owner.json"
+_POLL_SECONDS = 0.1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_SPARE = 1 << 20  # bytes that what is written may take beside itself
 
 
 class StorageError(OSError):
-    """A file or folder that cannot be written: which one, why, and how much space is missing.
+    """A file or folder that cannot be written; the message says which one and why, in one line.
 
-    The message is one line. Commands print it and exit with status 1; what was there is still
-    there, and once it can be written the same command goes on.
+    What was there is still there. Once it can be written, the same command goes on.
     """
 
     def __str__(self) -> str:
@@ -28,45 +40,38 @@ class StorageError(OSError):
 
 
 @contextmanager
-def storing(path: Path, num_bytes: int = 0, *, any_error: bool = False) -> Iterator[None]:
-    """Makes a ``StorageError`` of what the block raises because a path cannot be written.
+def storing(path: Path, *, any_error: bool = False) -> Iterator[None]:
+    """Turns an error of the block into a ``StorageError`` that names the path.
 
     Args:
-      path: file or folder.
-      num_bytes: what is about to be written, looked for beforehand: some libraries leave half of
-        it, or a core dump, on a full disk.
-      any_error: whether the block is a library's that raises other errors than OSError too.
+      path: file or folder that the block writes.
+      any_error: whether to turn every exception, not only OSError: for libraries that raise others.
     """
     try:
-        _check_space(path, num_bytes)
         yield
     except StorageError:
         raise
-    except OSError as error:
-        raise _storage_error(path, error.errno, error.strerror or str(error), num_bytes) from error
     except Exception as error:
-        if not any_error:
+        if not (any_error or isinstance(error, OSError)):
             raise
         why = " ".join(str(error).split())[:200]
-        raise _storage_error(path, errno.EIO, why, num_bytes) from error
+        number = errno.ENOSPC if os.strerror(errno.ENOSPC).lower() in why.lower() else errno.EIO
+        if isinstance(error, OSError):
+            number, why = error.errno or number, error.strerror or why
+        raise StorageError(number, f"cannot write {path}: {why}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that every reader, whenever it looks, sees the old one or the new one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that every reader, whenever it looks, sees the old one or the new one.
 
     Raises:
       StorageError: it cannot be written; what was there is still there.
     """
-    write_whole_bytes(path, text.encode())
-
-
-def write_whole_bytes(path: Path, content: bytes) -> None:
-    """Writes a file of bytes; see ``write_whole``."""
     temporary = path.with_name(path.name + ".partial")
-    with storing(path, len(content)):
+    with storing(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -75,15 +80,55 @@ def write_whole_bytes(path: Path, content: bytes) -> None:
             raise
 
 
-def _check_space(path: Path, num_bytes: int) -> None:
-    place = next((folder for folder in path.parents if folder.exists()), Path())
-    if num_bytes and shutil.disk_usage(place).free < num_bytes + _SPARE:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if missing, for the block.
+
+    Raises:
+      ConfigError: another process, or thread, holds it, says which one; or it cannot be made.
+      StorageError: the folder is there and cannot be written.
+    """
+    lock, is_new = FileLock(folder / _LOCK), not folder.exists()
+    try:
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ConfigError(
+                    f"{folder} is in use by {_owner(folder)}; wait until it has ended, or change "
+                    "--workdir"
+                ) from None
+    except StorageError as error:
+        if not is_new:
+            raise
+        raise ConfigError(f"{error}; change --workdir") from None
+    try:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        about = {"pid": os.getpid(), "host": platform.node(), "started": now}
+        write_whole(folder / _OWNER, json.dumps(about) + "\n")
+        yield
+    finally:
+        lock.release()
 
 
-def _storage_error(path: Path, number: int | None, why: str, num_bytes: int) -> StorageError:
-    text = f"cannot write {path}: {why}"
-    if number in _FULL:
-        place = next((folder for folder in path.parents if folder.exists()), Path())
-        text += f" ({num_bytes} bytes to be written, {shutil.disk_usage(place).free} free)"
-    return StorageError(number or errno.EIO, text)
+def wait_until_free(folder: Path, seconds: float) -> bool:
+    """Waits for a folder's owner to end; returns whether it did, or there was none."""
+    if not (folder / _LOCK).exists():
+        return True
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with FileLock(folder / _LOCK).acquire(timeout=0):
+                return True
+        except Timeout:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(_POLL_SECONDS)
+
+
+def _owner(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError):
+        about = json.loads((folder / _OWNER).read_text())
+        return f"process {about['pid']} on {about['host']}, started {about['started']}"
+    return "another process"

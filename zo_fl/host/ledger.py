@@ -1,18 +1,18 @@
 """Rounds as what clients sent in them: with keys and the model at their start, all of phase two.
 
-``ledger.msgpack`` has an entry a round of every phase that replays (``ClientStrategy.replays``):
+``ledger.msgpack`` has an entry for every round of a phase that replays (``Phase.replays``):
 
     length u32, little-endian | msgpack {round, phase, arrays, previous}
 
 ``arrays`` are the leaves of the round's records (who took part, scalars, weights) and, where
 statistics travel, of the new ones, by their place; those equal to the entry's before are left out.
-``previous`` is the SHA-256 of the whole entry before, so that none can be changed, left out or put
-elsewhere without its successor's noticing; the last one's effect is what ``--verify`` compares.
+``previous`` is the SHA-256 of the whole entry before. So an entry that is changed, left out or
+moved shows in the next one; the last one's effect is what ``--verify`` compares.
 """
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +23,10 @@ from flax import serialization
 
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.types import PyTree
-from zo_fl.host.files import storing, write_whole_bytes
+from zo_fl.host.files import storing, write_whole
 
 FILE_NAME = "ledger.msgpack"
 _LENGTH = struct.Struct("<I")
-_NOTHING = b""
 
 
 class Entry(NamedTuple):
@@ -37,7 +36,7 @@ class Entry(NamedTuple):
       round: of the run, from 1.
       phase: name.
       leaves: of what was recorded, in the order of ``jax.tree.leaves``.
-      content: the bytes of the file, without their length.
+      content: the bytes in the file, without their length.
     """
 
     round: int
@@ -47,14 +46,14 @@ class Entry(NamedTuple):
 
 
 class LedgerWriter:
-    """Appends rounds to a folder's ledger. A context manager.
+    """Appends rounds to a folder's ledger.
 
     Args:
       folder: of the run.
-      resume_after: rounds that are done; later entries of an earlier, killed process are dropped.
+      resume_after: rounds that are done; later entries of a killed process are dropped.
 
-    What is damaged is dropped, and what follows it; whether that is so is asked before
-    (``whole_until``).
+    Attributes:
+      damage: what is wrong with the file, "" if nothing; all from there on is dropped.
 
     Raises:
       StorageError: it cannot be written.
@@ -62,12 +61,14 @@ class LedgerWriter:
 
     def __init__(self, folder: Path, resume_after: int):
         self._path = folder / FILE_NAME
-        entries, _ = _whole_entries(self._path)
+        entries, problem, is_torn = _parsed(self._path)
+        # A kill tears the entry of a round that is not done yet.
+        is_late = not entries or entries[-1].round >= resume_after
+        self.damage = "" if is_torn and is_late else problem
         kept = [e for e in entries if e.round <= resume_after]
-        self._last = kept[-1] if kept else None
+        self._last, self._file = kept[-1] if kept else None, None
         if self._path.exists():
-            write_whole_bytes(self._path, b"".join(_framed(e.content) for e in kept))
-        self._file = None
+            write_whole(self._path, b"".join(_framed(e.content) for e in kept))
 
     def write(self, round_idx: int, phase: str, recorded: PyTree) -> None:
         """Writes a round; ``recorded`` is a tree of arrays, of the same structure in a phase."""
@@ -82,7 +83,7 @@ class LedgerWriter:
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
-            with suppress(OSError):  # it was said when it was written
+            with suppress(OSError):  # it was raised when it was written
                 self._file.close()
 
 
@@ -90,39 +91,14 @@ def make_entry(
     round_idx: int, phase: str, leaves: Sequence[np.ndarray], before: Entry | None
 ) -> Entry:
     """Returns the entry that follows another one."""
-    same_phase = before is not None and before.phase == phase
+    known = before.leaves if before is not None and before.phase == phase else ()
     arrays = {
-        str(i): leaf
-        for i, leaf in enumerate(leaves)
-        if not (same_phase and before and _equal(leaf, before.leaves[i]))
+        str(i): leaf for i, leaf in enumerate(leaves) if not (known and _equal(leaf, known[i]))
     }
-    previous = _NOTHING if before is None else hashlib.sha256(before.content).digest()
     content = serialization.msgpack_serialize(
-        {"round": round_idx, "phase": phase, "arrays": arrays, "previous": previous}
+        {"round": round_idx, "phase": phase, "arrays": arrays, "previous": _digest(before)}
     )
     return Entry(round_idx, phase, tuple(leaves), content)
-
-
-def whole_until(folder: Path, rounds: Iterable[int]) -> tuple[int | None, str]:
-    """Returns the last of some rounds up to which none is missing, and what is wrong after it.
-
-    Args:
-      folder: of the run.
-      rounds: in order, those that should have an entry.
-
-    Returns:
-      ``(None, "")`` if all are there, or there is no ledger; ``(round, why)`` if the first that is
-      missing is the one after that round.
-    """
-    path = folder / FILE_NAME
-    if not path.exists():  # of an earlier version; a replay says so
-        return None, ""
-    entries, why = _whole_entries(path)
-    found = {entry.round for entry in entries}
-    first = next((one for one in rounds if one not in found), None)
-    if first is None:
-        return None, ""
-    return first - 1, why or f"{path} has no round {first}"
 
 
 def read(folder: Path) -> list[Entry]:
@@ -134,56 +110,40 @@ def read(folder: Path) -> list[Entry]:
     path = folder / FILE_NAME
     if not path.exists():
         raise ConfigError(f"{folder} has no {FILE_NAME}; only rounds of scalars leave one")
-    return list(_entries(path, path.read_bytes()))
+    entries, problem, _ = _parsed(path)
+    if problem:
+        raise ConfigError(problem)
+    return entries
 
 
-def _entries(path: Path, data: bytes) -> Iterator[Entry]:
-    before: Entry | None = None
-    place = 0
+def _parsed(path: Path) -> tuple[list[Entry], str, bool]:
+    """Returns a ledger's entries up to the first bad one.
+
+    Also says what is wrong with that one, "" if all is well, and whether it is but the torn end
+    that a kill leaves.
+    """
+    data, place = path.read_bytes() if path.exists() else b"", 0
+    entries: list[Entry] = []
     while place < len(data):
-        number = "the first entry" if before is None else f"the entry after round {before.round}"
+        before = entries[-1] if entries else None
+        which = "the first entry" if before is None else f"the entry after round {before.round}"
         content, place = _next(data, place)
         found = None if content is None else _restored(content)
         if content is None or found is None:
-            raise ConfigError(f"{path}: {number} is damaged; nothing after it can be rebuilt")
-        round_idx, phase = found["round"], found["phase"]
-        wanted = _NOTHING if before is None else hashlib.sha256(before.content).digest()
-        if found["previous"] != wanted:
-            what = (
-                "it is not the first one"
-                if before is None
-                else f"round {before.round} was changed, or one between is missing or elsewhere"
-            )
-            raise ConfigError(
-                f"{path}: the entry of round {round_idx} does not follow from what is before it: "
-                f"{what}"
-            )
-        same_phase = before is not None and phase == before.phase
+            problem = f"{path}: {which} is damaged; nothing after it can be rebuilt"
+            return entries, problem, content is None
+        if found["previous"] != _digest(before):
+            why = "it is not the first one"
+            if before is not None:
+                why = f"round {before.round} was changed, or one between is missing or elsewhere"
+            problem = f"the entry of round {found['round']} does not follow from what is before it"
+            return entries, f"{path}: {problem}: {why}", False
+        known = before.leaves if before is not None and before.phase == found["phase"] else ()
         arrays = {int(i): np.asarray(leaf) for i, leaf in found["arrays"].items()}
-        known = dict(enumerate(before.leaves)) if same_phase and before else {}
-        leaves = known | arrays
-        yield (before := Entry(round_idx, phase, tuple(leaves[i] for i in sorted(leaves)), content))
-
-
-def _whole_entries(path: Path) -> tuple[list[Entry], str]:
-    """Returns all entries up to the first bad one, and what is wrong with that.
-
-    A last one that was torn by a kill is not bad.
-    """
-    data = path.read_bytes() if path.exists() else b""
-    place = end = 0
-    while place < len(data):
-        content, place = _next(data, place)
-        if content is None:
-            break
-        end = place
-    found = []
-    try:
-        for entry in _entries(path, data[:end]):
-            found.append(entry)
-    except ConfigError as error:
-        return found, str(error)
-    return found, ""
+        leaves = dict(enumerate(known)) | arrays
+        in_order = tuple(leaves[i] for i in sorted(leaves))
+        entries.append(Entry(found["round"], found["phase"], in_order, content))
+    return entries, "", False
 
 
 def _next(data: bytes, place: int) -> tuple[bytes | None, int]:
@@ -201,6 +161,10 @@ def _restored(content: bytes) -> dict[str, Any] | None:
         return found if {"round", "phase", "arrays", "previous"} <= found.keys() else None
     except Exception:  # of bytes that may be anything
         return None
+
+
+def _digest(before: Entry | None) -> bytes:
+    return b"" if before is None else hashlib.sha256(before.content).digest()
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:

@@ -1,11 +1,12 @@
-"""What the phases of a run reveal of one example: epsilon and delta, by ``dp-accounting``."""
+"""How much a run reveals of one example: epsilon and delta, by ``dp-accounting``."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from zo_fl.engine.algorithm import Phase
 from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.phase import Phase
-from zo_fl.host.schedule import Stretch
+from zo_fl.host.schedule import ScheduledPhase
+from zo_fl.wrap.privacy import Release
 
 DELTA = 1e-5
 
@@ -16,47 +17,49 @@ def require(phases: Sequence[Phase]) -> None:
     Raises:
       ConfigError: ``dp-accounting`` is not installed.
     """
-    if any(phase.release for phase in phases):
+    if any(_releases(phase) for phase in phases):
         _library()
 
 
-def account(stretches: Sequence[Stretch], done: int) -> dict[str, Any] | None:
-    """Returns what a run has revealed of an example; None where no phase promises anything.
+def account(phases: Sequence[ScheduledPhase], done: int) -> dict[str, Any] | None:
+    """Returns epsilon of each phase that promises privacy; None if none of them does.
 
     Args:
-      stretches: of the run.
+      phases: of the run.
       done: rounds.
     """
-    begun = [stretch for stretch in stretches if stretch.rounds_by(done)]
+    begun = [phase for phase in phases if phase.rounds_by(done)]
     found = {}
-    for stretch in begun:
-        release = stretch.phase.release
-        if release is not None:
-            rounds = 1 if release.once else stretch.rounds_by(done)
-            found[stretch.phase.name] = epsilon(release.noise, release.times * rounds)
+    for phase in begun:
+        for release in _releases(phase.phase):
+            rounds = 1 if release.once else phase.rounds_by(done)
+            found[phase.phase.name] = epsilon(release.noise, release.times * rounds)
     if not found:
         return None
-    names = [stretch.phase.name for stretch in begun]
-    return {
-        "delta": DELTA,
-        "epsilon": found,
-        "not_private": [name for name in names if name not in found],
-    }
+    names = [phase.phase.name for phase in begun]
+    not_private = [name for name in names if name not in found]
+    return {"delta": DELTA, "epsilon": found, "not_private": not_private}
 
 
 def epsilon(noise: float, times: int) -> float:
-    """Returns epsilon at ``DELTA`` of so many Gaussian releases, nothing amplified.
+    """Returns epsilon at ``DELTA`` of Gaussian releases, without amplification by sampling.
 
     Args:
       noise: standard deviation, as a multiple of the most that an example moves a release.
       times: releases that the example is in.
 
     Raises:
-      ConfigError: as ``require``.
+      ConfigError: ``dp-accounting`` is not installed.
     """
     library, accountant = _library()
     event = library.SelfComposedDpEvent(library.GaussianDpEvent(noise), times)
     return float(accountant().compose(event).get_epsilon(DELTA))
+
+
+def _releases(phase: Phase) -> list[Release]:
+    """Returns the releases of a phase's groups; none if some group promises nothing."""
+    found = [group.release for group in phase.groups]
+    return [] if None in found else found
 
 
 def _library() -> tuple[Any, Any]:

@@ -1,9 +1,8 @@
 """Several processes that run one program, each with devices of its own (``jax.distributed``).
 
 Every process runs the same host code on the same config and comes to the same decisions, because
-these follow from the config and from metrics that are equal everywhere. What may differ from
-process to process, a missing file or a signal, is agreed upon here. Nothing here costs anything
-where there is one process.
+these follow from the config and from metrics that are equal everywhere. What may differ, such as a
+missing file or a signal, is agreed upon here. With one process nothing here costs anything.
 """
 
 import hashlib
@@ -30,17 +29,12 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Returns whether this is the process that prints, and writes what is written once."""
+    """Returns whether this process prints, and writes the files that are written once."""
     return not several() or jax.process_index() == 0
 
 
 def place(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Returns arrays of the host, the same on all processes, on the devices of a sharding.
-
-    Args:
-      tree: NumPy arrays.
-      sharding: of each of them.
-    """
+    """Returns NumPy arrays, the same on all processes, on the devices of a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -57,7 +51,7 @@ def any_of(flag: bool) -> bool:
 
 
 def of_first(content: Any) -> Any:
-    """Returns what the first process has; JSON-able, of less than a kilobyte."""
+    """Returns the first process's ``content``, which is less than a kilobyte as JSON."""
     return json.loads(_texts(json.dumps(content))[0]) if several() else content
 
 
@@ -73,23 +67,19 @@ def agreed() -> Iterator[None]:
         yield
     except ConfigError as error:
         failure = error
-    if not several():
-        if failure is not None:
-            raise failure
-        return
-    messages = _texts("" if failure is None else str(failure))
+    messages = _texts("" if failure is None else str(failure)) if several() else []
     if failure is not None:
         raise failure
-    failed = [index for index, message in enumerate(messages) if message]
-    if failed:
-        raise ConfigError(f"process {failed[0]}: {messages[failed[0]]}")
+    for index, message in enumerate(messages):
+        if message:
+            raise ConfigError(f"process {index}: {message}")
 
 
 def check_same(content: Any, what: str) -> None:
     """Checks that all processes were given the same.
 
     Args:
-      content: JSON-able.
+      content: JSON.
       what: its name, for the message.
 
     Raises:
@@ -98,15 +88,16 @@ def check_same(content: Any, what: str) -> None:
     if not several():
         return
     digests = _texts(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
-    other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
-    if other is not None:
-        raise ConfigError(
-            f"processes 0 and {other} were given different {what}; start all with the same command"
-        )
+    for index, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise ConfigError(
+                f"processes 0 and {index} were given different {what}; start all with the same "
+                "command"
+            )
 
 
 def _texts(text: str) -> list[str]:
-    """Returns the texts of all processes, cut to a kilobyte."""
+    """Returns the texts of all processes, each cut to a kilobyte."""
     padded = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
     gathered = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]

@@ -3,14 +3,13 @@
     host     rows of chunk 2    rows of chunk 3    ...        gathered from a memory-mapped array
     devices  rounds of chunk 1  rounds of chunk 2  ...        two buffers a device, at most
 
-Cohorts follow from keys (``keys``), so the host knows who takes part before the devices do, by the
-same functions. Each device gets a ``FederatedData`` of its own: the population's tables, in which
-rows are numbered as in *its* examples. All are glued along the leading axis and spread over the
-mesh, so that ``round`` (by ``Engine.data_spec``) and ``cohorts.gather`` know no difference. A
-process gathers for its own devices alone.
+Cohorts follow from keys, so the host knows who takes part before the devices do. Each device gets a
+``FederatedData`` of its own: the population's tables, with rows numbered as in *its* examples. All
+of them are glued along the leading axis and spread over the mesh, so that ``round`` (by
+``Engine.data_spec``) and ``cohorts.gather`` work as ever. A process gathers for its own devices.
 
-What a device holds at a time depends on the cohort, not on the population, but for four bytes an
-example of ``client_indices``.
+A device's memory depends on the cohort, not on the population, except for ``client_indices``: four
+bytes for each example that there is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.engine import keys
+from zo_fl.engine.algorithm import Cohort, Group
 from zo_fl.engine.layout import AXIS, Engine
-from zo_fl.engine.strategy import Group
-from zo_fl.engine.types import Array, Cohort, Examples, FederatedData
+from zo_fl.engine.types import Array, Examples, FederatedData
 
 Chunk = tuple[int, int]  # rounds done before it, and after it
 
@@ -36,8 +35,8 @@ def stream(
 ) -> Iterator[FederatedData]:
     """Yields what the devices need in each chunk of rounds, all of the same shapes.
 
-    Take the next one while the devices compute, and gathering and sending cost no time. Chunks of
-    the same clients, as with full participation, share one and the same object.
+    Whoever takes the next one while the devices compute waits for nothing. Chunks of the same
+    clients, as with full participation, share one object.
 
     Args:
       clients: the federation, NumPy arrays.
@@ -46,7 +45,7 @@ def stream(
       run_key: ``key[]`` of the run, on this process.
       chunks: the rounds, in order and without gaps.
     """
-    # All rounds at once and first: a draw between chunks would wait for the devices to get idle.
+    # All rounds at once, and first: a draw between chunks would wait for the devices.
     mesh, examples = engine.mesh, clients.client_indices.shape[1]
     plan = _who_is_where(groups, engine, examples, run_key, chunks)
     sizes = np.asarray(clients.client_sizes)
@@ -91,7 +90,7 @@ def _who_is_where(
         return jax.lax.map(of_round, rounds)
 
     cohorts = jax.device_get(draw(run_key, np.arange(first, chunks[-1][1], dtype=np.int32)))
-    # As shard_map cuts a cohort: a block of it a device. [rounds, devices, clients] each.
+    # As shard_map cuts a cohort, a block for each device: [rounds, devices, clients].
     blocks = [
         jax.tree.map(lambda leaf: leaf.reshape(len(leaf), num_devices, -1), cohort)
         for cohort in cohorts
@@ -110,7 +109,7 @@ def _share(clients: FederatedData, ids: np.ndarray, capacity: int) -> tuple[Exam
     Args:
       clients: the federation, NumPy arrays.
       ids: ``i32[C]``, whose examples to take.
-      capacity: rows of the result; those left over are zeros.
+      capacity: rows of the result; the last ones are padded with zeros.
     """
     table = np.asarray(clients.client_indices)
     held = np.arange(table.shape[1]) < np.asarray(clients.client_sizes)[ids, None]
@@ -118,7 +117,7 @@ def _share(clients: FederatedData, ids: np.ndarray, capacity: int) -> tuple[Exam
 
     def take(array) -> np.ndarray:
         taken = np.zeros((capacity, *array.shape[1:]), array.dtype)
-        # Into its place at once; "clip", because the default mode does so by way of a copy.
+        # "clip" writes straight to ``out``; the default mode makes a copy first.
         np.take(array, rows, axis=0, out=taken[: len(rows)], mode="clip")
         return taken
 

@@ -8,7 +8,7 @@ NONE = "–"
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Returns whether a value, of a file that may be damaged too, is a finite number."""
+    """Returns whether a value is a finite number; values that are read from files may not be."""
     return isinstance(value, Real) and math.isfinite(value)
 
 
@@ -17,8 +17,7 @@ def num_bytes(count: float | None) -> str:
     if not is_number(count):
         return NONE
     size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    # 999.5 would be rounded to 1000.
-    while abs(size) >= 999.5 and len(units) > 1:
+    while abs(size) >= 999.5 and len(units) > 1:  # 999.5 would be rounded to 1000
         size /= 1000
         units.pop(0)
     digits = 0 if units[0] == "B" or size >= 99.95 else 1 if size >= 9.995 else 2

@@ -1,41 +1,37 @@
-"""2-D convolutions whose gradients are quick where XLA's own are not.
+"""2-D convolutions with fast gradients on CPUs.
 
-Three implementations of one function, equal up to rounding:
+There are three implementations of one function, equal up to rounding:
 
-``xla``        ``lax.conv_general_dilated`` and XLA's own gradients. The default on GPUs and TPUs,
+``xla``        ``lax.conv_general_dilated`` with XLA's own gradients. The default on GPUs and TPUs,
                where nothing was measured yet.
-``fast_grad``  the same forward pass, for images of three channels several columns at once; both
-               gradients are written as forward convolutions, that by the kernel over a few examples
-               at a time. XLA:CPU compiles the gradient convolutions that autodiff makes to naive
-               loops inside ``scan``, 5 to 15 times slower than outside (jax issue #12868). To be
-               differentiated in forward mode it has to be traced within ``forward_mode``.
-``patches``    shifted slices and one matrix product. ``vmap`` over kernels (one set of weights a
-               client or a direction) gives a batched matrix product, where the other two give a
-               grouped convolution (jax issue #26568), at the price of ``kh * kw`` times the input's
-               memory.
+``fast_grad``  The same forward pass, but several columns at once for images of three channels. Both
+               gradients are forward convolutions; the one by the kernel takes a few examples at a
+               time. XLA:CPU compiles the gradient convolutions of autodiff to naive loops inside
+               ``scan``, 5 to 15 times slower than outside (jax issue #12868). Forward-mode
+               differentiation works only within ``precision.forward_mode``.
+``patches``    Shifted slices and one matrix product. ``vmap`` over kernels (one set of weights for
+               each client or direction) gives a batched matrix product; the other two give a
+               grouped convolution (jax issue #26568). Needs ``kh * kw`` times the memory of the
+               input.
 
-Measurements: ``experiments/PERFORMANCE.md``. Data flow: ``layers.Conv`` -> ``conv2d``.
+Measurements: ``benchmarks/PERFORMANCE.md``. Used by ``layers.Conv``.
 """
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zo_fl.engine.precision import in_forward_mode
 from zo_fl.engine.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "fast_grad", "patches")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CHUNK_BYTES = 2 * 2**20  # of images and cotangents: they stay in the cache
-_FEATURES_AT_ONCE = 32  # of neighbouring columns of the output together
-
-_FORWARD_MODE = ContextVar("forward_mode", default=False)
+_CHUNK_BYTES = 2 * 2**20  # of images and cotangents, so that they stay in the cache
+_FEATURES_AT_ONCE = 32  # of all neighbouring output columns that are computed together
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -55,8 +51,8 @@ def conv2d(
       stride: step along height and width, at least 1.
       padding: ``"SAME"``, ``"VALID"``, or zeros added on each of the four sides (PyTorch's
         convention, which differs from ``"SAME"`` where the stride is 2).
-      implementation: one of ``IMPLEMENTATIONS``; ``auto`` is ``fast_grad`` on a CPU and ``xla``
-        elsewhere, decided when traced.
+      implementation: one of ``IMPLEMENTATIONS``; ``auto`` means ``fast_grad`` on a CPU and ``xla``
+        elsewhere, which is decided when the function is traced.
 
     Returns:
       ``f32[n, H', W', o]``.
@@ -69,10 +65,10 @@ def conv2d(
         return _forward(x, kernel, (stride, stride), pads)
     if pointwise:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if implementation == "fast_grad" and _FORWARD_MODE.get():
+    if implementation == "fast_grad" and in_forward_mode():
         return _quick_forward(x, kernel, stride, pads)
     if implementation == "fast_grad":
-        # The gradients are traced later, where the precision may be another.
+        # The gradients are traced later, when another precision may be set.
         precision: Any = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
         return _fast_grad(x, kernel, stride, pads, precision)
     if implementation == "patches":
@@ -80,20 +76,10 @@ def conv2d(
     raise ValueError(f"unknown convolution {implementation!r}, allowed: {IMPLEMENTATIONS}")
 
 
-@contextmanager
-def forward_mode() -> Iterator[None]:
-    """What is traced within can be differentiated in forward mode."""
-    token = _FORWARD_MODE.set(True)
-    try:
-        yield
-    finally:
-        _FORWARD_MODE.reset(token)
-
-
 def _explicit_pads(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, padding: str | int
 ) -> Pads:
-    """Returns the zeros before and after, for height and width."""
+    """Returns the numbers of zeros to add before and after, for height and width."""
     if isinstance(padding, int):
         return ((padding, padding), (padding, padding))
     rows, columns = lax.padtype_to_pads(x_shape[1:3], kernel_shape[:2], (stride, stride), padding)
@@ -103,8 +89,8 @@ def _explicit_pads(
 def _forward(
     x: Array, kernel: Array, strides: tuple[int, int], pads: Pads, dilation: int = 1
 ) -> Array:
-    """Returns XLA's convolution ``f32[n, H', W', o]`` of ``x`` with ``dilation - 1`` zeros between
-    its entries."""
+    """Returns XLA's convolution ``f32[n, H', W', o]``, after it puts ``dilation - 1`` zeros between
+    the entries of ``x``."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -116,7 +102,7 @@ def _forward(
 
 
 def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
-    """Returns every window of ``x``, flattened as a kernel is: ``f32[n, H', W', kh * kw * c]``."""
+    """Returns all windows of ``x``, flattened like a kernel: ``f32[n, H', W', kh * kw * c]``."""
     height, width = kernel_shape[:2]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows = (x.shape[1] - height) // stride * stride + 1
@@ -153,12 +139,12 @@ _fast_grad.defvjp(_fast_grad_fwd, _fast_grad_bwd)
 
 
 def _quick_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    """Returns ``_forward``, for images of three channels in another form.
+    """Returns ``_forward``, but computes images of three channels in another way.
 
-    XLA:CPU is slow where a window has few contiguous numbers and few features come of it. So a
-    fourth channel of zeros is added, and two, four or eight neighbouring columns of the output are
-    computed at once where together they have 32 features at most: as features of a wider kernel
-    that steps over so many columns. That takes more products, by zeros, in less time.
+    XLA:CPU is slow if a window has few contiguous numbers and few features come of it. So this adds
+    a fourth channel of zeros, and computes two, four or eight neighbouring output columns at once
+    if they have 32 features at most: as features of a wider kernel that moves by that many columns.
+    There are more products (by zeros), but they take less time.
     """
     if x.shape[-1] != 3:
         return _forward(x, kernel, (stride, stride), pads)
@@ -182,10 +168,10 @@ def _quick_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
 def _kernel_gradient(
     x: Array, cotangent: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads
 ) -> Array:
-    """Returns the gradient ``f32[kh, kw, c, o]`` as convolutions, summed over chunks of examples.
+    """Returns the gradient ``f32[kh, kw, c, o]``, a sum of convolutions of chunks of examples.
 
-    Channels of ``x`` are the convolution's examples, its examples the channels, and the cotangent
-    is the kernel. A few examples at a time stay in the cache.
+    Channels and examples of ``x`` change places, and the cotangent is the kernel. A chunk is small
+    enough to stay in the cache.
     """
     height, width, _, features = kernel_shape
     sum_type = jnp.promote_types(x.dtype, jnp.float32)
@@ -200,7 +186,7 @@ def _kernel_gradient(
             dimension_numbers=_LAYOUT,
             preferred_element_type=sum_type,
         )
-        return whole[:, :height, :width]  # a stride may leave rows that no window reaches
+        return whole[:, :height, :width]  # with a stride, no window may reach the last rows
 
     n = x.shape[0]
     chunk = _chunk_size(n, (math.prod(x.shape[1:]) + math.prod(cotangent.shape[1:])) * x.itemsize)
@@ -214,7 +200,7 @@ def _kernel_gradient(
 
 
 def _chunk_size(n: int, bytes_each: int) -> int:
-    """Returns the largest divisor of ``n`` of examples that fit ``_CHUNK_BYTES``, or 1."""
+    """Returns the largest divisor of ``n`` whose examples fit into ``_CHUNK_BYTES``, or 1."""
     limit = max(1, min(n, _CHUNK_BYTES // bytes_each))
     return next(size for size in range(limit, 0, -1) if n % size == 0)
 

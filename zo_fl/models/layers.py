@@ -1,9 +1,8 @@
-"""Layers shared by every model: convolution, dense layer, norms, pooling.
+"""Layers that the models share: convolution, dense layer, norms, pooling.
 
-All parameters are ``float32``; the only collections are ``params`` and ``batch_stats``. Activations
-keep the dtype of the images, ``f32`` below for short (see ``core.precision``); statistics are
-computed in float32 all the same. Data flow: ``conv.py`` -> here -> ``resnet.py``, ``vit.py``,
-``small.py``.
+All parameters and statistics are ``float32``; the only collections are ``params`` and
+``batch_stats``. Activations keep the dtype of the images (see ``engine.precision``), which the
+docstrings call ``f32``.
 """
 
 import math
@@ -21,10 +20,9 @@ NORMS = ("batch", "group", "layer", "patch", "none")
 NUM_GROUPS = 2  # the paper's author's choice for GroupNorm
 NORM_EPSILON = 1e-5
 
-# PyTorch's default, kaiming-uniform with a = sqrt(5): U(-1/sqrt(fan_in), 1/sqrt(fan_in)). The
-# paper's author keeps it, and it matters: He-normal weights are sqrt(6) times larger, and before a
-# norm the effective step size goes with 1 / |w|^2, so the published learning rates would be six
-# times too small.
+# PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the paper's code. It matters:
+# He-normal weights are sqrt(6) times larger, and before a norm the effective step size is
+# proportional to 1 / |w|^2, so the published learning rates would be six times too small.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -36,12 +34,12 @@ class Conv(nn.Module):
       kernel_size: height and width of the window.
       stride: step along both axes.
       padding: ``"SAME"``, ``"VALID"``, or zeros on each side (PyTorch's convention).
-      use_bias: False before a norm, where a bias has no gradient but rounding noise, which Adam
-        turns into differences.
+      use_bias: False before a norm: there the gradient of a bias is nothing but rounding noise,
+        which Adam would turn into differences.
       implementation: one of ``conv.IMPLEMENTATIONS``.
       kernel_init: initializer of ``kernel``; PyTorch's default. ``bias`` starts at 0.
-      pool: maxima of 2x2 windows are taken before the bias is added: the same numbers, a quarter of
-        the work.
+      pool: whether to take maxima of 2x2 windows before the bias is added; the result is the same
+        as after it, for a quarter of the work.
     """
 
     features: int
@@ -71,8 +69,8 @@ class Conv(nn.Module):
 def _add_bias(x: Array, bias: Array) -> Array:
     """Returns ``x: f32[n, H, W, c]`` plus ``bias: f32[c]``.
 
-    The gradient by the bias is a product with ones, because XLA:CPU makes a tree of a long sum: 0.3
-    against 2.6 ms for 50 images of 30x30x32. It is the transpose of the derivative below.
+    The gradient by the bias, the transpose of the derivative below, is a product with ones. A long
+    sum is slower on XLA:CPU: 2.6 against 0.3 ms for 50 images of 30x30x32.
     """
     return x + _per_channel(bias)
 
@@ -89,7 +87,7 @@ def _add_bias_jvp(primals, tangents):
 class Dense(nn.Module):
     """A dense layer, ``f32[..., i] -> f32[..., features]``.
 
-    Differs from ``flax.linen.Dense`` in that it computes in the dtype of its input.
+    Unlike ``flax.linen.Dense`` it computes in the dtype of its input.
 
     Attributes:
       features: outputs.
@@ -110,7 +108,7 @@ class Dense(nn.Module):
 
 
 class Head(Dense):
-    """The last layer: a dense one in float32, since losses are."""
+    """The last layer, a dense layer in float32, like the losses."""
 
     def __call__(self, x: Array) -> Array:
         """Returns logits ``f32[n, features]`` from ``x: f32[n, i]``."""
@@ -118,18 +116,17 @@ class Head(Dense):
 
 
 def _per_channel(values: Array) -> Array:
-    """Returns ``f32[c]`` as ``f32[1, 1, 1, c]``: ranks are never promoted silently here."""
+    """Returns ``f32[c]`` as ``f32[1, 1, 1, c]``; JAX is set to promote no ranks by itself."""
     return values[None, None, None]
 
 
 class BatchNorm(nn.Module):
-    """Normalization by the statistics of a batch, or by running ones.
+    """Normalization by the statistics of a batch, or by running statistics.
 
-    Differs from ``flax.linen.BatchNorm`` where a federated simulation needs it: a batch without a
-    real example (a padding client) is normalized by the running statistics and leaves them alone,
-    where a mean over nothing would be NaN; and with ``train=True`` the running statistics are
-    updated only if ``batch_stats`` is mutable, so a zeroth-order probe uses batch statistics by
-    simply not asking for new ones.
+    There are two differences from ``flax.linen.BatchNorm``. A batch without a real example (of a
+    padding client) is normalized by the running statistics and does not change them; its own mean
+    would be NaN. And ``train=True`` updates the running statistics only if ``batch_stats`` is
+    mutable, so a zeroth-order probe can use batch statistics without updating any.
 
     The running variance is the biased one, as in flax (PyTorch's is unbiased).
     """
@@ -141,7 +138,7 @@ class BatchNorm(nn.Module):
         Args:
           x: ``f32[n, H, W, c]``.
           train: True for batch statistics, False for running ones.
-          mask: ``bool[n]``, False for examples to leave out of the statistics.
+          mask: ``bool[n]``, False for examples that the statistics leave out.
         """
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels)
@@ -165,7 +162,7 @@ def _batch_statistics(
 ) -> tuple[Array, Array]:
     """Returns mean and biased variance ``f32[c]`` of the real examples of ``x: f32[n, H, W, c]``.
 
-    Two passes: ``E[x^2] - E[x]^2`` cancels, and a zeroth-order difference of losses sees it.
+    Takes two passes: ``E[x^2] - E[x]^2`` cancels digits, which zeroth-order differences would show.
     """
     x = widen(x)
     examples = jnp.ones(x.shape[0], x.dtype) if mask is None else mask.astype(x.dtype)
@@ -181,9 +178,9 @@ def _batch_statistics(
 def _weighted_sum(weights: Array, x: Array) -> Array:
     """Returns the sum over all pixels ``f32[c]`` of ``x: f32[n, H, W, c]`` by ``weights: f32[n]``.
 
-    On a CPU by a product for each example: a sum there costs a copy of its terms, a fifth more
-    memory for a forward pass of ResNet18. One product over all pixels would add them up one after
-    the other, and be a hundred times less exact than sums are.
+    On a CPU each example is summed by a product: a sum would copy its terms, a fifth more memory
+    for a forward pass of ResNet18. One product over all examples would be a hundred times less
+    exact.
     """
     if jax.default_backend() != "cpu":
         return (x * weights[:, None, None, None]).sum((0, 1, 2))
@@ -195,11 +192,11 @@ def _weighted_sum(weights: Array, x: Array) -> Array:
 class GroupNorm(nn.Module):
     """Normalization of each example over space and a group of channels.
 
-    Equals ``flax.linen.GroupNorm``. Sums over space come first, so that no five-dimensional copy of
-    the activations is made.
+    Equals ``flax.linen.GroupNorm``, but sums over space first, which saves a five-dimensional copy
+    of the activations.
 
     Attributes:
-      num_groups: groups of neighbouring channels; must divide their number.
+      num_groups: number of groups of neighbouring channels; must divide the number of channels.
     """
 
     num_groups: int = NUM_GROUPS
@@ -223,7 +220,7 @@ class GroupNorm(nn.Module):
         return (centered * multiplier[:, None, None] + _per_channel(bias)).astype(dtype)
 
     def _group_mean(self, values: Array) -> Array:
-        """Returns each channel's mean over its group, ``f32[n, c] -> f32[n, c]``."""
+        """Returns the mean over the group of each channel, ``f32[n, c] -> f32[n, c]``."""
         n, channels = values.shape
         means = values.reshape(n, self.num_groups, -1).mean(-1)
         return jnp.repeat(means, channels // self.num_groups, axis=1)
@@ -238,18 +235,18 @@ def normalize(
     mask: Array | None = None,
     width: float = 1.0,
 ) -> Array:
-    """Returns ``x`` after the norm that a config names; for ``none``, ``x`` rescaled by ``width``.
+    """Returns ``x`` after a norm, or rescaled by ``width`` if the norm is ``none``.
 
-    To be called inside a compact method: the norm becomes a submodule of the caller.
+    Call it inside a compact method: the norm becomes a submodule of the caller.
 
     Args:
       kind: ``batch``, ``group`` or ``none``.
-      name: the submodule's.
+      name: name of the submodule.
       x: ``f32[n, H, W, c]``.
       train: True for batch statistics, False for running ones.
-      mask: ``bool[n]``, False for examples to leave out of batch statistics.
-      width: of the model. HeteroFL divides a narrow model's activations by it in training; every
-        norm cancels that, so it is done only where there is none.
+      mask: ``bool[n]``, False for examples that batch statistics leave out.
+      width: width of the model. In training HeteroFL divides the activations of a narrow model by
+        it. A norm cancels such a factor, so the division is left out where there is a norm.
     """
     if kind == "batch":
         return BatchNorm(name=name)(x, train=train, mask=mask)
@@ -259,7 +256,7 @@ def normalize(
 
 
 def rescale(x: Array, *, train: bool, width: float) -> Array:
-    """Returns ``x / width`` in training, ``x`` else: HeteroFL's "scaler"."""
+    """Returns ``x / width`` in training, otherwise ``x``: the "scaler" of HeteroFL."""
     return x / width if train and width != 1.0 else x
 
 
@@ -268,8 +265,7 @@ def max_pool(x: Array) -> Array:
     """Returns the maxima of 2x2 windows, ``f32[n, H, W, c] -> f32[n, H // 2, W // 2, c]``.
 
     Entries that tie for a maximum share its gradient. The derivative is written out below, because
-    the gradient of ``reduce_window`` is a slow ``select-and-scatter`` on a CPU; there the forward
-    pass is fused with the convolution before it.
+    the gradient of ``reduce_window`` is a slow ``select-and-scatter`` on a CPU.
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
@@ -286,10 +282,10 @@ def _max_pool_jvp(primals, tangents):
         return cut.reshape(n, rows, 2, columns, 2, channels)
 
     is_largest = windows(x) == maxima[:, :, None, :, None]
-    # A term for each place: XLA's CPU back end is slow at sums of two rows and two columns.
+    # One term for each place: XLA's CPU back end is slow at sums of two rows and two columns.
     places = [is_largest[:, :, i, :, j] for i in range(2) for j in range(2)]
-    # At least one is the largest, but XLA may compute x anew for this sum, rounded otherwise than
-    # for the maxima (the CPU back end at optimization level 0 does), and find none.
+    # Without the 1 there could be none: XLA may compute x again for this sum, and round it in
+    # another way than for the maxima (the CPU back end at optimization level 0 does).
     count = jnp.maximum(sum(place.astype(x.dtype) for place in places), 1)
     return maxima, jnp.where(is_largest, windows(moved), 0).sum((2, 4)) / count
 

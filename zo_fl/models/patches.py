@@ -1,13 +1,13 @@
-"""One layer of image patches: features that are set in closed form instead of being trained.
+"""One layer of image patches, whose features are set in closed form instead of being trained.
 
     y = conv(x),   m = means over four quadrants of relu(y - 1/4) and relu(-y - 1/4)
     features = sqrt(m + 0.01),   m the mean over an image and its mirror image
 
-with kernels that are whitened patches of images (``algorithms/patches.py`` sets them) and a linear
-head. Being ordinary parameters, they can be trained further by any method. The root makes features
-with many small and few large values fit for a linear head: 0.8 points of validation accuracy more
-with ridge regression on 2,048 of them. The mirror image is worth three, and doubles the cost: it
-is left out where left and right matter.
+The kernels are whitened patches of images, which ``heads/patches.py`` sets, and a linear head
+follows. Kernels are ordinary parameters, so any method can train them further. Most features are
+small and a few are large; the root makes them fit for a linear head (0.8 points of validation
+accuracy with ridge regression on 2,048 features). The mirror image gives three points and doubles
+the cost; it is left out where left and right matter.
 
 Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528); the root is that of "signed square
 rooting" of pooled features (Perronnin et al. 2010).
@@ -24,9 +24,9 @@ from zo_fl.models.layers import Head, torch_uniform
 
 FILTERS = "filters"
 THRESHOLD = 0.25
-_SMOOTH = 0.01  # added below the root: its gradient stays finite
-_AT_ONCE = 256
-_CONTRAST = 0.1  # added to the variance of a patch's pixels, which are around 1
+_SMOOTH = 0.01  # added below the root, so that its gradient stays finite
+_AT_ONCE = 256  # kernels
+_CONTRAST = 0.1  # added to the variance of the pixels of a patch, which is around 1
 
 
 class Patches(nn.Module):
@@ -36,7 +36,7 @@ class Patches(nn.Module):
       num_classes: width of the output.
       norm: ``none``, or ``patch``: each patch has mean 0 and, almost, variance 1.
       conv: unused; every model has it.
-      kernels: each gives 8 features.
+      kernels: number of kernels; each gives 8 features.
       size: height and width of a patch.
       mirror: whether an image and its mirror image have the same features.
     """
@@ -60,9 +60,9 @@ class Patches(nn.Module):
 class _Filters(nn.Module):
     """Inner products of patches with kernels, thresholded and pooled.
 
-    ``bias`` takes off what the patches' mean would give. Kernels are applied some at a time: less
-    memory, and the cache holds it. XLA:CPU takes 1.5 times as long for a convolution and one
-    pooling of both thresholds.
+    ``bias`` subtracts the share of the mean patch. A few kernels are applied at a time, to need
+    less memory and stay in the cache. A convolution, and one pooling for both thresholds, would
+    take 1.5 times as long on XLA:CPU.
     """
 
     kernels: int
@@ -79,13 +79,13 @@ class _Filters(nn.Module):
         seen = image_patches(x, self.size, self.contrast)
         shares = _quadrants(*seen.shape[1:3])
         views = [(kernel, shares)]
-        if self.mirror:  # its patches are those of the image, mirrored: so are kernels and places
+        if self.mirror:  # mirroring kernels and places is mirroring the image
             views.append((kernel[:, ::-1], shares[:, :, ::-1]))
         pooled = sum(self._pooled(seen, *view, bias) for view in views) / len(views)
         return jnp.sqrt(pooled + _SMOOTH)
 
     def _pooled(self, seen: Array, kernel: Array, shares: np.ndarray, bias: Array) -> Array:
-        """Returns ``f32[n, 8 kernels]``, the means of patches ``f32[n, H', W', d]``."""
+        """Returns the pooled features ``f32[n, 8 kernels]`` of patches ``f32[n, H', W', d]``."""
         n, height, width, dim = seen.shape
         seen = seen.reshape(n * height * width, dim)
         quadrants = jnp.asarray(shares.reshape(4, -1), seen.dtype)
@@ -104,12 +104,12 @@ def image_patches(x: Array, size: int, contrast: bool) -> Array:
     """Returns all patches of images ``f32[n, H, W, c]``, as ``f32[n, H', W', size * size * c]``.
 
     Args:
-      x: the images.
+      x: images.
       size: height and width of a patch.
-      contrast: whether each patch is given mean 0 and variance v / (v + 0.1).
+      contrast: whether to give each patch mean 0 and variance v / (v + 0.1).
     """
     height, width = (side - size + 1 for side in x.shape[1:3])
-    # Columns, then rows: a compiler takes a sixth of the time for twelve slices as for 36.
+    # Columns, then rows: twelve slices compile six times faster than 36.
     columns = [x[:, :, start : start + width] for start in range(size)]
     strips = jnp.concatenate(columns, axis=-1)
     rows = [strips[:, start : start + height] for start in range(size)]
@@ -121,13 +121,13 @@ def image_patches(x: Array, size: int, contrast: bool) -> Array:
 
 
 def _mean(seen: Array) -> Array:
-    """Returns means over the last axis, by a product: a sum costs XLA:CPU a copy of its terms."""
+    """Returns means over the last axis by a product; with a sum XLA:CPU would copy the terms."""
     shares = jnp.full((seen.shape[-1], 1), 1 / seen.shape[-1], seen.dtype)
     return jnp.matmul(seen, shares, precision=jax.lax.Precision.HIGHEST)
 
 
 def _quadrants(height: int, width: int) -> np.ndarray:
-    """Returns ``f32[4, height, width]``, by which a product takes the mean of each quadrant."""
+    """Returns weights ``f32[4, height, width]`` that take the mean of each quadrant."""
     bottom, right = (np.arange(side) >= -(-side // 2) for side in (height, width))
     quadrant = 2 * bottom[:, None] + right[None]
     indicators = (quadrant == np.arange(4)[:, None, None]).astype(np.float32)

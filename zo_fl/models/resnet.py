@@ -1,10 +1,10 @@
-"""ResNet18 in its CIFAR form: the paper's, and HeteroFL's pre-activation one.
+"""ResNet18 for CIFAR, in the form of the paper and in HeteroFL's pre-activation form.
 
 Both have a 3x3 stem of stride 1, no max-pooling, four stages of two basic blocks with 64, 128, 256
 and 512 channels, a global mean and a linear layer. ``width`` scales the channels.
 
 Source: He et al. 2016 (arXiv:1512.03385, arXiv:1603.05027); ZOWarmUp, appendix A.5 and Fig. 8;
-HeteroFL (Diao et al. 2021), whose GroupNorm has 4 groups; 2 here.
+HeteroFL (Diao et al. 2021). HeteroFL's GroupNorm has 4 groups; here it has 2.
 """
 
 import functools
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
       stride: step of the first convolution and of the shortcut.
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
-      width: of the model.
+      width: width of the model.
     """
 
     features: int
@@ -52,14 +52,14 @@ class BasicBlock(nn.Module):
         y = norm("norm2", conv("conv2", y, 3, 1))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = norm("shortcut_norm", conv("shortcut", x, 1, self.stride))
-        # A barrier, or XLA adds up all blocks so far anew for every use of the sum.
+        # Without a barrier XLA adds up all blocks so far again for every use of the sum.
         return jax.lax.optimization_barrier(nn.relu(x + y))
 
 
 class PreactBlock(nn.Module):
-    """norm-relu-conv-norm-relu-conv, plus the input. Attributes as ``BasicBlock``'s.
+    """norm-relu-conv-norm-relu-conv, plus the input, with the attributes of ``BasicBlock``.
 
-    Where the shape changes, the shortcut is a convolution without norm of the first norm-relu.
+    Where the shape changes, the shortcut is a convolution of the first norm-relu, without a norm.
     """
 
     features: int
@@ -89,9 +89,9 @@ class ResNet18(nn.Module):
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
       width: factor of the hidden sizes, in (0, 1] for HeteroFL's sub-models.
-      preact: True for HeteroFL's pre-activation form: 11,172,170 parameters for 10 classes,
-        2,796,714 at half width.
-      stages: whether the head sees the pooled outputs of all four stages, not of the last alone.
+      preact: whether to build HeteroFL's pre-activation form, which has 11,172,170 parameters for
+        10 classes, and 2,796,714 at half width.
+      stages: whether the head sees the pooled outputs of all four stages, not only of the last.
     """
 
     num_classes: int
@@ -108,7 +108,7 @@ class ResNet18(nn.Module):
         Args:
           x: ``f32[n, H, W, c]`` normalized images.
           train: True for batch statistics, False for running ones.
-          mask: ``bool[n]``, False for examples that must not enter batch statistics.
+          mask: ``bool[n]``, False for examples that batch statistics leave out.
         """
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
         sizes = hidden_sizes(self.width)
@@ -134,8 +134,8 @@ class ResNet18(nn.Module):
 def _conv(
     features: int, norm: str, conv: str, name: str, x: Array, size: int, stride: int
 ) -> Array:
-    """Returns ``f32[n, H / stride, W / stride, features]``, by a submodule called ``name``.
+    """Returns a convolution ``f32[n, H / stride, W / stride, features]``, a submodule ``name``.
 
-    Padding is symmetric, as in PyTorch; flax's ``SAME`` would be off by one pixel at stride 2.
+    Padding is symmetric, as in PyTorch; ``SAME`` in flax would be off by one pixel at stride 2.
     """
     return Conv(features, size, stride, size // 2, norm == "none", conv, name=name)(x)

@@ -1,7 +1,7 @@
-"""Small models, for tests, first experiments and benchmarks.
+"""Small models for tests, first experiments and benchmarks.
 
 Source: ``CNNLarge`` is the CNN of the EMNIST benchmarks in "Adaptive Federated Optimization" (Reddi
-et al. 2021, arXiv:2003.00295), without dropout; the others are this project's own.
+et al. 2021, arXiv:2003.00295), without dropout. The others are made for this project.
 """
 
 import functools
@@ -23,7 +23,7 @@ class CNN(nn.Module):
       conv: one of ``conv.IMPLEMENTATIONS``.
       features: channels of the convolutions; a 2x2 max-pooling follows each but the last.
       width: share of these channels, rounded up.
-      stages: whether the head sees the pooled outputs of all convolutions, not of the last alone.
+      stages: whether the head sees the pooled outputs of all convolutions, not only of the last.
     """
 
     num_classes: int
@@ -40,7 +40,7 @@ class CNN(nn.Module):
         Args:
           x: ``f32[n, H, W, c]`` normalized images.
           train: True for batch statistics, False for running ones.
-          mask: ``bool[n]``, False for examples that must not enter batch statistics.
+          mask: ``bool[n]``, False for examples that batch statistics leave out.
         """
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
         outputs = []
@@ -65,7 +65,7 @@ class MLP(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      norm: ``none``; there is no other.
+      norm: only ``none``.
       conv: unused; every model has it.
       hidden_size: units of the hidden layer.
       width: share of these units, rounded up.
@@ -92,7 +92,7 @@ class CNNLarge(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      norm: ``none``; there is no other.
+      norm: only ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
     """
 

@@ -1,7 +1,8 @@
 """The paper's Vision Transformer.
 
-The paper calls it ViT-B/16; its table of layers is another model: 6 pre-norm blocks of width 512
-with 8 heads and patches of 4x4 pixels, no dropout, and no LayerNorm before the classifier.
+The paper calls it ViT-B/16, but its table of layers describes another model, which this is: 6
+pre-norm blocks of width 512 with 8 heads, patches of 4x4 pixels, no dropout, and no LayerNorm
+before the classifier.
 
 Source: Dosovitskiy et al. 2021 (arXiv:2010.11929); ZOWarmUp, Fig. 9 and Table 5.
 """
@@ -22,14 +23,14 @@ _normal = nn.initializers.normal(INIT_STD)
 Dense = functools.partial(layers.Dense, kernel_init=_normal)
 LayerNorm = functools.partial(
     nn.LayerNorm, epsilon=layers.NORM_EPSILON, use_fast_variance=False
-)  # in float32, whatever comes in
+)  # computes in float32 whatever the dtype of its input
 
 
 class Attention(nn.Module):
     """Multi-head self-attention.
 
     Attributes:
-      num_heads: must divide the width.
+      num_heads: number of heads; must divide the width.
     """
 
     num_heads: int
@@ -51,7 +52,7 @@ class Block(nn.Module):
     """Pre-norm attention and MLP, each added to its input.
 
     Attributes:
-      num_heads: heads of the attention.
+      num_heads: number of heads of the attention.
       mlp_size: hidden width of the MLP.
     """
 
@@ -71,15 +72,16 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """The paper's ViT: 18,978,314 parameters for 32x32x3 images and 10 classes.
 
-    Weights start at N(0, 0.02), class token and positions at a truncated N(0, 0.02), biases at 0.
+    Weights start from N(0, 0.02), class token and positions from a truncated N(0, 0.02), and biases
+    at 0.
 
     Attributes:
       num_classes: width of the output.
-      norm: ``layer``; there is no other.
+      norm: only ``layer``.
       conv: unused (the patch embedding is a matrix product); every model has it.
       hidden_size: width of a token.
-      num_layers: blocks.
-      num_heads: heads of each attention.
+      num_layers: number of blocks.
+      num_heads: number of heads of each attention.
       mlp_size: hidden width of each MLP.
       patch_size: side of a patch in pixels; must divide the images' height and width.
     """
@@ -99,8 +101,8 @@ class ViT(nn.Module):
 
         Args:
           x: ``f32[n, H, W, c]`` normalized images.
-          train: unused: neither dropout nor running statistics.
-          mask: unused: examples do not meet.
+          train: unused; there are neither dropout nor running statistics.
+          mask: unused; examples do not affect each other.
         """
         del train, mask
         n, width = x.shape[0], self.hidden_size

@@ -3,71 +3,42 @@
 w_i <- E epochs of mini-batch SGD from w on client i,   message: delta = w - w_i
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zo_fl.engine import cohorts, keys, precision
-from zo_fl.engine import losses as client_losses
+from zo_fl.engine import cohorts, keys, precision, trees
+from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Problem, ServerState
 from zo_fl.engine.errors import FieldError
 from zo_fl.engine.fields import Block, Field
-from zo_fl.engine.phase import Problem
-from zo_fl.engine.strategy import ClientStrategy
+from zo_fl.engine.keys import Keys
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import (
-    Array,
-    ClientBatch,
-    ClientResult,
-    ModelState,
-    Params,
-    ServerState,
-)
+from zo_fl.engine.types import Array, ModelState, Params
 
-
-class LocalSGD(NamedTuple):
-    """Fields of a config block: how a client trains.
-
-    Attributes:
-      local_epochs: E.
-      batch_size: examples a step; the last batch of an epoch may have fewer.
-      lr: step size.
-      momentum: fresh every round.
-      weight_decay: coupled (L2).
-      augment: random crop and flip, drawn anew for every batch.
-      precision: one of ``precision.PRECISIONS``.
-      microbatch: examples that are back-propagated at once, their gradients added up: memory falls,
-        the step stays. 0 = a whole step's.
-      loss: one of ``client_losses.LOSSES``.
-    """
-
-    local_epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    augment: bool
-    precision: str
-    microbatch: int
-    loss: str
-
-
-LOCAL_SGD: Block = {
+FIELDS: Block = {
     "local_epochs": Field(3, "passes over a client's examples a round", at_least=1),
     "batch_size": Field(64, "examples a step", at_least=1),
     "lr": Field(0.05, "client learning rate", at_least=0, varies=True),
-    "momentum": Field(0.0, "client momentum", at_least=0, below=1),
+    "momentum": Field(0.0, "client momentum, fresh every round", at_least=0, below=1),
     "weight_decay": Field(0.0, "client weight decay, coupled (L2)", at_least=0),
-    "augment": Field(True, "random crop and flip"),
-    "precision": Field("float32", "of products: zo_fl/engine/precision.py", precision.available),
+    "augment": Field(True, "random crop and flip, drawn anew for every batch"),
+    "precision": Field("float32", "precision of products", precision.available),
     "microbatch": Field(
         0, "examples back-propagated at once; 0 = a step's; no batch statistics", at_least=0
     ),
-    "loss": client_losses.FIELD,
 }
+
+
+Losses = Callable[[Task, ClientBatch], Callable[..., tuple[Array, ModelState]]]
+
+
+def cross_entropy(task: Task, batch: ClientBatch) -> Callable[..., tuple[Array, ModelState]]:
+    """Returns the task's own losses."""
+    return task.losses
 
 
 class LocalTraining(NamedTuple):
@@ -79,7 +50,8 @@ class LocalTraining(NamedTuple):
       batch_size: examples a step.
       augment: draw new examples by ``Task.augment`` for every batch.
       microbatch: examples that are back-propagated at once; divides ``batch_size``.
-      loss: one of ``client_losses.LOSSES``.
+      losses: ``(task, batch) -> losses`` that a client with these examples trains on, called as
+        ``Task.losses``.
       ragged: clients have unequal sizes: some batches are all padding and must change nothing.
     """
 
@@ -88,44 +60,52 @@ class LocalTraining(NamedTuple):
     batch_size: int
     augment: bool
     microbatch: int
-    loss: str
+    losses: Losses
     ragged: bool
 
 
 def local_training(
-    problem: Problem, sgd_: LocalSGD, optimizer: optax.GradientTransformation | None = None
+    problem: Problem,
+    block: Mapping[str, Any],
+    optimizer: optax.GradientTransformation | None = None,
+    losses: Losses = cross_entropy,
 ) -> LocalTraining:
     """Returns how the clients of a problem train.
 
     Args:
       problem: says whether they have equal sizes.
-      sgd_: the config's fields.
+      block: has ``FIELDS``.
       optimizer: the client's, instead of that of the fields.
+      losses: see ``LocalTraining``.
 
     Raises:
       FieldError: microbatches of a model with batch statistics, or that do not fill a batch.
     """
-    microbatch = sgd_.microbatch or sgd_.batch_size
-    if microbatch < sgd_.batch_size and problem.task.has_statistics:
+    batch_size = block["batch_size"]
+    microbatch = block["microbatch"] or batch_size
+    if microbatch < batch_size and problem.task.has_statistics:
         raise FieldError(
             "microbatch",
             f"={microbatch} would change batch statistics, which this model has; allowed: 0, or "
             "config.model.norm=group",
         )
-    if sgd_.batch_size % microbatch:
-        raise FieldError(
-            "microbatch", f"={microbatch} does not divide batch_size={sgd_.batch_size}"
-        )
+    if batch_size % microbatch:
+        raise FieldError("microbatch", f"={microbatch} does not divide batch_size={batch_size}")
     sizes = np.asarray(problem.clients.client_sizes)
     return LocalTraining(
-        optimizer or sgd(sgd_.lr, sgd_.momentum, sgd_.weight_decay),
-        sgd_.local_epochs,
-        sgd_.batch_size,
-        sgd_.augment,
-        microbatch,
-        sgd_.loss,
+        optimizer=optimizer or sgd(block["lr"], block["momentum"], block["weight_decay"]),
+        epochs=block["local_epochs"],
+        batch_size=batch_size,
+        augment=block["augment"],
+        microbatch=microbatch,
+        losses=losses,
         ragged=bool(sizes.min() < sizes.max()),
     )
+
+
+def forward_passes(block: Mapping[str, Any]) -> Callable[[float, float], float]:
+    """Returns ``(clients, examples of one) -> forward passes a round``; ``block`` as above."""
+    return lambda clients, examples: clients * examples * block["local_epochs"]
 
 
 def sgd(
@@ -138,8 +118,8 @@ def sgd(
     )
 
 
-def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> ClientStrategy:
-    """Returns the strategy whose message is ``delta = before - after`` of local training by a task.
+def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> Client:
+    """Returns the client whose message is ``delta = before - after`` of local training by a task.
 
     Running statistics of BatchNorm travel beside it.
 
@@ -148,33 +128,31 @@ def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> C
       training: how, given what the server sent: a rate may follow the round, a penalty the weights.
     """
 
-    def client_update(state: ServerState, batch: ClientBatch, run_key: Array) -> ClientResult:
-        after, new_state, loss = train(task, training(state), state, batch, run_key)
-        size = jnp.sum(batch.mask).astype(jnp.float32)
-        delta = optax.tree.sub(state.params, after)
-        return ClientResult(delta, size, new_state, {"loss": loss})
+    def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+        after, new_state, loss = train(task, training(state), state, batch, own)
+        return ClientResult(
+            message=optax.tree.sub(state.params, after),
+            weight=jnp.sum(batch.mask).astype(jnp.float32),
+            model_state=new_state,
+            metrics={"loss": loss},
+        )
 
-    return ClientStrategy(client_update)
+    return Client(update)
 
 
 def train(
-    task: Task,
-    training: LocalTraining,
-    start: ServerState,
-    batch: ClientBatch,
-    run_key: Array,
+    task: Task, training: LocalTraining, start: ServerState, batch: ClientBatch, own: Keys
 ) -> tuple[Params, ModelState, Array]:
     """Returns ``(params, model_state, mean loss)`` after one client's epochs of mini-batch SGD.
 
     Args:
       task: the learning problem.
       training: how.
-      start: parameters and statistics to start from, and the round.
+      start: parameters and statistics to start from.
       batch: all examples of the client.
-      run_key: ``key[]``.
+      own: the client's keys.
     """
-    client_key = keys.client_key(keys.round_key(run_key, start.round_idx), batch.client_id)
-    losses_of = client_losses.of_client(task, training.loss, batch)
+    losses_of = training.losses(task, batch)
 
     def step(carry, inputs):
         params, model_state, opt_state = carry
@@ -182,43 +160,43 @@ def train(
         examples = jax.tree.map(lambda leaf: leaf[indices], batch.examples)
         if training.augment:
             examples = task.augment(key, examples)
-
         count = jnp.maximum(jnp.sum(mask), 1)
 
-        def gradient_of(examples, mask):
-            def objective(params):
-                values, new_state = losses_of(params, model_state, examples, mask, True)
-                total = jnp.sum(jnp.where(mask, values, 0.0))
-                return total / count, (total, new_state)
+        def objective(params, examples, mask):
+            values, new_state = losses_of(params, model_state, examples, mask, True)
+            total = jnp.sum(jnp.where(mask, values, 0.0))
+            return total / count, (total, new_state)
 
-            return jax.grad(objective, has_aux=True)(params)
-
-        if training.microbatch < training.batch_size:
-            cut = lambda leaf: leaf.reshape(-1, training.microbatch, *leaf.shape[1:])  # noqa: E731
-            parts = jax.tree.map(cut, (examples, mask))
-            zeros = optax.tree.zeros_like(params), jnp.float32(0)
-
-            def add(sums, part):
-                gradient, (total, _) = gradient_of(*part)
-                return jax.tree.map(jnp.add, sums, (gradient, total)), None
-
-            (gradient, total), _ = jax.lax.scan(add, zeros, parts)
-            new_state = model_state
+        gradient_of = jax.grad(objective, has_aux=True)
+        if training.microbatch == training.batch_size:
+            gradient, (total, new_state) = gradient_of(params, examples, mask)
         else:
-            gradient, (total, new_state) = gradient_of(examples, mask)
+            parts = trees.batched((examples, mask), training.microbatch)
+            gradient, total = _summed(gradient_of, params, parts)
+            new_state = model_state
         updates, new_opt_state = training.optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_state, new_opt_state)
         if training.ragged:
             new = optax.tree.where(jnp.any(mask), new, carry)
         return new, total
 
-    epoch_keys = jax.random.split(keys.stream(client_key, "batches"), training.epochs)
+    epoch_keys = jax.random.split(keys.stream(own.client, "batches"), training.epochs)
     indices, masks = jax.vmap(cohorts.epoch_order, in_axes=(0, None, None))(
         epoch_keys, batch.mask, training.batch_size
     )
     indices, masks = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (indices, masks))
-    step_keys = jax.random.split(keys.stream(client_key, "augment"), indices.shape[0])
+    step_keys = jax.random.split(keys.stream(own.client, "augment"), indices.shape[0])
     carry = (start.params, start.model_state, training.optimizer.init(start.params))
     (after, new_state, _), totals = jax.lax.scan(step, carry, (indices, masks, step_keys))
     seen = jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
     return after, new_state, jnp.sum(totals) / seen
+
+
+def _summed(gradient_of: Callable, params: Params, parts: Any) -> tuple[Params, Array]:
+    """Returns the sums over microbatches of gradients and of losses."""
+
+    def add(sums, part):
+        gradient, (total, _) = gradient_of(params, *part)
+        return jax.tree.map(jnp.add, sums, (gradient, total)), None
+
+    return jax.lax.scan(add, (optax.tree.zeros_like(params), jnp.float32(0)), parts)[0]

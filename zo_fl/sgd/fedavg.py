@@ -13,32 +13,26 @@ Source: McMahan et al. 2017; Reddi et al. 2021; ZOWarmUp, Algorithm 1, phase 1.
 from collections.abc import Mapping
 from typing import Any
 
-from zo_fl.engine import server_optimizers
-from zo_fl.engine.fields import Block, Field, changed, take
-from zo_fl.engine.phase import PARTICIPATION, Participation, Phase, Problem, make_group
-from zo_fl.engine.strategy import Aggregation, Group
-from zo_fl.sgd.client import LOCAL_SGD, LocalSGD, local_sgd, local_training
-from zo_fl.wrap import stop as stopping
+from zo_fl.engine import cohorts, server
+from zo_fl.engine.algorithm import Group, Phase, Problem, Server
+from zo_fl.engine.fields import Block, Field, changed
+from zo_fl.sgd import client
+from zo_fl.wrap import stop
 
-# Running statistics of BatchNorm: the mean of the clients', unscaled by the server's step size.
-AGGREGATION = Aggregation(finalize_state=lambda model_state, mean_state: mean_state)
-
-
-BLOCKS: dict[str, Block] = {
-    "warmup": {
-        "num_rounds": Field(200, "the pivot; at most, unless stop is fixed", at_least=0),
-        **stopping.FIELDS,
-        **changed(PARTICIPATION, tiers="high"),
-        **LOCAL_SGD,
-        "server_lr": Field(1.0, "server learning rate", at_least=0, varies=True),
-        "server": server_optimizers.BLOCK,
-    }
+FIELDS: Block = {
+    "num_rounds": Field(200, "rounds until the pivot; at most, unless stop is fixed", at_least=0),
+    **stop.FIELDS,
+    **changed(cohorts.FIELDS, tiers="high"),
+    **client.FIELDS,
+    "server_lr": Field(1.0, "server learning rate", at_least=0, varies=True),
+    "server": server.FIELD,
 }
+BLOCKS: dict[str, Block] = {"warmup": FIELDS}
 
 
 def phases(problem: Problem, *, warmup: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase of FedAvg; ``warmup`` is its config block."""
-    return (stopping.watched(problem, phase(problem, "warmup", warmup), warmup),)
+    return (stop.early(problem, phase(problem, "warmup", warmup), warmup),)
 
 
 def phases_for_all(
@@ -59,24 +53,25 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any]) -> Phase:
     Args:
       problem: task and clients.
       name: the phase's.
-      block: fields of ``config.warmup``.
+      block: has ``FIELDS``.
 
     Raises:
-      ConfigError: a cohort that cannot be drawn.
+      FieldError: a cohort that cannot be drawn.
     """
-    optimizer = server_optimizers.create(lr=block["server_lr"], **block["server"])
-    group = first_order_clients(problem, block)
-    return Phase(name, block["num_rounds"], (group,), AGGREGATION, optimizer)
+    return Phase(name, block["num_rounds"], (clients(problem, block),), averaging(block))
 
 
-def first_order_clients(problem: Problem, block: Mapping[str, Any]) -> Group:
-    """Returns the clients of a FedAvg round; ``block`` has the fields of ``config.warmup``."""
-    fields = take(LocalSGD, block)
-    training = local_training(problem, fields)
-    return make_group(
-        problem,
-        local_sgd(problem.task.with_precision(fields.precision), lambda state: training),
-        lambda clients, examples: clients * examples * fields.local_epochs,
-        take(Participation, block),
-        trains=True,
+def clients(problem: Problem, block: Mapping[str, Any]) -> Group:
+    """Returns the clients of a FedAvg round; ``block`` has ``FIELDS``."""
+    training = client.local_training(problem, block)
+    task = problem.task.with_precision(block["precision"])
+    sending = client.local_sgd(task, lambda state: training)
+    return cohorts.make_group(problem, sending, client.forward_passes(block), block, trains=True)
+
+
+def averaging(block: Mapping[str, Any]) -> Server:
+    """Returns the server of FedAvg; ``block`` has ``FIELDS``."""
+    return server.descend(
+        server.optimizer(block["server"], block["server_lr"]),
+        statistics=lambda running, uploaded: uploaded,
     )

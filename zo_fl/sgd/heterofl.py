@@ -17,29 +17,40 @@ numbers of clients a level, where the source draws each client's independently.
 Source: Diao, Ding, Tarokh, ICLR 2021 (arXiv 2010.01264) and its public code; ZOWarmUp, section 4.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zo_fl.engine import keys
-from zo_fl.engine import statistics as batch_statistics
-from zo_fl.engine.cohorts import largest_remainder, make_sampler
+from zo_fl.engine import keys, losses, server, statistics
+from zo_fl.engine.algorithm import (
+    Client,
+    ClientBatch,
+    ClientResult,
+    Cohort,
+    Evaluated,
+    Group,
+    Phase,
+    Problem,
+    ServerState,
+    as_trained,
+)
+from zo_fl.engine.cohorts import Sampler, group_of, largest_remainder, make_sampler
 from zo_fl.engine.errors import ConfigError, FieldError
-from zo_fl.engine.fields import Block, Field, Rule, changed, take
-from zo_fl.engine.phase import Phase, Problem, as_trained, group_of
-from zo_fl.engine.strategy import Aggregation, Group, SampleCohort
-from zo_fl.engine.types import HIGH, Array, Cohort, ServerState
-from zo_fl.sgd import client as first_order
-from zo_fl.sgd.client import LOCAL_SGD, LocalSGD, LocalTraining
-from zo_fl.sgd.slices import mean_over_holders, slice_strategy
+from zo_fl.engine.fields import Block, Field, Rule, changed
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import HIGH, Array, FederatedData, ModelState, Params, PyTree
+from zo_fl.sgd import client
+from zo_fl.sgd.client import LocalTraining
 
 WIDTHS = {"a": 1.0, "b": 1 / 2, "c": 1 / 4, "d": 1 / 8, "e": 1 / 16}
 ASSIGNMENTS = ("tier", "dynamic")
 STATISTICS_BATCH = 500
+CLIP_NORM = 1.0  # of a client's gradient
 
 
 _LEVELS = Rule(
@@ -63,10 +74,9 @@ BLOCKS: dict[str, Block] = {
         "levels": Field(
             "ab", "widths 1, 1/2, .. 1/16 = a to e; the first is the high tier's", rule=_LEVELS
         ),
-        "assignment": Field("tier", "of levels; dynamic: re-drawn every round", ASSIGNMENTS),
-        **changed(LOCAL_SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, loss="masked"),
+        "assignment": Field("tier", "assignment of levels; dynamic: every round", ASSIGNMENTS),
+        **changed(client.FIELDS, lr=0.1, momentum=0.9, weight_decay=5e-4),
         "milestones": Field((200, 400), "rounds after which lr is divided by 10", rule=_MILESTONES),
-        "clip_norm": Field(1.0, "largest norm of a client's gradient; 0 = any", at_least=0),
     }
 }
 
@@ -80,47 +90,39 @@ def phases(problem: Problem, *, heterofl: Mapping[str, Any]) -> tuple[Phase, ...
     levels = heterofl["levels"]
     drawn = _cohorts(problem, len(levels), heterofl["assignment"], heterofl["cohort_size"])
     groups = tuple(_level(problem, heterofl, index, *drawn[index]) for index in range(len(levels)))
-    strategies = [group.strategy for group in groups]
-    finalize = mean_over_holders(strategies, problem.task.head)
+    clients = [group.client for group in groups]
+    mean = mean_over_holders(clients, problem.task.head)
     pools = problem.task.has_statistics
-    phase = Phase(
-        "heterofl",
-        heterofl["num_rounds"],
-        groups,
-        Aggregation(finalize=finalize),
-        optax.sgd(1.0),
-        batch_statistics.pooled(problem, STATISTICS_BATCH) if pools else as_trained,
-        needs_all_data=pools,
-    )
-    return (phase,)
+    evaluated = pooled(problem, STATISTICS_BATCH) if pools else as_trained
+    descending = server.descend(optax.sgd(1.0), mean)
+    return (Phase("heterofl", heterofl["num_rounds"], groups, descending, evaluated),)
+
+
+def masked(task: Task, batch: ClientBatch) -> Callable:
+    """Returns the losses of a client that leaves alone the classes which it does not hold."""
+    return losses.of_client(task, "masked", batch)
 
 
 def _level(
     problem: Problem, block: Mapping[str, Any], index: int, eligible, size: int, sample
 ) -> Group:
     """Returns the group of one level: who is in it, and how they train."""
-    levels, fields = block["levels"], take(LocalSGD, block)
+    levels = block["levels"]
     width = WIDTHS[levels[index]]
     task = problem.task if width == 1.0 else problem.narrow_task(width)
 
     def training(state: ServerState) -> LocalTraining:
         decays = jnp.sum(state.round_idx >= jnp.array(block["milestones"], jnp.int32))
         optimizer = optax.chain(
-            optax.clip_by_global_norm(block["clip_norm"])
-            if block["clip_norm"]
-            else optax.identity(),
-            first_order.sgd(fields.lr * 0.1**decays, fields.momentum, fields.weight_decay),
+            optax.clip_by_global_norm(CLIP_NORM),
+            client.sgd(block["lr"] * 0.1**decays, block["momentum"], block["weight_decay"]),
         )
-        return first_order.local_training(problem, fields, optimizer)
+        return client.local_training(problem, block, optimizer, masked)
 
-    strategy = slice_strategy(
-        task.with_precision(fields.precision),
-        training,
-        level=index,
-        num_levels=len(levels),
-    )
-    passes = lambda clients, examples: clients * examples * fields.local_epochs  # noqa: E731
-    group = group_of(problem, strategy, passes, eligible, size, sample, trains=True)
+    task = task.with_precision(block["precision"])
+    training_slice = slice_client(task, training, level=index, num_levels=len(levels))
+    passes = client.forward_passes(block)
+    group = group_of(problem, training_slice, passes, eligible, size, sample, trains=True)
     return group._replace(name=f"level {levels[index]}")
 
 
@@ -166,7 +168,7 @@ def _cohorts(problem: Problem, num_levels: int, assignment: str, cohort_size: in
     ]
 
 
-def _dealt(num_clients: int, start: int, count: int) -> SampleCohort:
+def _dealt(num_clients: int, start: int, count: int) -> Sampler:
     """Returns a sampler of ``count`` clients from place ``start`` of a round's shuffled clients."""
 
     def sample(round_key: Array) -> Cohort:
@@ -175,3 +177,167 @@ def _dealt(num_clients: int, start: int, count: int) -> SampleCohort:
         return Cohort(ids, jnp.ones(count, bool))
 
     return sample
+
+
+class Update(NamedTuple):
+    """A level's contribution to the mean over the cohort.
+
+    Attributes:
+      delta: shaped like the whole model, 0 outside of the level's slice.
+      holders: ``f32[L]``, 1 at the level.
+      class_holders: ``f32[L, classes]``, the classes that the client holds, in the level's row.
+    """
+
+    delta: Params
+    holders: Array
+    class_holders: Array
+
+
+def leading_slice(tree: PyTree, shapes: PyTree) -> PyTree:
+    """Returns the leading slice of every leaf of ``tree``, of the shapes of another tree."""
+    return jax.tree.map(lambda leaf, like: leaf[tuple(map(slice, like.shape))], tree, shapes)
+
+
+def embed(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns every leaf as the leading slice of zeros shaped like another tree's leaf."""
+    return jax.tree.map(
+        lambda leaf, whole: jnp.pad(
+            leaf, [(0, n - m) for m, n in zip(leaf.shape, whole.shape, strict=True)]
+        ),
+        tree,
+        like,
+    )
+
+
+def slice_client(
+    task: Task,
+    training: Callable[[ServerState], LocalTraining],
+    *,
+    level: int,
+    num_levels: int,
+) -> Client:
+    """Returns the client of one level: trains a slice, sends its delta and its set of labels.
+
+    Args:
+      task: of the narrow model.
+      training: how, given what the server sent.
+      level: index of the level.
+      num_levels: L.
+    """
+    shapes = jax.eval_shape(task.init, keys.run_key(0))
+
+    def receives(state: ServerState):
+        return leading_slice((state.params, state.model_state), shapes)
+
+    def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+        params, model_state = receives(state)
+        is_label = task.labels(batch.examples)[:, None] == jnp.arange(task.num_classes)[None]
+        present = jnp.any(is_label & batch.mask[:, None], axis=0)
+        start = state._replace(params=params, model_state=model_state)
+        after, _, loss = client.train(task, training(state), start, batch, own)
+        return ClientResult(
+            message=(optax.tree.sub(params, after), present),
+            weight=jnp.any(batch.mask).astype(jnp.float32),
+            model_state={},
+            metrics={"loss": loss},
+        )
+
+    def decode(message, state: ServerState, own: Keys) -> Update:
+        delta, present = message
+        # A class that the client does not hold is none of its business, weight decay included.
+        held = jax.tree.map(lambda leaf: leaf * _as_columns(present, leaf), delta[task.head])
+        here = jax.nn.one_hot(level, num_levels)
+        whole = embed(delta | {task.head: held}, state.params)
+        return Update(whole, here, here[:, None] * present[None])
+
+    return Client(update, decode, receives, holds_part=True)
+
+
+def mean_over_holders(clients: Sequence[Client], head: str) -> Callable:
+    """Returns the server's ``gradient`` that divides each entry by the clients that held it.
+
+    Args:
+      clients: one a level, in the order of ``Update.holders``.
+      head: name of the last layer, whose columns are classes.
+    """
+
+    def gradient(mean: Update, state: ServerState, of_round: Keys) -> tuple[Params, PyTree]:
+        shares = holder_shares(clients, head, mean, state)
+        divide = lambda delta, share: jnp.where(  # noqa: E731
+            share > 0, delta / jnp.maximum(share, 1e-12), 0.0
+        )
+        return jax.tree.map(divide, mean.delta, shares), state.strategy_state
+
+    return gradient
+
+
+def holder_shares(clients: Sequence[Client], head: str, mean: Update, state: ServerState) -> Params:
+    """Returns, for each entry of the model, the share of the cohort that held it."""
+
+    def of_level(held: Client, holders, class_holders):
+        # The messages' shapes tell the slice.
+        params, _ = jax.eval_shape(held.receives, state)
+
+        def ones(leaf):
+            return jnp.full(leaf.shape, holders)
+
+        def columns(leaf):
+            return jnp.broadcast_to(_as_columns(class_holders, leaf), leaf.shape)
+
+        share = {
+            name: jax.tree.map(columns if name == head else ones, part)
+            for name, part in params.items()
+        }
+        return embed(share, state.params)
+
+    shares = [
+        of_level(held, mean.holders[i], mean.class_holders[i]) for i, held in enumerate(clients)
+    ]
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *shares)
+
+
+def _as_columns(classes: Array, leaf: Array) -> Array:
+    """Returns ``f32[classes]`` with as many axes as ``leaf``, the classes last."""
+    return classes.reshape((1,) * (leaf.ndim - 1) + (-1,)).astype(jnp.float32)
+
+
+def pooled(problem: Problem, batch_size: int) -> Evaluated:
+    """Returns ``(state, data) -> (params, model_state)`` with statistics of all training data.
+
+    Batches mix all clients, in a fixed order: normalised by itself, a client's own batch would have
+    the statistics of its few classes.
+
+    Args:
+      problem: who holds which rows.
+      batch_size: examples a batch.
+    """
+    rows = np.asarray(problem.clients.client_indices)
+    sizes = np.asarray(problem.clients.client_sizes)
+    held = np.concatenate([row[:size] for row, size in zip(rows, sizes, strict=True)])
+    held = np.random.default_rng(0).permutation(held).astype(np.int32)
+    size = min(batch_size, len(held))
+    missing = -len(held) % size
+    mask = np.pad(np.ones(len(held), bool), (0, missing))
+    held = np.pad(held, (0, missing))
+
+    def evaluated(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
+        if data is None:
+            raise ConfigError(
+                "statistics are pooled over all training data, which are streamed; set "
+                "config.run.data to 'device'"
+            )
+        held_examples = data.examples
+
+        def one(inputs):
+            rows, mask = inputs
+            examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows][None], held_examples)
+            moments = statistics.batch_moments(
+                problem.task, state.params, state.model_state, examples, mask[None]
+            )
+            return jax.tree.map(lambda leaf: jnp.sum(mask) * leaf, moments)
+
+        sums = jax.lax.map(one, (held.reshape(-1, size), mask.reshape(-1, size)))
+        moments = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / mask.sum(), sums)
+        return state.params, statistics.from_moments(moments)
+
+    return evaluated

@@ -15,11 +15,9 @@ from typing import Any
 
 import optax
 
-from zo_fl.engine import server_optimizers
-from zo_fl.engine.cohorts import largest_remainder
+from zo_fl.engine.algorithm import Client, Phase, Problem
+from zo_fl.engine.cohorts import eligible_clients, largest_remainder
 from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.phase import Participation, Phase, Problem, eligible_clients
-from zo_fl.engine.strategy import ClientStrategy
 from zo_fl.sgd import fedavg
 from zo_fl.zo import methods as zeroth_order
 
@@ -38,28 +36,26 @@ def phases(
     sizes = [len(eligible_clients(problem, tier)) for tier in ("high", "low")]
     _check(problem, zo, sizes)
     high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else (0, 0)
-    first_order = fedavg.first_order_clients(
-        problem, {**warmup, **Participation(high, "high")._asdict()}
+    of_high, of_low = (
+        {"cohort_size": size, "tiers": tier, "participation": "uniform"}
+        for size, tier in ((high, "high"), (low, "low"))
     )
-    scalars, _, scale = zeroth_order.zeroth_order_clients(
-        problem, {**zo, **Participation(low, "low")._asdict()}
-    )
-    step = zo["lr"] * scale
+    training = fedavg.clients(problem, {**warmup, **of_high})
+    scalars, _ = zeroth_order.clients(problem, {**zo, **of_low})
     groups = (
-        first_order._replace(name="high tier"),
-        scalars._replace(strategy=_as_delta(scalars.strategy, step), name="low tier"),
+        training._replace(name="high tier"),
+        scalars._replace(client=_as_delta(scalars.client, zo["lr"]), name="low tier"),
     )
-    server = server_optimizers.create(lr=warmup["server_lr"], **warmup["server"])
-    return (Phase("mixed", zo["num_rounds"], groups, fedavg.AGGREGATION, server),)
+    return (Phase("mixed", zo["num_rounds"], groups, fedavg.averaging(warmup)),)
 
 
-def _as_delta(strategy: ClientStrategy, step: float) -> ClientStrategy:
-    """Returns the strategy with its gradient estimates times a step size: before - after."""
+def _as_delta(client: Client, step: float) -> Client:
+    """Returns the client with its gradient estimates times a step size: before - after."""
 
     def decode(*arguments):
-        return optax.tree.scale(step, strategy.decode(*arguments))
+        return optax.tree.scale(step, client.decode(*arguments))
 
-    return strategy._replace(decode=decode)
+    return client._replace(decode=decode)
 
 
 def _check(problem: Problem, zo: Mapping[str, Any], sizes: list[int]) -> None:

@@ -10,10 +10,10 @@ number of a client's examples is public). A message that the server reads by its
 noise. Of sums each client adds its share, noise / sqrt(cohort), as under secure aggregation, where
 the server sees their sum alone; who drops out takes its share along.
 
-What a phase reveals of one example after all of its rounds is (epsilon, delta), by
-``dp-accounting`` (``host.privacy``). Not covered: a phase that says nothing of it, such as a
-first-order warm-up, and what a simulation logs beside the messages (losses). Here noise comes from
-the run's key, so that a run can be repeated; clients of the real world draw it for themselves.
+``host.privacy`` computes (epsilon, delta) of all rounds of a phase, by ``dp-accounting``. Not
+covered: a phase that promises nothing, such as a first-order warm-up, and what a simulation logs
+beside the messages (losses). Here noise comes from the run's key, so that a run can be repeated;
+clients of the real world draw it for themselves.
 
 Sources: Dwork and Roth 2014; DPZero (arXiv 2310.09639) for scalars.
 """
@@ -26,21 +26,35 @@ import jax.numpy as jnp
 
 from zo_fl.engine.errors import FieldError
 from zo_fl.engine.fields import Block, Field
-from zo_fl.engine.phase import Release
 from zo_fl.engine.types import Array
-from zo_fl.heads.closed_form import Moments
 
 FIELDS: Block = {
-    "bound": Field(0.0, "on what an example adds to a message; 0 = none", at_least=0),
-    "noise": Field(0.0, "Gaussian, times the most that an example moves a message", at_least=0),
+    "bound": Field(0.0, "bound on what an example adds to a message; 0 = none", at_least=0),
+    "noise": Field(
+        0.0, "Gaussian noise, times the most that an example moves a message", at_least=0
+    ),
 }
 
 
 class Privacy(NamedTuple):
-    """Fields of a config block; ``FIELDS`` says what they mean."""
+    """The values of ``FIELDS``."""
 
     bound: float
     noise: float
+
+
+class Release(NamedTuple):
+    """What clients reveal of one example in a phase, as differential privacy counts it.
+
+    Attributes:
+      noise: standard deviation of Gaussian noise, as a multiple of the most that an example moves.
+      times: messages of a round that an example is in.
+      once: whether it is in those of one round only, not in those of every round.
+    """
+
+    noise: float
+    times: int
+    once: bool
 
 
 def release(privacy: Privacy, times: int = 1, once: bool = False) -> Release | None:
@@ -84,21 +98,23 @@ def bounded_features(privacy: Privacy, features: Array) -> Array:
     return features * jnp.minimum(1.0, privacy.bound / jnp.maximum(lengths, 1e-30))
 
 
-def noisy_moments(privacy: Privacy, sums: Moments, cohort: int, views: int, key: Array) -> Moments:
+def noisy_sums(
+    privacy: Privacy, sums: tuple[Array, Array, Array], cohort: int, key: Array
+) -> tuple[Array, Array, Array]:
     """Returns a client's sums of bounded features, with its share of the noise.
 
     Args:
       privacy: bound and noise.
-      sums: of the client.
+      sums: of products of two features, of features, of counts.
       cohort: clients that add up.
-      views: of an example, each of which is in the sums.
       key: ``key[]``.
     """
     if not privacy.noise:
         return sums
-    share = privacy.noise * math.sqrt(3) * views / math.sqrt(cohort)
+    share = privacy.noise * math.sqrt(3) / math.sqrt(cohort)
     scales = (privacy.bound**2, privacy.bound, 1.0)
-    parts = zip(sums, scales, jax.random.split(key, 3), strict=True)
-    return Moments(
-        *(part + share * scale * jax.random.normal(own, part.shape) for part, scale, own in parts)
+    first, second, third = (
+        part + share * scale * jax.random.normal(own, part.shape)
+        for part, scale, own in zip(sums, scales, jax.random.split(key, 3), strict=True)
     )
+    return first, second, third

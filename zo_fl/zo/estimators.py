@@ -10,17 +10,16 @@ two losses of a pair agree to five or six digits (eps * tau = 7.5e-5), and a dif
 rounded means would be mostly rounding.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from zo_fl.engine.errors import FieldError
+from zo_fl.engine.precision import forward_mode
 from zo_fl.engine.types import Array, Params
-from zo_fl.models.conv import forward_mode
 from zo_fl.zo.directions import AddDirection
 
 
@@ -36,40 +35,25 @@ class Estimate(NamedTuple):
     loss: Array
 
 
-class Probe(Protocol):
-    """The client's half of an estimator."""
-
-    def __call__(
-        self, losses: Callable[[Params], Array], weights: Array, params: Params, keys: Array, /
-    ) -> Estimate:
-        """Returns what a client learns.
-
-        Args:
-          losses: ``params -> f32[n]``, a loss an example.
-          weights: ``f32[n]``, summing to one; 0 for padding.
-          params: to probe around.
-          keys: ``key[S]``, one a direction.
-        """
-        ...
-
-
 class Estimator(NamedTuple):
     """A zeroth-order gradient estimator.
 
     Attributes:
-      estimate: from losses to scalars.
+      estimate: ``(losses, weights f32[n], params, keys key[S]) -> Estimate``, the client's half:
+        ``losses`` maps params to ``f32[n]``, a loss an example; weights sum to one, 0 for padding;
+        keys are one a direction.
       coefficients: ``f32[S] scalars -> f32[S]``: the gradient estimate is ``sum_m coefficients[m] *
         z(keys[m])``. A probe that is not finite gets 0, and the mean is over the others.
       passes: forward passes over the client's examples that one ``estimate`` takes.
     """
 
-    estimate: Probe
+    estimate: Callable[[Callable[[Params], Array], Array, Params, Array], Estimate]
     coefficients: Callable[[Array], Array]
     passes: int
 
 
 def create(
-    name: str, add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
+    name: str, add_direction: AddDirection, *, eps: Any, num_directions: int, bound: float = 0.0
 ) -> Estimator:
     """Returns the estimator ``name`` of ``ESTIMATORS``.
 
@@ -81,14 +65,9 @@ def create(
       bound: on the loss difference of each example, 0 for none.
 
     Raises:
-      FieldError: a bound where the estimator takes no ``bound``: it sees no single examples.
+      FieldError: a bound for an estimator that sees no single examples.
     """
-    function, given = ESTIMATORS[name], {"eps": eps, "num_directions": num_directions}
-    if bound:
-        if "bound" not in inspect.signature(function).parameters:
-            raise FieldError("bound", f"={bound:g}: {name} bounds no single examples; allowed: 0")
-        given["bound"] = bound
-    return function(add_direction, **given)
+    return ESTIMATORS[name](add_direction, eps=eps, num_directions=num_directions, bound=bound)
 
 
 def two_point(
@@ -151,7 +130,9 @@ def forward(
     return Estimator(estimate, coefficients, passes=num_directions + 1)
 
 
-def jvp(add_direction: AddDirection, *, eps: float, num_directions: int) -> Estimator:
+def jvp(
+    add_direction: AddDirection, *, eps: float, num_directions: int, bound: float = 0.0
+) -> Estimator:
     """Returns the forward gradient: exact directional derivatives by forward-mode differentiation.
 
         scalar_m = <grad F(w), z_m>,    gradient = 1/S sum_m scalar_m z_m
@@ -161,7 +142,8 @@ def jvp(add_direction: AddDirection, *, eps: float, num_directions: int) -> Esti
 
     Source: Baydin et al. 2022 (arXiv 2202.08587).
     """
-    del eps
+    if bound:
+        raise FieldError("bound", f"={bound:g}: jvp bounds no single examples; allowed: 0")
 
     def estimate(losses, weights, params, keys):
         def one(key):

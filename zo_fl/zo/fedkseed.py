@@ -27,37 +27,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.engine import keys
-from zo_fl.engine import statistics as batch_statistics
-from zo_fl.engine.fields import Block, Field, changed, take, without
-from zo_fl.engine.phase import Participation, Phase, Problem, cohort_size, make_group
-from zo_fl.engine.strategy import Aggregation, ClientStrategy
-from zo_fl.engine.types import Array, ClientBatch, ClientResult, Params, ServerState
-from zo_fl.zo import estimators, precision_check, private_scalars, zeroth_order
-from zo_fl.zo import methods as zo
-from zo_fl.zo.probing import Prober, Probing, make_prober
+from zo_fl.engine import cohorts, keys, statistics
+from zo_fl.engine.algorithm import (
+    Client,
+    ClientBatch,
+    ClientResult,
+    Phase,
+    Problem,
+    Server,
+    ServerState,
+)
+from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.server import descend
+from zo_fl.engine.types import Array, Params
+from zo_fl.zo import client, estimators, methods
+from zo_fl.zo.client import Probing
 
 CLIP = 1000.0
 
-
-FIXED = ("seed_policy", "aggregation", "local_lr", "server")
 BLOCKS: dict[str, Block] = {
     "fedkseed": {
-        **changed(
-            without(zo.FIELDS, *FIXED),
-            num_rounds=500,
-            distribution="gaussian",
-            eps=5e-4,
-            tau=1.0,
-            num_directions=1,
-            local_steps=200,
-            batch_size=16,
-            lr=4e-6,
-        ),
         # Its source has batches of 1, for language models.
-        "candidate_seeds": Field(4096, "K, the pool", at_least=1, at_most=10**8),
+        **methods.own_fields(
+            num_rounds=500, eps=5e-4, num_directions=1, local_steps=200, batch_size=16, lr=4e-6
+        ),
+        "candidate_seeds": Field(4096, "size K of the pool", at_least=1, at_most=10**8),
     }
 }
+FIXED = {"distribution": "gaussian", "tau": 1.0}
 
 
 class Pool(NamedTuple):
@@ -74,14 +72,18 @@ class Pool(NamedTuple):
     counts: Any
 
 
-def phases(problem: Problem, *, fedkseed: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns the one phase of FedKSeed; ``fedkseed`` is its config block."""
-    return (phase(problem, "fedkseed", fedkseed, adaptive=False),)
+def phases(
+    problem: Problem, *, zo: Mapping[str, Any], fedkseed: Mapping[str, Any]
+) -> tuple[Phase, ...]:
+    """Returns the one phase of FedKSeed."""
+    return (phase(problem, "fedkseed", {**zo, **fedkseed, **FIXED}, adaptive=False),)
 
 
-def phases_pro(problem: Problem, *, fedkseed: Mapping[str, Any]) -> tuple[Phase, ...]:
+def phases_pro(
+    problem: Problem, *, zo: Mapping[str, Any], fedkseed: Mapping[str, Any]
+) -> tuple[Phase, ...]:
     """Returns the one phase of FedKSeed-Pro."""
-    return (phase(problem, "fedkseed_pro", fedkseed, adaptive=True),)
+    return (phase(problem, "fedkseed_pro", {**zo, **fedkseed, **FIXED}, adaptive=True),)
 
 
 def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bool) -> Phase:
@@ -90,100 +92,96 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bo
     Args:
       problem: task and clients.
       name: the phase's.
-      block: the fields of ``config.fedkseed``.
-      adaptive: draw candidates by their history (Pro) instead of uniformly.
+      block: has the fields of ``zo`` and ``fedkseed``.
+      adaptive: whether candidates are drawn by their history (Pro), not uniformly.
 
     Raises:
-      ConfigError: a cohort that cannot be drawn.
+      FieldError: a cohort that cannot be drawn.
     """
-    who, lr, candidates = take(Participation, block), block["lr"], block["candidate_seeds"]
-    prober = make_prober(problem.task, take(Probing, block), lr)
-    size = cohort_size(problem, who)
-    drawn = size * prober.fields.local_steps * prober.fields.num_directions
-    group = make_group(
-        problem,
-        pool_strategy(prober, candidates, adaptive, uniform=block["weights"] == "uniform"),
-        prober.forward_passes,
-        who,
-    )
-    aggregation = pool_aggregation(prober, candidates, adaptive, size, drawn)
-    revealed = private_scalars.release(prober.fields, problem)
-    return Phase(name, block["num_rounds"], (group,), aggregation, optax.sgd(lr), release=revealed)
+    lr, candidates = block["lr"], block["candidate_seeds"]
+    probing = client.make_probing(problem.task, block, lr)
+    size = cohorts.cohort_size(problem, block)
+    drawn = size * probing.local_steps * probing.num_directions
+    sending = pool_client(probing, candidates, adaptive)
+    group = cohorts.make_group(problem, sending, probing.forward_passes, block)
+    group = group._replace(release=client.release(probing, problem))
+    server = pool_server(probing, candidates, adaptive, size, drawn, lr)
+    return Phase(name, block["num_rounds"], (group,), server)
 
 
-def pool_strategy(
-    prober: Prober, candidate_seeds: int, adaptive: bool, *, uniform: bool
-) -> ClientStrategy:
-    """Returns the strategy whose message is ``f32[k, S]`` scalars of candidates from the pool."""
+def pool_client(probing: Probing, candidate_seeds: int, adaptive: bool) -> Client:
+    """Returns the client whose message is ``f32[k, S]`` scalars of candidates from the pool."""
+    num_directions = probing.num_directions
 
-    def draw(state: ServerState, run_key, client_id, step):
-        root = keys.client_key(keys.round_key(run_key, state.round_idx), client_id)
-        key = jax.random.fold_in(keys.stream(root, "candidates"), step)
+    def draw(state: ServerState, own: Keys, step: Array) -> Array:
+        key = jax.random.fold_in(keys.stream(own.client, "candidates"), step)
         if not adaptive:
-            return jax.random.randint(key, (prober.fields.num_directions,), 0, candidate_seeds)
+            return jax.random.randint(key, (num_directions,), 0, candidate_seeds)
         logits = log_probabilities(state.strategy_state)
-        return jax.random.categorical(key, logits, shape=(prober.fields.num_directions,))
+        return jax.random.categorical(key, logits, shape=(num_directions,))
 
-    def client_update(state: ServerState, batch: ClientBatch, run_key):
+    def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
         def draw_keys(step):
-            return pool_keys(run_key, draw(state, run_key, batch.client_id, step))
+            return pool_keys(own.run, draw(state, own, step))
 
-        probes = zeroth_order.probe(prober, state, batch, run_key, draw_keys)
-        weight = (probes.size > 0).astype(jnp.float32) if uniform else probes.size
-        return ClientResult(probes.scalars, weight, probes.statistics, {"loss": probes.loss})
+        probes = client.probe(probing, state, batch, own, draw_keys)
+        return client.sent(probes.scalars, probes, uniform=False)
 
-    def decode(message, client_id, state: ServerState, run_key):
-        steps = jnp.arange(prober.fields.local_steps)
-        drawn = jax.vmap(lambda step: draw(state, run_key, client_id, step))(steps).reshape(-1)
-        coefficients = jax.vmap(prober.estimator.coefficients)(message).reshape(-1)
+    def decode(message, state: ServerState, own: Keys) -> Pool:
+        steps = jnp.arange(probing.local_steps)
+        drawn = jax.vmap(lambda step: draw(state, own, step))(steps).reshape(-1)
+        coefficients = jax.vmap(probing.estimator.coefficients)(message).reshape(-1)
         zeros = jnp.zeros(candidate_seeds)
         accumulators = zeros.at[drawn].add(coefficients)
         if not adaptive:
             return Pool(accumulators, (), ())
-        sizes = jnp.minimum(jnp.abs(coefficients) * prober.fields.num_directions, CLIP)
+        sizes = jnp.minimum(jnp.abs(coefficients) * num_directions, CLIP)
         return Pool(accumulators, zeros.at[drawn].add(sizes), zeros.at[drawn].add(1.0))
 
-    twice = precision_check.scalars_twice(prober)
-    return ClientStrategy(client_update, decode, replays=True, scalars_twice=twice)
+    return Client(update, decode, replays=True)
 
 
-def pool_aggregation(
-    prober: Prober, candidate_seeds: int, adaptive: bool, cohort_size: int, drawn: int
-) -> Aggregation:
-    """Returns the server's side: adds to the accumulators and applies what they gained.
+def pool_server(
+    probing: Probing,
+    candidate_seeds: int,
+    adaptive: bool,
+    cohort_size: int,
+    drawn: int,
+    lr: float | Array,
+) -> Server:
+    """Returns the server: it adds to the accumulators and applies what they gained.
 
     Args:
-      prober: how losses are probed.
+      probing: how losses are probed.
       candidate_seeds: K.
-      adaptive: keep the history that Pro draws by.
+      adaptive: whether to keep the history that Pro draws by.
       cohort_size: clients a round.
       drawn: candidates that a round touches at most.
+      lr: step size.
     """
     touched = min(drawn, candidate_seeds)
 
-    def init(params):
-        del params
+    def init(params, before) -> Pool:
         zeros, ones = jnp.zeros(candidate_seeds), jnp.ones(candidate_seeds)
         # Arrays of their own: a state is donated to the next round, each of its buffers once.
         return Pool(zeros, jnp.copy(zeros), ones) if adaptive else Pool(zeros, (), ())
 
-    def finalize(mean: Pool, state: ServerState, run_key):
+    def gradient(mean: Pool, state: ServerState, of_round: Keys):
         (indices,) = jnp.nonzero(mean.accumulators, size=touched, fill_value=0)
         # Those past the last touched one are filled with candidate 0, at no weight.
         real = jnp.arange(touched) < jnp.sum(mean.accumulators != 0)
         coefficients = jnp.where(real, mean.accumulators[indices], 0.0)
+        candidates = pool_keys(of_round.run, indices)
         zeros = optax.tree.zeros_like(state.params)
-        gradient = estimators.combine(
-            prober.add_direction, coefficients, pool_keys(run_key, indices), zeros
-        )
+        found = estimators.combine(probing.add_direction, coefficients, candidates, zeros)
         # Means over the cohort; the history is a sum over its clients.
-        gains = Pool(
-            mean.accumulators, *jax.tree.map(lambda leaf: cohort_size * leaf, tuple(mean[1:]))
-        )
-        return gradient, jax.tree.map(jnp.add, state.strategy_state, gains)
+        history = jax.tree.map(lambda leaf: cohort_size * leaf, tuple(mean[1:]))
+        gains = Pool(mean.accumulators, *history)
+        return found, jax.tree.map(jnp.add, state.strategy_state, gains)
 
-    finalize_state = batch_statistics.finalize_state(prober.fields.bn_policy)
-    return Aggregation(init, finalize=finalize, finalize_state=finalize_state)
+    return descend(
+        optax.sgd(lr), gradient, init=init, statistics=statistics.of_server(probing.bn_policy)
+    )
 
 
 def from_start(
@@ -192,7 +190,7 @@ def from_start(
     """Returns the model after any number of rounds, from the first one and the accumulators.
 
     Args:
-      add_direction: from ``clients.directions``.
+      add_direction: from ``directions.create``.
       params: w_0, at the start of the phase.
       pool: ``ServerState.strategy_state``.
       run_key: ``key[]``.

@@ -1,0 +1,249 @@
+"""The prices that a low-resource client pays for everyone's accuracy: points, table, picture.
+
+Three prices, each of one low-resource client over the whole run: uplink in bytes, peak memory of
+its largest step as compiled, and passes over single examples (a backward one counts as two).
+A point is on the front of a price if nothing cheaper is as accurate.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zo_fl.host import units
+from zo_fl.host.style import FAINT, INK, decorate, plain
+
+from . import comparison, drawing, runs, tables
+from .drawing import Label
+from .runs import SweepRuns
+from .text_table import TextTable
+
+PRICES = {
+    "uplink": "sent by a low-resource client",
+    "memory": "its peak memory",
+    "passes": "its passes, a backward one as two",
+}
+_FORMATS = {"uplink": units.num_bytes, "memory": units.num_bytes, "passes": units.integer}
+_LEAST = {"uplink": 100, "memory": 1_000_000, "passes": 100}  # where an axis becomes logarithmic
+
+
+class TradeOff(NamedTuple):
+    """One point of a sweep and its prices for a low-resource client; None is not known.
+
+    Attributes:
+      name: the point's name.
+      accuracies: in percent, one for each seed.
+      uplink: bytes over the run, mean over seeds.
+      memory: bytes.
+      passes: single-example passes over the run, mean over seeds.
+    """
+
+    name: str
+    accuracies: list[float]
+    uplink: float | None
+    memory: float | None
+    passes: float | None
+
+    def accuracy(self) -> float:
+        """Returns the mean accuracy over seeds."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    def price(self, name: str) -> Any:
+        """Returns one of the ``PRICES``."""
+        return self._asdict()[name]
+
+
+# As printed, CIFAR-10 at 10/90; a low-resource client of ZOWarmUp sends 3 floats in 300 rounds, one
+# of HeteroFL half-width deltas (2.8 M floats) in 500. ZOWarmUp's memory is Table 1's.
+PAPER = (
+    TradeOff("ZOWarmUp (paper)", [54.3], 3_600, 89.4e6, None),
+    TradeOff("HeteroFL (paper)", [51.1], 500 * 4 * 2_798_000, None, None),
+    TradeOff("High Res Only (paper)", [44.3], 0, None, 0),
+)
+
+
+def points(
+    sweep: SweepRuns, memory_of: Callable[[Mapping[str, Any]], int] | None
+) -> list[TradeOff]:
+    """Returns the points of a sweep that have a finished run.
+
+    Args:
+      sweep: the runs.
+      memory_of: the bytes of a low-resource client for a run's config; None leaves them unknown.
+    """
+    found = []
+    for row, column in sweep.points():
+        finished = runs.finished(sweep.of(row, column))
+        good = [run for run in finished if comparison.converged(run)]
+        accuracies = [100 * value for value in runs.numbers(good, "final_accuracy")]
+        if accuracies:
+            name = row if len(sweep.columns) == 1 else f"{row}, {column}"
+            uplink = comparison.mean(runs.numbers(good, "low_uplink_bytes"))
+            passes = comparison.mean(runs.numbers(good, "low_passes"))
+            memory = memory_of(finished[0].config) if memory_of else None
+            found.append(TradeOff(name, accuracies, uplink, memory, passes))
+    return found
+
+
+def write(found: Sequence[TradeOff], out: Path, with_paper: bool) -> None:
+    """Writes the picture, the table and the points.
+
+    Raises:
+      ConfigError: they cannot be written.
+    """
+    content = {"points": [point._asdict() for point in found], "with_paper": with_paper}
+    headers = ["name", "accuracy", "n", *PRICES]
+    rows = [
+        [p.name, p.accuracy(), len(p.accuracies), *(p.price(name) for name in PRICES)]
+        for p in found
+    ]
+    with runs.writing(out):
+        drawing.save(draw(found, with_paper), out / "pareto.png")
+        (out / "pareto.md").write_text(table(found).markdown(), encoding="utf-8")
+        tables.write_csv(out / "pareto.csv", headers, rows)
+        (out / "pareto.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def from_json(content: Any) -> tuple[list[TradeOff], bool] | None:
+    """Returns points and whether the paper's belong beside them; None of something else."""
+    try:
+        return [TradeOff(**point) for point in content["points"]], bool(content["with_paper"])
+    except (KeyError, TypeError):
+        return None
+
+
+def front(found: Sequence[TradeOff], price: str) -> list[TradeOff]:
+    """Returns the points such that none is cheaper and as accurate, the cheapest first."""
+    known = [point for point in found if point.price(price) is not None]
+    best, kept = float("-inf"), []
+    for point in sorted(known, key=lambda p: (p.price(price), -p.accuracy())):
+        if point.accuracy() > best:
+            best = point.accuracy()
+            kept.append(point)
+    return kept
+
+
+def numbered(found: Sequence[TradeOff]) -> list[tuple[int, TradeOff]]:
+    """Returns the points with their numbers in table and picture, the cheapest uplink first."""
+    return list(enumerate(sorted(found, key=lambda p: (p.uplink or 0, p.accuracy())), start=1))
+
+
+def table(found: Sequence[TradeOff]) -> TextTable:
+    """Returns a line for each point, the cheapest uplink first, with marks for fronts."""
+    prices = _known(found)
+    on_front = {price: front(found, price) for price in prices}
+    rows = []
+    for number, point in numbered(found):
+        cells = [
+            _FORMATS[price](point.price(price)) + ("*" if point in on_front[price] else "")
+            for price in prices
+        ]
+        accuracy = comparison.mean_std(point.accuracies)
+        rows.append([str(number), point.name, accuracy, str(len(point.accuracies)), *cells])
+    headers = ["#", "", "test accuracy, %", "n", *prices]
+    title = "Of one low-resource client, over the run; * = on the front"
+    return TextTable(title, headers, rows, num_names=2)
+
+
+def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
+    """Returns accuracy against each known price, fronts as lines, the paper's figures hollow.
+
+    Numbers are the table's. The first panel has all of them; the others have the numbers of their
+    fronts, and those that find a place beside their marks.
+    """
+    prices = _known(found)
+    figure = drawing.new_figure("", 3.2 * len(prices))
+    panels = figure.subplots(len(prices), 1, squeeze=False)[:, 0]
+    families = [_family(point) for point in found]
+    colours = drawing.colours(families)
+    for axes, price in zip(panels, prices, strict=True):
+        _draw_panel(axes, found, price, colours, with_paper)
+    for family in dict.fromkeys(families):
+        panels[0].plot([], [], "o", color=colours[family], label=plain(family))
+    if with_paper:
+        look = drawing.PAPER | {"color": INK, "linestyle": "none"}
+        panels[0].plot([], [], label="the paper, as printed", **look)
+    drawing.add_legend(figure, panels[0], "mean and standard deviation over seeds")
+    figure.draw_without_rendering()  # the room for labels depends on the layout
+    for axes, price in zip(panels, prices, strict=True):
+        _label(axes, price, found, with_paper, has_all=price == prices[0])
+    return figure
+
+
+def _draw_panel(
+    axes: Axes, found: Sequence[TradeOff], price: str, colours: Mapping[str, str], with_paper: bool
+) -> None:
+    decorate(axes)
+    axes.margins(y=0.12)
+    for point in found:
+        if (x := point.price(price)) is not None:
+            look: dict[str, Any] = {"fmt": "o", "ms": 4.5, "lw": 1, "clip_on": False}
+            look["color"] = colours[_family(point)]
+            axes.errorbar(x, point.accuracy(), yerr=comparison.std(point.accuracies), **look)
+    kept = front(found, price)
+    xs, ys = [point.price(price) for point in kept], [point.accuracy() for point in kept]
+    axes.plot(xs, ys, color=FAINT, lw=0.9, zorder=1, drawstyle="steps-post")
+    for point in PAPER if with_paper else ():
+        if (x := point.price(price)) is not None:
+            look = drawing.PAPER | {"color": INK, "linestyle": "none", "clip_on": False}
+            axes.plot(x, point.accuracy(), **look)
+    _scale(axes, price)
+    axes.set(xlabel=PRICES[price], ylabel="test accuracy, %")
+
+
+def _label(
+    axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool, has_all: bool
+) -> None:
+    """Writes the numbers of points, and the paper's names, beside their marks."""
+    on_front = front(found, price)
+    named = [
+        (str(number), 7.5, point, not has_all and point not in on_front)
+        for number, point in numbered(found)
+    ]
+    named += [(p.name.removesuffix(" (paper)"), 8, p, False) for p in PAPER if with_paper]
+    labels = [
+        Label(name, size, (point.price(price), point.accuracy()), is_optional)
+        for name, size, point, is_optional in named
+        if point.price(price) is not None
+    ]
+    kept = [(point.price(price), point.accuracy()) for point in on_front]
+    corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
+    steps = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
+    # From the top: the best ones choose their place first.
+    labels.sort(key=lambda label: (label.is_optional, -label.place[1]))
+    drawing.write_labels(axes, labels, steps)
+
+
+def _scale(axes: Axes, price: str) -> None:
+    """Makes the horizontal axis logarithmic, with a place for 0."""
+    smallest = _LEAST[price]
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.9)
+    largest = 2 * axes.get_xlim()[1]  # room for the label of the last
+    axes.set_xlim(0, largest)
+    step = 100 if largest / smallest > 1e4 else 10
+    ticks = [0.0]
+    while (tick := smallest * step ** (len(ticks) - 1)) <= largest:
+        ticks.append(tick)
+    axes.set_xticks(ticks, [_tick(price, tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _tick(price: str, value: float) -> str:
+    if price == "passes":
+        return units.integer(value)
+    for unit, size in {"GB": 1e9, "MB": 1e6, "kB": 1e3}.items():
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B" if value else "0"
+
+
+def _known(found: Sequence[TradeOff]) -> list[str]:
+    return [price for price in PRICES if any(point.price(price) is not None for point in found)]
+
+
+def _family(point: TradeOff) -> str:
+    return point.name.split(",")[0]

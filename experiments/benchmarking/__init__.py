@@ -1,1 +1,0 @@
-"""The parts of ``experiments.benchmark``: what is timed, how, and against whom."""

@@ -1,1 +1,0 @@
-"""What ``experiments.diagnose`` measures, and the page that it makes of it."""

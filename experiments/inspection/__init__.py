@@ -1,0 +1,1 @@
+"""A look into configs and runs that takes JAX: client costs, states from a ledger, a diagnosis."""

@@ -1,0 +1,140 @@
+"""Table 1 of the paper for a config: bytes and memory of a client, by formula and as measured."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from zo_fl import experiment, models
+from zo_fl.engine.algorithm import Group, Phase
+from zo_fl.experiment import Experiment
+from zo_fl.host import units
+from zo_fl.host.schedule import group_traffic, phase_cost
+
+from . import client_step
+
+# As printed in Table 1, in MB per client; its communication columns are scrambled.
+PAPER = {
+    "warmup": {"uplink": "S K 4e-6 MB", "downlink": "44.7 MB", "memory": "533.2 MB"},
+    "zo": {"uplink": "S 4e-6 MB", "downlink": "44.7 MB", "memory": "89.4 MB"},
+}
+PAPER_PARAMS = 11_173_962
+
+
+class Formulas(NamedTuple):
+    """A.3's formulas for a client of a group, in bytes; None where they do not apply."""
+
+    uplink: int | None = None
+    downlink: int | None = None
+    memory: int | None = None
+    batch: str = ""
+
+
+def show(config: Mapping[str, Any], console: Console, is_timed: bool = False) -> None:
+    """Prints both tables of a config.
+
+    Args:
+      config: a resolved one.
+      console: where to print.
+      is_timed: whether to run each client's step too, and time it.
+    """
+    built = experiment.build(config)
+    params, model_state = jax.eval_shape(built.task.init, built.run_key)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    dataset = built.federation.dataset
+    module = models.create(**config["model"], num_classes=dataset.num_classes)
+    sizes = client_step.activations(module, dataset.train["image"].shape[1:])
+    console.print(
+        f"{config['model']['name']}, {num_params:,} parameters; activations of one image: "
+        f"{sizes.total:,} floats, the largest {sizes.largest:,}"
+    )
+    names = ("phase", "quantity", "paper, as printed", "formula", "measured")
+    table = _table("A client in one round", names, 2)
+    for phase in built.phases:
+        for group in phase.groups:
+            formulas = _formulas(config, built, num_params, sizes, phase, group)
+            for row in _group_rows(built, phase, group, formulas, is_timed):
+                table.add_row(*row)
+        table.add_section()
+    console.print(table)
+    console.print(_totals(built, params, model_state))
+    console.print(
+        "Table 1 scrambles its communication columns as printed; the formulas are A.3's, read "
+        "consistently. Measured bytes include BatchNorm statistics that travel."
+    )
+    if num_params != PAPER_PARAMS:
+        console.print(f"The paper's figures are for ResNet18 with {PAPER_PARAMS:,} parameters.")
+
+
+def _formulas(
+    config: Mapping[str, Any], built: Experiment, num_params: int, sizes, phase: Phase, group: Group
+) -> Formulas:
+    """Returns the formulas' values for the paper's own two phases, none for other methods."""
+    model = 4 * num_params
+    if phase.name == "warmup":
+        batch = config["warmup"]["batch_size"]
+        memory = client_step.memory_formula(num_params, batch, sizes.total)
+        return Formulas(model, model, memory, f", {batch} images at once")
+    if phase.name == "zo":
+        scalars = 4 * config["zo"]["num_directions"]
+        batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]
+        memory = client_step.memory_formula(num_params, batch, sizes.largest)
+        return Formulas(scalars, scalars * group.cohort_size, memory, f", {batch} images at once")
+    return Formulas()
+
+
+def _group_rows(
+    built: Experiment, phase: Phase, group: Group, formulas: Formulas, is_timed: bool
+) -> Iterator[tuple[str, ...]]:
+    """Yields the table's rows for one client of a group in one round."""
+    params, model_state = jax.eval_shape(built.task.init, built.run_key)
+    data = built.data_of(phase)
+    step_of = phase, group, params, model_state, data, built.engine
+    step = client_step.compile_step(*step_of)
+    memory = client_step.step_memory(step, *step_of)
+    traffic = group_traffic(group, phase, params, model_state, data)
+    received = traffic.broadcast if phase.replays else traffic.downlink // group.cohort_size
+    name, paper = ", ".join(filter(None, (phase.name, group.name))), PAPER.get(phase.name, {})
+    lines = (
+        ("uplink", "uplink", formulas.uplink, traffic.uplink // group.cohort_size),
+        ("downlink", "downlink", formulas.downlink, received),
+        (f"memory{formulas.batch}", "memory", formulas.memory, sum(memory)),
+        ("  of it temporaries", "", None, memory.temporaries),
+    )
+    for i, (label, key, formula, measured) in enumerate(lines):
+        by_formula = "" if formula is None else units.num_bytes(formula)
+        yield "" if i else name, label, paper.get(key, ""), by_formula, units.num_bytes(measured)
+    yield "", "the server reads", "", "", "sums" if phase.sums_suffice else "each message"
+    if is_timed:
+        model = built.task.init(built.run_key)
+        yield (
+            "",
+            "time here",
+            "",
+            "",
+            f"{client_step.step_seconds(step, phase, *model, data):.3g} s",
+        )
+
+
+def _totals(built: Experiment, params, model_state) -> Table:
+    names = ("phase", "rounds", "clients a round", "model pushed at start", "uplink", "downlink")
+    table = _table("The whole run, all clients together", names, 1)
+    for phase in built.phases:
+        cost, rounds = (
+            phase_cost(phase, params, model_state, built.data_of(phase)),
+            phase.num_rounds,
+        )
+        downlink = cost.at_start + cost.downlink * rounds if rounds else 0
+        sizes = cost.at_start, cost.uplink * rounds, downlink
+        counts = str(phase.num_rounds), str(phase.cohort_size)
+        table.add_row(phase.name, *counts, *map(units.num_bytes, sizes))
+    return table
+
+
+def _table(title: str, names: tuple[str, ...], num_texts: int) -> Table:
+    table = Table(title=title)
+    for i, name in enumerate(names):
+        table.add_column(name, justify="left" if i < num_texts else "right")
+    return table

@@ -1,0 +1,309 @@
+"""Measures what a zeroth-order phase did and could have done, on the states of a finished run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zo_fl import config as configs
+from zo_fl import experiment
+from zo_fl.engine import cohorts, precision, statistics, trees
+from zo_fl.engine.algorithm import Phase, ServerState, start
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
+from zo_fl.engine.types import Array, ModelState, Params
+from zo_fl.experiment import Experiment
+from zo_fl.host import evaluate
+from zo_fl.host.schedule import ScheduledPhase
+
+from .states import Replay
+
+_STEP = {"two_point": lambda eps: 2 * eps, "forward": lambda eps: eps, "jvp": lambda eps: 1.0}
+
+
+class OneRound(NamedTuple):
+    """One round against the exact gradient at its start.
+
+    Attributes:
+      round: number in the run.
+      cosine: between the round's update and the descent direction of all its clients' loss.
+      expected: cosine that m directions in d coordinates give on average: sqrt(m / (m + d - 1)).
+      directions: m.
+      coordinates: d, the number that moved.
+      update_norm: norm of the update.
+      signal: standard deviation of the exact directional derivatives of the round's clients.
+      noise: root mean square error of what clients sent, as derivatives; NaN where the method does
+        not say how it estimates.
+    """
+
+    round: int
+    cosine: float
+    expected: float
+    directions: int
+    coordinates: int
+    update_norm: float
+    signal: float
+    noise: float
+
+
+class Bought(NamedTuple):
+    """The accuracy that some passes bought, from the model that the phase began with.
+
+    Attributes:
+      name: the method.
+      accuracy: on the test set.
+      passes: single-example passes of all clients; a backward pass counts as two.
+    """
+
+    name: str
+    accuracy: float
+    passes: float
+
+
+class Diagnosis(NamedTuple):
+    """All measurements.
+
+    Attributes:
+      title: the run, in words.
+      phase: the phase's name.
+      rounds: some rounds of the phase.
+      start: accuracy at its start.
+      before: accuracies by class there, ``f64[classes]``.
+      after: the same at its end.
+      bought: what the phase itself bought, then what others would have.
+    """
+
+    title: str
+    phase: str
+    rounds: list[OneRound]
+    start: float
+    before: np.ndarray
+    after: np.ndarray
+    bought: list[Bought]
+
+
+def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
+    """Returns the diagnosis of a run's last zeroth-order phase.
+
+    Args:
+      replay: the run's states.
+      rounds: some of the phase's, as text; None for the first, the middle and the last.
+
+    Raises:
+      ConfigError: there is no such phase or round, or the states they start from are damaged.
+    """
+    phase = scalar_phase(replay)
+    chosen = _rounds(rounds, phase)
+    wanted = sorted({phase.start, *(one - 1 for one in chosen), phase.end})
+    states = dict(replay.states(wanted))
+    first_state, end = states[phase.start], states[phase.end]
+    built, passes = replay.built, phase.round.pass_equivalents * (phase.end - phase.start)
+    before, after = (by_class(built, one.params, one.model_state) for one in (first_state, end))
+    first, last = (_accuracy(built, one.params, one.model_state) for one in (first_state, end))
+    own = Bought(f"this phase: {phase.phase.name}", last, passes)
+    config = replay.config
+    return Diagnosis(
+        f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}",
+        phase.phase.name,
+        [one_round(replay, phase, states[one - 1]) for one in chosen],
+        first,
+        before,
+        after,
+        [own, *bought_otherwise(replay, phase, first_state)],
+    )
+
+
+def scalar_phase(replay: Replay) -> ScheduledPhase:
+    """Returns the run's last phase in which clients send scalars.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    for phase in reversed(replay.schedule.phases):
+        block = replay.config.get(phase.phase.name, {})
+        if phase.phase.replays and "num_directions" in block:
+            return phase
+    raise ConfigError(
+        "the run has no phase in which clients send scalars; only such phases can be diagnosed"
+    )
+
+
+def one_round(replay: Replay, phase: ScheduledPhase, before: ServerState) -> OneRound:
+    """Compares the round that follows a state with the exact gradient at that state."""
+    built, block = replay.built, replay.config[phase.phase.name]
+    data = built.data_of(phase.phase)
+    after, records = _round(built, phase.phase, before, data)
+    update = optax.tree.sub(after.params, before.params)
+    gradient = mean_gradient(built, phase.phase, block, before)
+    inner = -float(jnp.asarray(optax.tree.vdot(update, gradient)))
+    norms = optax.tree.norm(update) * optax.tree.norm(gradient)
+    moved = sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(update))
+    sent = np.concatenate([_valid(record.messages, record.weights) for record in records])
+    count = len(sent)
+    if block.get("seed_policy") == "shared":
+        count = sum(math.prod(jax.tree.leaves(r.messages)[0].shape[1:]) for r in records)
+    signal, noise = _signal_and_noise(replay, phase, before, sent)
+    return OneRound(
+        int(before.round_idx) + 1,
+        float(inner / norms),
+        math.sqrt(count / max(count + moved - 1, 1)),
+        count,
+        moved,
+        float(optax.tree.norm(update)),
+        signal,
+        noise,
+    )
+
+
+def _signal_and_noise(
+    replay: Replay, phase: ScheduledPhase, before: ServerState, sent: np.ndarray
+) -> tuple[float, float]:
+    """Returns the spread of the exact derivatives and the error of the scalars ``f64[n]`` sent."""
+    name, block = phase.phase.name, replay.config[phase.phase.name]
+    if block.get("estimator") not in _STEP:
+        return math.nan, math.nan
+    built = _same_data(configs.changed(replay.config, {f"{name}.estimator": "jvp"}), replay)
+    (by_jvp,) = [one for one in built.phases if one.name == name]
+    _, records = _round(built, by_jvp, before, replay.built.data_of(phase.phase))
+    exact = np.concatenate([_valid(record.messages, record.weights) for record in records])
+    eps = block["eps"] or precision.best_eps(block["precision"])
+    errors = sent / _STEP[block["estimator"]](eps) - exact
+    return float(exact.std()), float(np.sqrt(np.mean(errors**2)))
+
+
+def mean_gradient(
+    built: Experiment, phase: Phase, block: Mapping[str, Any], state: ServerState
+) -> Params:
+    """Returns the gradient of the mean loss over all examples of a phase's clients."""
+    data, task = built.data_of(phase), built.task
+    ids = np.unique(np.concatenate([group.eligible for group in phase.groups]))
+    of_batch = task.has_statistics and block.get("bn_policy") in statistics.OF_THE_BATCH
+
+    @jax.jit
+    def of_client(params, model_state, data, client):
+        batch = trees.squeeze(cohorts.gather(data, client[None]))
+
+        def total(params):
+            each, _ = task.losses(params, model_state, batch.examples, batch.mask, of_batch)
+            return jnp.sum(jnp.where(batch.mask, each, 0.0))
+
+        return jax.grad(total)(params), jnp.sum(batch.mask)
+
+    sum_, count = optax.tree.zeros_like(state.params), 0.0
+    for client in ids:
+        gradient, examples = of_client(state.params, state.model_state, data, jnp.int32(client))
+        sum_, count = optax.tree.add(sum_, gradient), count + examples
+    return optax.tree.scale(1 / count, sum_)
+
+
+def by_class(built: Experiment, params: Params, model_state: ModelState) -> np.ndarray:
+    """Returns the accuracy on the test set, class by class, ``f64[classes]``."""
+    task = built.task
+
+    @jax.jit
+    def counts(params, model_state, test):
+        def body(found, batch):
+            examples, mask = batch
+            logits, _ = task.logits(params, model_state, examples, mask, False)
+            labels = task.labels(examples)
+            one_hot = (labels[:, None] == jnp.arange(task.num_classes)[None]) & mask[:, None]
+            right = one_hot & (jnp.argmax(logits, -1) == labels)[:, None]
+            return found + jnp.stack([right.sum(0), one_hot.sum(0)]), None
+
+        zeros = jnp.zeros((2, task.num_classes), jnp.int32)
+        return jax.lax.scan(body, zeros, (test.examples, test.mask))[0]
+
+    right, all_ = np.asarray(counts(params, model_state, _test_set(built)), np.float64)
+    return right / np.maximum(all_, 1)
+
+
+def bought_otherwise(replay: Replay, phase: ScheduledPhase, first: ServerState) -> list[Bought]:
+    """Trains the phase's first model by other methods, with at most as many passes.
+
+    They are a zero rate (statistics alone), a closed-form head of everyone's sums, and first-order
+    rounds of everyone with the run's own ``warmup`` fields.
+    """
+    name, rounds = phase.phase.name, phase.end - phase.start
+    found = []
+    if replay.built.task.has_statistics:
+        still = _same_data(configs.changed(replay.config, {f"{name}.lr": 0.0}), replay)
+        phases = [one for one in still.phases if one.name == name]
+        found.append(Bought("zero rate: statistics alone", *_run(still, phases, first)))
+    head = _same_data(configs.changed(replay.config, {"algorithm": "ridge"}), replay)
+    found.append(Bought("a closed-form head of everyone", *_run(head, head.phases, first)))
+    first_order = {"algorithm": "fedavg", "warmup.tiers": "all", "warmup.num_rounds": 1}
+    first_order |= {"warmup.cohort_size": 0, "warmup.stop": "fixed"}
+    built = _same_data(configs.changed(replay.config, first_order), replay)
+    (training,) = built.phases
+    affordable = int(rounds * phase.round.pass_equivalents // _passes(training))
+    if affordable:
+        label = f"{affordable} first-order rounds of everyone"
+        found.append(Bought(label, *_run(built, [training._replace(num_rounds=affordable)], first)))
+    return found
+
+
+def _run(built: Experiment, phases: Sequence[Phase], first: ServerState) -> tuple[float, float]:
+    """Returns the accuracy that some phases arrive at from a state, and their passes."""
+    model, state, passes = (first.params, first.model_state), first, 0.0
+    for phase in phases:
+        data = built.data_of(phase)
+        if phase.num_rounds:
+            state = start(phase, *model, int(state.round_idx), state.strategy_state)
+        step = _jit_round(built, phase)
+        for _ in range(phase.num_rounds):
+            state, _, _ = step(state, data, built.run_key)
+        if phase.num_rounds:
+            model = phase.model(state, data)
+        passes += phase.num_rounds * _passes(phase)
+    return _accuracy(built, *model), passes
+
+
+def _passes(phase: Phase) -> float:
+    """Returns the passes of a round in forward ones."""
+    return sum(group.pass_equivalents for group in phase.groups)
+
+
+def _accuracy(built: Experiment, params: Params, model_state: ModelState) -> float:
+    measured = evaluate.make_evaluate(built.task, built.engine.compiler_options)
+    return float(measured(params, model_state, _test_set(built))["accuracy"])
+
+
+def _test_set(built: Experiment):
+    return evaluate.make_set(built.federation.dataset.test, 500, built.engine)
+
+
+def _same_data(config: Mapping[str, Any], replay: Replay) -> Experiment:
+    """Returns the experiment of a changed config on the run's own federation."""
+    resolved = configs.resolve(config)
+    return experiment.assemble(resolved, replay.built.federation, replay.built.engine)
+
+
+def _round(built: Experiment, phase: Phase, state: ServerState, data):
+    after, _, records = _jit_round(built, phase)(state, data, built.run_key)
+    return after, records
+
+
+def _jit_round(built: Experiment, phase: Phase):
+    algorithm = make_algorithm(phase, built.engine)
+    return jax.jit(algorithm.round, compiler_options=built.engine.compiler_options)
+
+
+def _rounds(given: Sequence[str] | None, phase: ScheduledPhase) -> list[int]:
+    first, last = phase.start + 1, phase.end
+    if not given:
+        return sorted({first, (first + last) // 2, last})
+    if bad := [text for text in given if not text.isdigit() or not first <= int(text) <= last]:
+        raise ConfigError(f"--rounds={bad[0]} is not allowed; allowed: {first} to {last}")
+    return sorted({int(text) for text in given})
+
+
+def _valid(messages: Any, weights: Array) -> np.ndarray:
+    """Returns all finite scalars of the clients that took part, ``f64[n]``."""
+    taken = np.asarray(weights) > 0
+    leaves = [np.asarray(leaf, np.float64)[taken].ravel() for leaf in jax.tree.leaves(messages)]
+    scalars = np.concatenate(leaves)
+    return scalars[np.isfinite(scalars)]

@@ -1,1 +1,0 @@
-"""What tables, plots and the report share: runs read back, comparisons, the paper's figures."""

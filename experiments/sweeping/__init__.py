@@ -1,1 +1,0 @@
-"""What ``experiments.sweep`` is made of: jobs from points and seeds, processes, display, record."""

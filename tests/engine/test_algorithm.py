@@ -1,0 +1,62 @@
+"""What one phase hands to the next."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import tiny
+from zo_fl.compiled import Compiled
+from zo_fl.engine import algorithm, server
+from zo_fl.engine.algorithm import Phase
+
+PARAMS = {"w": jnp.array([1.0, 2.0])}
+
+
+def phase_of(made, **fields):
+    return Phase("test", 1, (), made, **fields)
+
+
+def test_a_phase_starts_with_a_fresh_optimizer_and_what_the_phase_before_remembers():
+    def remembered(params, before):
+        return {"seen": jnp.int32(0)} if before is None else {"seen": before["seen"] + 1}
+
+    adam = server.optimizer("adam", 0.1)
+    second = phase_of(server.descend(adam, init=remembered))
+    first = algorithm.start(second, PARAMS, {})
+    assert first.strategy_state["seen"] == 0 and first.round_idx == 0
+    after = algorithm.start(second, PARAMS, {"m": 1.0}, 7, first.strategy_state)
+    assert after.strategy_state["seen"] == 1 and after.round_idx == 7
+    assert after.round_idx.dtype == jnp.int32 and after.model_state == {"m": 1.0}
+    chex.assert_trees_all_equal(after.opt_state, adam.init(PARAMS))
+
+
+@pytest.mark.parametrize("made", (server.descend(optax.sgd(1.0)), server.assign(lambda *_: None)))
+def test_a_method_that_remembers_nothing_leaves_behind_what_it_is_handed(made):
+    assert algorithm.start(phase_of(made), PARAMS, {}, 3, {"other": 1}).strategy_state == ()
+
+
+@pytest.mark.slow
+def test_the_next_phase_starts_from_the_model_that_was_evaluated():
+    # BAFFLE evaluates a moving average of its parameters.
+    config = tiny.config("baffle+zo")
+    built = tiny.build("baffle+zo")
+    compiled = Compiled(built, config["run"])
+    before, after = compiled.planned.phases
+    state = tiny.start(built, before.phase)
+    step = jax.jit(tiny.algorithm(built, before.phase).round)
+    for _ in range(tiny.ROUNDS):
+        state, *_ = step(state, built.data, built.run_key)
+    average, _ = before.phase.evaluated(state, built.data)
+    first = compiled.hand_over(before, after, state)
+    chex.assert_trees_all_close(first.params, average, rtol=1e-6)
+    assert not np.allclose(first.params["head"]["kernel"], state.params["head"]["kernel"])
+    assert first.round_idx == tiny.ROUNDS and first.strategy_state == ()
+
+
+def test_a_phase_that_only_prepares_hands_over_its_state_s_own_model():
+    prepares = phase_of(server.descend(optax.sgd(1.0)), evaluated=None)
+    state = algorithm.start(prepares, PARAMS, {})
+    chex.assert_trees_all_equal(prepares.model(state, None), (PARAMS, {}))

@@ -1,0 +1,124 @@
+"""Cohorts drawn from keys, and the order of a client's mini-batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zo_fl.engine import cohorts, keys
+from zo_fl.engine.errors import ConfigError, in_block
+
+TIERS = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1, 0], np.int32)
+EVERYONE = np.arange(10, dtype=np.int32)
+
+epoch_order = jax.jit(cohorts.epoch_order, static_argnums=2)
+
+
+def _cohorts(sample, count=200):
+    """Returns the cohorts of many rounds, stacked."""
+    one = lambda r: sample(keys.round_key(keys.run_key(0), r))  # noqa: E731
+    # Mapped one by one, because the compiler takes three times as long where they are vectorized.
+    return jax.device_get(jax.jit(lambda: jax.lax.map(one, np.arange(count)))())
+
+
+@pytest.mark.parametrize("participation", cohorts.PARTICIPATION)
+def test_cohort_size_0_is_everyone_eligible_in_order_in_every_round(participation):
+    eligible = np.array([7, 2, 5], np.int32)
+    drawn = _cohorts(cohorts.make_sampler(eligible, 0, TIERS, participation), 5)
+    np.testing.assert_array_equal(drawn.client_ids, [[2, 5, 7]] * 5)
+    assert drawn.valid.all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    eligible=st.sets(st.integers(0, 9), min_size=1),
+    data=st.data(),
+    participation=st.sampled_from(cohorts.PARTICIPATION),
+)
+def test_a_cohort_is_sorted_eligible_and_without_repetition(eligible, data, participation):
+    size = data.draw(st.integers(1, len(eligible)))
+    ids = np.array(sorted(eligible), np.int32)
+    drawn = _cohorts(cohorts.make_sampler(ids, size, TIERS, participation), 4)
+    assert drawn.client_ids.dtype == np.int32 and drawn.client_ids.shape == (4, size)
+    assert drawn.valid.all()
+    for chosen in drawn.client_ids:
+        assert (np.diff(chosen) > 0).all() and set(chosen) <= eligible
+
+
+def test_uniform_takes_each_client_equally_often():
+    drawn = _cohorts(cohorts.make_sampler(EVERYONE, 3, TIERS, "uniform"), 2000)
+    share = np.bincount(drawn.client_ids.ravel(), minlength=10) / 2000
+    np.testing.assert_allclose(share, 0.3, atol=0.06)
+
+
+def test_stratified_gives_each_tier_its_share_and_each_client_of_a_tier_the_same():
+    drawn = _cohorts(cohorts.make_sampler(EVERYONE, 6, TIERS, "stratified"), 2000)
+    assert (TIERS[drawn.client_ids].sum(axis=1) == 2).all()
+    share = np.bincount(drawn.client_ids.ravel(), minlength=10) / 2000
+    np.testing.assert_allclose(share, np.where(TIERS == 1, 2 / 3, 4 / 7), atol=0.06)
+
+
+def test_a_cohort_is_a_function_of_the_round_key():
+    sample = jax.jit(cohorts.make_sampler(EVERYONE, 4, TIERS, "uniform"))
+    first, again, other = (sample(keys.round_key(keys.run_key(0), r)) for r in (0, 0, 1))
+    np.testing.assert_array_equal(first.client_ids, again.client_ids)
+    assert not np.array_equal(first.client_ids, other.client_ids)
+
+
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=4), data=st.data())
+def test_largest_remainder_gives_out_every_place_and_nobody_more_than_there_are(sizes, data):
+    if not sum(sizes):
+        return
+    total = data.draw(st.integers(0, sum(sizes)))
+    counts = cohorts.largest_remainder(total, sizes)
+    assert sum(counts) == total
+    for count, size in zip(counts, sizes, strict=True):
+        assert count <= size and abs(count - total * size / sum(sizes)) < 1
+
+
+def test_largest_remainder_known_answers():
+    assert cohorts.largest_remainder(10, [5, 45]) == [1, 9]
+    assert cohorts.largest_remainder(5, [5, 45]) == [1, 4], "a tie goes to the first group"
+    assert cohorts.largest_remainder(3, [5, 45]) == [0, 3]
+
+
+@pytest.mark.parametrize("size", [-1, 4])
+def test_a_cohort_larger_than_the_eligible_clients_names_the_last_block_that_has_the_field(size):
+    blocks = {"zo": {"cohort_size": size}, "mezo": {"cohort_size": size}, "decomfl": {"lr": 0.1}}
+    with pytest.raises(ConfigError, match=r"config\.mezo\.cohort_size=.* 1 to 3 .* 0 for all"):
+        with in_block(blocks):
+            cohorts.make_sampler(EVERYONE[:3], size, TIERS, "uniform")
+
+
+def test_nobody_eligible_is_an_error():
+    with pytest.raises(ConfigError, match="no client is eligible"):
+        cohorts.make_sampler(EVERYONE[:0], 0, TIERS, "uniform")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.sampled_from([1, 7, 12]),
+    drawn=st.lists(st.booleans(), min_size=12, max_size=12),
+    batch_size=st.sampled_from([1, 5, 16]),
+    seed=st.integers(0, 99),
+)
+def test_an_epoch_holds_each_real_example_once_and_then_padding(size, drawn, batch_size, seed):
+    mask = drawn[:size]
+    order, real = epoch_order(keys.run_key(seed), jnp.array(mask), batch_size)
+    assert order.shape == real.shape == (-(-len(mask) // batch_size), batch_size)
+    assert order.dtype == jnp.int32 and real.dtype == jnp.bool_
+    flat, flags = np.asarray(order).ravel(), np.asarray(real).ravel()
+    np.testing.assert_array_equal(np.sort(flat[flags]), np.flatnonzero(mask))
+    assert (np.diff(flags.astype(int)) <= 0).all(), "real examples come first"
+    assert flat.min() >= 0 and flat.max() < len(mask)
+
+
+def test_every_order_is_equally_likely():
+    mask = jnp.array([True, True, False, True])
+    one = lambda seed: cohorts.epoch_order(keys.run_key(seed), mask, 4)[0]  # noqa: E731
+    order = jax.jit(jax.vmap(one))(np.arange(3000))
+    orders, counts = np.unique(np.asarray(order)[:, 0, :3], axis=0, return_counts=True)
+    assert len(orders) == 6
+    np.testing.assert_allclose(counts / 3000, 1 / 6, atol=0.04)

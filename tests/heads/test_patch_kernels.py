@@ -1,0 +1,54 @@
+"""The kernels of image patches: whitened, and from the high tier alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.heads.problems import batch_of, build, keys_of, one_round
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.types import HIGH
+
+pytestmark = pytest.mark.slow
+
+
+def test_patches_whiten_and_only_the_high_tier_is_asked():
+    built = build("patches", data={"alpha": 100.0})
+    (phase,) = built.phases
+    after = one_round(built, phase)
+    data = built.federation.clients
+    high = np.flatnonzero(np.asarray(data.client_tiers) == HIGH)
+    assert set(phase.groups[0].eligible) == set(high)
+    kernel = np.asarray(after.params["filters"]["kernel"], np.float64)
+    size, _, channels, count = kernel.shape
+    rows = np.concatenate([data.client_indices[j, : data.client_sizes[j]] for j in high])
+    x = np.asarray(built.task.inputs({"image": data.examples["image"][rows]}))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+    seen = np.moveaxis(windows, 3, 5).reshape(-1, size * size * channels).astype(np.float64)
+    mean, covariance = seen.mean(0), np.cov(seen.T, bias=True)
+    w, v = np.linalg.eigh(covariance)
+    whitening = v @ np.diag((w + 0.1) ** -0.5) @ v.T
+    # A kernel is the whitening of a unit vector that itself is a whitened patch.
+    units = np.linalg.solve(whitening, kernel.reshape(-1, count)).T
+    np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1, atol=1e-3)
+    white = (seen - mean) @ whitening
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    for unit in units:
+        assert np.max(white @ unit) > 1 - 1e-4
+    bias = -mean @ kernel.reshape(-1, count)
+    np.testing.assert_allclose(after.params["filters"]["bias"], bias, atol=1e-4)
+
+
+def test_gaussian_kernels_hold_no_patch():
+    built = build("patches", kernels="gaussian")
+    (phase,) = built.phases
+    start = tiny.start(built, phase)
+    given = start, batch_of(built, 0), keys_of(built, 0)
+    assert jax.eval_shape(phase.groups[0].client.update, *given).message[-1].size == 0
+    after = one_round(built, phase, start)
+    assert all(np.linalg.norm(leaf) > 0 for leaf in jax.tree.leaves(after.params["filters"]))
+
+
+def test_a_model_without_patches_is_refused():
+    with pytest.raises(ConfigError, match=r"set config\.model\.name='patches'"):
+        build("patches", model={"name": "mlp"})

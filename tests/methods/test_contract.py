@@ -1,0 +1,158 @@
+"""What every method must satisfy. New ones are picked up from ``METHODS``, unmodified."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine.algorithm import Cohort
+from zo_fl.engine.layout import Engine
+from zo_fl.engine.round import make_algorithm
+from zo_fl.host.schedule import phase_cost
+from zo_fl.methods import METHODS
+
+QUICK = ("fedavg", "zo")
+slow = [pytest.mark.slow]
+NAMES = [pytest.param(name, marks=[] if name in QUICK else slow) for name in sorted(METHODS)]
+of_every_method = pytest.mark.parametrize("name", NAMES)
+
+# Rounding differs with the layout, and a loss difference of 1e-3 divided by 2 eps magnifies it:
+# updates of order 0.1 to 1 agree to four digits.
+TOLERANCE = dict(rtol=2e-4, atol=1e-4)
+# Where clients are laid out otherwise sums are added up in another order.
+NEARLY = dict(rtol=1e-5, atol=1e-6)
+MAGNIFIED = dict(rtol=1e-4, atol=1e-5)  # by a system that the server solves
+
+
+class Item:
+    """A phase of an experiment; hashed by identity."""
+
+    def __init__(self, built, phase, before):
+        self.built, self.phase, self.before = built, phase, before
+
+    def start(self):
+        """The phase's first state; a new one, for rounds may donate theirs."""
+        if self.before is None:
+            return tiny.start(self.built, self.phase)
+        return tiny.start(self.built, self.phase, self.before.phase, two_rounds(self.before)[0])
+
+    def round(self, state, drawn):
+        """A round with the cohorts ``drawn`` of the groups, compiled once for all cohorts."""
+        data = self.built.data_of(self.phase)
+        return program(self)(state, data, self.built.run_key, drawn)
+
+
+@functools.cache
+def phases_of(name, devices=1):
+    built, items = tiny.build(name, run__num_devices=devices), []
+    for phase in built.phases:
+        items.append(Item(built, phase, items[-1] if items else None))
+    return items
+
+
+@functools.cache
+def program(item):
+    clients_per_vmap = 1 if item.built.engine.mesh.size == 1 else 3
+
+    def one(state, data, run_key, drawn):
+        groups = tuple(
+            group._replace(sample_cohort=lambda key, cohort=cohort: cohort)
+            for group, cohort in zip(item.phase.groups, drawn, strict=True)
+        )
+        engine = Engine(item.built.engine.mesh, clients_per_vmap)
+        return make_algorithm(item.phase._replace(groups=groups), engine).round(
+            state, data, run_key
+        )
+
+    return jax.jit(one)
+
+
+@functools.cache
+def two_rounds(item):
+    """The state after two rounds with the cohorts that the phase draws, and their metrics."""
+    state, history = item.start(), []
+    for _ in range(tiny.ROUNDS):
+        key = keys.round_key(item.built.run_key, state.round_idx)
+        state, metrics, _ = item.round(state, [g.sample_cohort(key) for g in item.phase.groups])
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+def with_cohort(item, order, padding=()):
+    """One round with a given cohort in each group, of the size that it has anyway.
+
+    ``order`` gives the ids of so many clients, ``padding`` takes no part, in the place of the last.
+    """
+    drawn = []
+    for group in item.phase.groups:
+        ids = list(order(group.cohort_size))
+        valid = jnp.arange(group.cohort_size) < len(ids)
+        drawn.append(Cohort(jnp.array([*ids, *padding][: group.cohort_size], jnp.int32), valid))
+    return item.round(item.start(), drawn)
+
+
+@of_every_method
+def test_two_rounds_move_the_parameters_keep_all_shapes_and_are_traced_once(name):
+    moved = []
+    for item in phases_of(name):
+        state, history = two_rounds(item)
+        moved.append(history[0]["update_norm"] > 0)
+        assert int(state.round_idx) == tiny.ROUNDS
+        assert "loss" not in history[0] or (moved[-1] and history[0] != history[1])
+        assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
+        chex.assert_trees_all_equal_shapes_and_dtypes(item.start(), state)
+        assert program(item)._cache_size() == 1
+    assert any(moved)  # a phase that only prepares, or chooses, may leave them as they are
+
+
+@of_every_method
+def test_on_eight_devices_and_with_several_clients_at_once_it_is_nearly_the_same(name):
+    for alone, item in zip(phases_of(name), phases_of(name, devices=8), strict=True):
+        (expected, of_one), (state, of_eight) = two_rounds(alone), two_rounds(item)
+        solved = any(one.phase.server.reducer.is_sum for one in phases_of(name))
+        tolerance = MAGNIFIED if solved else NEARLY
+        chex.assert_trees_all_close(state.params, expected.params, **tolerance)
+        losses = [[metrics.get("loss", 0.0) for metrics in each] for each in (of_eight, of_one)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@of_every_method
+def test_the_result_does_not_depend_on_the_order_of_the_cohort(name):
+    for item in phases_of(name):
+        reference = with_cohort(item, range)[0]
+        got = with_cohort(item, lambda size: np.random.default_rng(0).permutation(size))[0]
+        chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
+
+
+@of_every_method
+def test_whoever_pads_a_cohort_changes_nothing(name):
+    for item in phases_of(name):
+        two = lambda size: [1, 4]  # noqa: E731
+        reference, metrics, _ = with_cohort(item, two, padding=[0] * 6)
+        got, padded, _ = with_cohort(item, two, padding=[7, 6, 5, 4, 3, 2])
+        chex.assert_trees_all_equal(got.params, reference.params)
+        assert metrics == padded
+
+
+@of_every_method
+def test_the_uplink_is_the_bytes_of_the_messages(name):
+    for item in phases_of(name):
+        state, data, uplink = item.start(), item.built.data_of(item.phase), 0
+        for group in item.phase.groups:
+            client = group.client
+            for sender in group.eligible if client.sent_bytes else [3] * group.cohort_size:
+                batch = trees.squeeze(cohorts.gather(data, jnp.array([sender])))
+                own = tiny.own_keys(item.built, sender)
+                result = jax.eval_shape(client.update, state, batch, own)
+                whole = trees.num_bytes(result.message)
+                # What a message leaves out, its own file says (and its own test checks).
+                sent = client.sent_bytes(batch) if client.sent_bytes else whole
+                assert sent <= whole + 2
+                uplink += int(sent) + trees.num_bytes(result.model_state)
+        cost = phase_cost(item.phase, state.params, state.model_state, data)
+        assert cost.uplink == uplink

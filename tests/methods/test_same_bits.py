@@ -1,0 +1,97 @@
+"""One config, one result: again, and after a resume in another process.
+
+Relations between runs, of every algorithm and of a CNN with batch statistics that travel; of that
+one on other devices too, of the others ``test_contract`` says that.
+"""
+
+import shutil
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import zo_fl
+from tests import commands, tiny
+from zo_fl import api
+from zo_fl.host import curves
+from zo_fl.host.metrics import read_metrics
+from zo_fl.methods import METHODS
+
+pytestmark = pytest.mark.slow
+
+BATCH_NORM = "zo, CNN with batch statistics"
+CASES = (*sorted(METHODS.keys() - {"fedavg", "zo"}), "zowarmup", BATCH_NORM)
+
+
+def config(case, **changes):
+    """Returns the config of a case: two rounds a phase, a checkpoint after each."""
+    changes |= {"run__rounds_per_jit": 1, "run__checkpoint_every": 1}
+    if case != BATCH_NORM:
+        return tiny.config(case, **changes)
+    few = dict(data__num_clients=40, zo__cohort_size=2)
+    return tiny.config("zo", model__name="cnn", model__norm="batch", **few, **changes)
+
+
+def run(case, path, **changes):
+    """Returns the model that a run ends with, and its rows."""
+    api.run(config(case, **changes), path, quiet=True)
+    return result(path)
+
+
+def result(path):
+    model = zo_fl.load(path)
+    rows = read_metrics(path / "metrics.jsonl")
+    return jax.device_get((model.params, model.model_state)), rows
+
+
+def whole_and_begun(root):
+    """Runs every case to its end, and keeps a copy as of its second round.
+
+    That of a process killed then: the round's checkpoint is not written yet.
+    """
+    curves.draw_curves = lambda rows, path, *_: Path(path).touch()
+    for case in CASES:
+        path = Path(root) / "whole" / case
+        begun = Path(root) / "begun" / case
+
+        def keep(row, path=path, begun=begun):
+            if row["round"] == 2 or row["phase"] == "patches":  # which has one round only
+                shutil.copytree(path, begun, dirs_exist_ok=True)
+
+        api.run(config(case), path, quiet=True, on_round=keep)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of what another process has run."""
+    root = tmp_path_factory.mktemp("runs")
+    program = (
+        "import sys; from tests.methods import test_same_bits; "
+        "test_same_bits.whole_and_begun(sys.argv[1])"
+    )
+    done = commands.run("-c", program, root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_begun_in_another_process_and_resumed_it_is_the_same_to_the_bit(runs, case):
+    begun = runs / "begun" / case
+    assert not (begun / "summary.json").exists()
+    found, rows = run(case, begun)
+    expected, rows_of_whole = result(runs / "whole" / case)
+    chex.assert_trees_all_equal(found, expected)
+    for row, of_whole in zip(rows, rows_of_whole, strict=True):
+        assert row | {"seconds": 0} == of_whole | {"seconds": 0}
+
+
+def test_batch_statistics_on_eight_devices_and_of_several_clients_at_once_are_nearly_the_same(
+    runs, tmp_path
+):
+    found, rows = run(BATCH_NORM, tmp_path, run__num_devices=8, run__clients_per_vmap=3)
+    expected, rows_of_one = result(runs / "whole" / BATCH_NORM)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    losses, of_one = ([row["train_loss"] for row in each] for each in (rows, rows_of_one))
+    np.testing.assert_allclose(losses, of_one, rtol=1e-5)

@@ -1,0 +1,44 @@
+"""Options of first-order clients that references do not know of."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl.engine.errors import ConfigError
+
+
+def test_the_loss_is_the_mean_over_a_client_s_examples():
+    built = tiny.build("fedavg", warmup__lr=0.0, warmup__local_epochs=2)
+    (phase,) = built.phases
+    state, batch = tiny.start(built, phase), tiny.batch_of(built, 3)
+    result = jax.jit(tiny.only_client(phase).update)(state, batch, tiny.own_keys(built, 3))
+    losses, _ = built.task.losses(*state[:2], batch.examples, batch.mask, True)
+    np.testing.assert_allclose(result.metrics["loss"], np.mean(losses), rtol=1e-5)
+    assert result.weight == len(losses) == 90
+
+
+@pytest.mark.slow
+def test_gradients_added_up_over_microbatches_make_the_same_step():
+    one, other = (
+        tiny.run(tiny.build("fedavg", warmup__microbatch=size, warmup__momentum=0.9))
+        for size in (0, 8)
+    )
+    chex.assert_trees_all_close(one[1][-1].params, other[1][-1].params, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(one[2][0]["loss"], other[2][0]["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    (
+        ({"warmup__microbatch": 30}, "config.warmup.microbatch=30 does not divide"),
+        (
+            {"warmup__microbatch": 10, "model__name": "cnn", "model__norm": "batch"},
+            "config.warmup.microbatch=10 would change batch statistics",
+        ),
+    ),
+)
+def test_microbatches_that_would_change_the_step_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        tiny.build("fedavg", **changes)

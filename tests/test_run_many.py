@@ -1,0 +1,193 @@
+"""Seeds, or values of a number, as one program: each run ends as it does alone."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import zo_fl
+from tests import tiny
+from tests.test_run import OVERRIDES, rows_of
+from zo_fl import api, methods, run_many
+from zo_fl import config as configs
+from zo_fl.engine import algorithm, fields
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.round import make_algorithm
+from zo_fl.host import folder
+
+SEEDS = OVERRIDES | {"seed": 0}
+
+
+def assert_close(path, alone, rtol=1e-3):
+    """Checks that a run's rows are those of another, but for rounding."""
+    for got, expected in zip(rows_of(path), rows_of(alone), strict=True):
+        assert got.keys() == expected.keys()
+        for name in got:
+            if name in ("train_loss", "test_loss", "update_norm"):
+                assert got[name] == pytest.approx(expected[name], rel=rtol)
+            elif "accuracy" not in name and "loss" not in name:
+                assert got[name] == expected[name]
+
+
+def stopped_at(monkeypatch, round_idx, function, *arguments):
+    """Calls a function, which gets a Ctrl-C when a round of some run is written."""
+    write, sent = folder.MetricsWriter.write, []
+
+    def interrupting(self, rows):
+        write(self, rows)
+        if rows[-1]["round"] >= round_idx and not sent:  # a second one would act at once
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched, pytest.raises(zo_fl.Interrupted):
+        patched.setattr(folder.MetricsWriter, "write", interrupting)
+        function(*arguments, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The second seed's run on its own."""
+    path = tmp_path_factory.mktemp("alone")
+    return path, api.run(tiny.config(**OVERRIDES), path, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    path = tmp_path_factory.mktemp("seeds")
+    return path, run_many.run_seeds(tiny.config(**SEEDS), path, 2, quiet=True)
+
+
+@pytest.mark.slow
+def test_each_seed_has_a_whole_folder_and_ends_as_it_does_alone(together, alone):
+    path, summaries = together
+    assert summaries[1].keys() == alone[1].keys()
+    assert summaries[0]["final_accuracy"] != summaries[1]["final_accuracy"]
+    assert_close(path / "1", alone[0])
+    for seed in range(2):
+        names = {one.name for one in (path / str(seed)).iterdir()}
+        assert names >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model"}
+        config = json.loads((path / str(seed) / "config.json").read_text())["config"]
+        assert config["seed"] == seed
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_seeds_end_bit_identical(together, tmp_path, monkeypatch):
+    arguments = tiny.config(**SEEDS), tmp_path, 2
+    stopped_at(monkeypatch, 3, run_many.run_seeds, *arguments)
+    run_many.run_seeds(*arguments, quiet=True)
+    for seed in ("0", "1"):
+        assert rows_of(tmp_path / seed) == rows_of(together[0] / seed)
+
+
+@pytest.mark.slow
+def test_a_seed_that_was_stopped_among_others_is_resumed_alone(alone, tmp_path, monkeypatch):
+    stopped_at(monkeypatch, 3, run_many.run_seeds, tiny.config(**SEEDS), tmp_path, 2)
+    assert len(rows_of(tmp_path / "1")) == 3
+    api.run(tiny.config(**OVERRIDES), tmp_path / "1", quiet=True)
+    assert_close(tmp_path / "1", alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("zo.lr", (1e-3, 4e-3)),
+        ("zo.eps", (1e-3, 1e-2)),
+        ("zo.tau", (0.5, 1.0)),
+        ("warmup.lr", (0.02, 0.05)),
+        ("warmup.server_lr", (0.5, 1.0)),
+    ],
+)
+def test_each_value_ends_as_it_does_alone(tmp_path, field, values):
+    summaries = run_many.run_values(tiny.config(), tmp_path, field, values, quiet=True)
+    for value, summary in zip(values, summaries, strict=True):
+        path, config = tmp_path / f"{value:g}", tiny.config(**{field.replace(".", "__"): value})
+        assert api.run(config, path, quiet=True) == summary  # finished, under that config
+        api.run(config, tmp_path / "alone" / f"{value:g}", quiet=True)
+        assert_close(path, tmp_path / "alone" / f"{value:g}")
+
+
+def varying(part):
+    """Returns the fields of a method's own block that may vary."""
+    known, own = fields.flat(configs.blocks()), methods.METHODS[part].reads[-1]
+    return [name for name, one in known.items() if one.varies and name.split(".")[0] == own]
+
+
+# fedavg_all reads nothing of the block zo but the number of rounds.
+@pytest.mark.slow
+@pytest.mark.parametrize("part", sorted(filter(varying, methods.METHODS.keys() - {"fedavg_all"})))
+def test_all_that_may_vary_is_an_argument_of_the_rounds(part):
+    built = tiny.build(part)
+
+    def rounds(numbers):
+        model, before, done = built.task.init(built.run_key), (), []
+        for phase in built.phases_with(numbers):
+            state = algorithm.start(phase, *model, 0, before)
+            made = make_algorithm(phase, built.engine)
+            state, *_ = made.round(state, built.data_of(phase), built.run_key)
+            model, before = (state.params, state.model_state), state.strategy_state
+            done.append(state.params)
+        return done
+
+    flat = configs.flatten(configs.resolve(tiny.config(part)))
+    numbers = {name: np.float32(flat[name]) for name in varying(part)}
+    text = jax.jit(rounds).lower(numbers).as_text()  # arguments that nothing reads are left out
+    used = text.partition("func.func public @main(")[2].partition(") ->")[0]
+    assert used.count("tensor<f32>") == len(numbers), used
+
+
+@pytest.mark.slow
+def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed(
+    tmp_path, monkeypatch
+):
+    config = tiny.config(warmup__num_rounds=1, zo__num_rounds=15)
+    values = (1e12, 1e-3, 2e-3)
+    arguments = config, tmp_path / "stopped", "zo.lr", values
+    stopped_at(monkeypatch, 11, run_many.run_values, *arguments)
+    again = run_many.run_values(*arguments, quiet=True)
+    assert again[0]["diverged_round"] is not None
+    for value, summary in zip(values[1:], again[1:], strict=True):
+        assert summary["diverged_round"] is None
+        one = tiny.config(warmup__num_rounds=1, zo__num_rounds=15, zo__lr=value)
+        api.run(one, tmp_path / f"{value:g}", quiet=True)
+        assert_close(tmp_path / "stopped" / f"{value:g}", tmp_path / f"{value:g}")
+
+
+@pytest.mark.parametrize(
+    "field, values, message",
+    [
+        ("zo.num_directions", (1, 3), "config.zo.num_directions=1, 3: runs that differ in it"),
+        ("data.alpha", (0.1, 1.0), "runs that differ in it cannot be one program; allowed: the"),
+        ("zo.eps", (0.0, 1e-3), "config.zo.eps=0 stands for the best of a precision"),
+        ("zo.lr", (1e-3, 1e-3), "no two alike"),
+        ("model.name", ("mlp", "cnn"), "config.model.name=mlp, cnn: runs that differ in it"),
+        ("zo.lr", (), "no values"),
+        ("zo.lr", (-1.0, 1.0), "config.zo.lr=-1.0 is not allowed"),
+        ("zo.rate", (1.0, 2.0), "unknown field config.zo.rate"),
+    ],
+)
+def test_values_that_cannot_be_one_program_are_refused_and_nothing_is_written(
+    tmp_path, field, values, message
+):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        run_many.run_values(tiny.config(), tmp_path / "run", field, values, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, count, message",
+    [
+        ({}, 0, "--vmap_seeds"),
+        ({"run__data": "stream"}, 2, "config.run.data"),  # different cohorts
+        ({"warmup__stop": "population"}, 2, "let it have all its rounds"),
+    ],
+)
+def test_seeds_that_cannot_be_one_program_are_refused_and_nothing_is_written(
+    tmp_path, changes, count, message
+):
+    with pytest.raises(ConfigError, match=message):
+        run_many.run_seeds(tiny.config(**changes), tmp_path / "run", count, quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,163 @@
+"""Clients that stay silent, send NaN, or lie."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from zo_fl import api
+from zo_fl.engine import keys
+from zo_fl.host.metrics import read_metrics
+from zo_fl.wrap import faults
+from zo_fl.wrap.faults import Faults
+
+NONE = Faults(0.0, 0.0, 0.0, "sign_flip")
+# Dense messages, scalars, pools, sums.
+of_every_kind = pytest.mark.parametrize("algorithm", ("fedavg_all", "zo", "fedkseed", "ridge"))
+
+
+@functools.cache
+def built_of(algorithm):
+    # Larger steps of zo, so that what they change is more than rounding.
+    return tiny.build(algorithm, **{"zo__lr": 1e-2} if algorithm == "zo" else {})
+
+
+def first_round(built, phase, data=None):
+    """Returns ``(state before, state after, metrics)`` of the first round."""
+    before = tiny.start(built, phase)
+    step = jax.jit(tiny.algorithm(built, phase).round)
+    after, metrics, _ = step(before, data or built.data, built.run_key)
+    return before, after, metrics
+
+
+def round_with(algorithm, wrong):
+    built = built_of(algorithm)
+    return first_round(built, faults.inject(built.phases[0], built.task, wrong, 8))
+
+
+def round_without(algorithm, drop):
+    """The first round without some clients, ``drop: bool[K]``."""
+    built = built_of(algorithm)
+
+    def sample(key, group):
+        cohort = group.sample_cohort(key)
+        return cohort._replace(valid=cohort.valid & ~jnp.array(drop)[cohort.client_ids])
+
+    groups = tuple(
+        group._replace(sample_cohort=functools.partial(sample, group=group))
+        for group in built.phases[0].groups
+    )
+    return first_round(built, built.phases[0]._replace(groups=groups))
+
+
+@functools.cache
+def fates_of(wrong, clients):
+    def one(round_idx, client):
+        return faults.fate(wrong, clients, keys.of_round(keys.run_key(0), round_idx).of(client))
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0)))
+
+
+def fates(wrong, round_idx=0, clients=8):
+    return fates_of(wrong, clients)(round_idx, np.arange(clients))
+
+
+def test_as_many_as_asked_for_and_others_in_each_round():
+    some = NONE._replace(dropout=0.3, nan=0.1)
+    many = [fates(some, round_idx, clients=200) for round_idx in range(20)]
+    assert abs(np.mean([fate.silent for fate in many]) - 0.3) < 0.03
+    assert abs(np.mean([fate.broken for fate in many]) - 0.1) < 0.02
+    assert (many[0].silent != many[1].silent).any()
+
+
+def test_liars_are_the_same_in_every_round_and_as_many_as_asked_for():
+    some = NONE._replace(byzantine=0.25)
+    first, later = (fates(some, round_idx).lies for round_idx in (0, 7))
+    assert first.sum() == 2
+    np.testing.assert_array_equal(first, later)
+
+
+def test_without_faults_a_phase_stays_what_it_is():
+    built = built_of("zo")
+    assert faults.inject(built.phases[0], built.task, NONE, 8) is built.phases[0]
+
+
+@pytest.mark.slow
+@of_every_kind
+def test_a_round_goes_on_without_those_who_do_not_answer_with_numbers(algorithm):
+    wrong = NONE._replace(dropout=0.3, nan=0.3)
+    fate = fates(wrong)
+    drop = np.asarray(fate.silent | fate.broken)
+    assert fate.silent.any() and (fate.broken & ~fate.silent).any() and not drop.all()
+    _, after, metrics = round_with(algorithm, wrong)
+    _, expected, _ = round_without(algorithm, drop)
+    chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5, atol=1e-6)
+    assert metrics["bad_clients"] == (fate.broken & ~fate.silent).sum()
+
+
+@pytest.mark.slow
+@of_every_kind
+def test_a_round_that_nobody_answers_leaves_the_state_as_it_was(algorithm):
+    before, after, metrics = round_with(algorithm, NONE._replace(dropout=1.0))
+    chex.assert_trees_all_equal(after._replace(round_idx=0), before._replace(round_idx=0))
+    assert after.round_idx == 1 and metrics["is_empty"] and not metrics["bad_clients"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "attack", "factor"), (("fedavg_all", "sign_flip", -1.0), ("zo", "scale", 10.0))
+)
+def test_where_everyone_lies_the_update_is_the_lie(algorithm, attack, factor):
+    before, honest, _ = round_with(algorithm, NONE)
+    _, lied, _ = round_with(algorithm, NONE._replace(byzantine=1.0, attack=attack))
+    expected = jax.tree.map(lambda a, b: a + factor * (b - a), before.params, honest.params)
+    chex.assert_trees_all_close(lied.params, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_codes_that_mean_something_beside_a_scale_are_not_scaled_twice():
+    message = {
+        "codes": jnp.array([1, -7], jnp.int8),
+        "scale": jnp.array(0.5),
+        "count": jnp.int32(3),
+    }
+    lie = faults.ATTACKS["scale"](message)
+    assert lie["codes"].tolist() == [1, -7] and lie["scale"] == 5.0 and lie["count"] == 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ("fedavg_all", "ridge"))
+def test_liars_about_labels_learn_the_mirrored_ones(algorithm):
+    honest = built_of(algorithm)
+    examples = honest.data.examples
+    labels = honest.task.num_classes - 1 - honest.task.labels(examples)
+    others = honest.data._replace(examples=honest.task.relabel(examples, labels))
+    _, expected, _ = first_round(honest, honest.phases[0], others)
+    _, mirrored, _ = round_with(algorithm, NONE._replace(byzantine=1.0, attack="labels"))
+    chex.assert_trees_all_close(mirrored.params, expected.params, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_rounds_that_nobody_answers_have_no_loss_and_end_nothing(tmp_path):
+    summary = api.run(tiny.config("fedavg", faults__dropout=1.0), tmp_path, quiet=True)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["train_loss"] for row in rows] == [None, None]
+    assert summary["rounds"] == 2 and summary["diverged_round"] is None
+
+
+@pytest.mark.slow
+def test_where_nobody_has_numbers_for_ten_rounds_in_turn_the_run_has_diverged(tmp_path):
+    config = tiny.config("zo", faults__nan=1.0, zo__num_rounds=15, run__rounds_per_jit=4)
+
+    def stop(row):
+        if row["round"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, tmp_path, quiet=True, on_round=stop)
+    summary = api.run(config, tmp_path, quiet=True)  # and goes on counting
+    expected = "round 10: what 8 clients, 0 the first of them, sent is not finite"
+    assert summary["divergence"] == expected

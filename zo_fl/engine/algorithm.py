@@ -1,0 +1,348 @@
+"""What a method is made of: data, states and messages, and what clients and server do with them.
+
+    Client.update -> message -> Client.decode -> mean or sum over the cohort -> Server.step
+
+A ``Group`` says who takes part and what its ``Client`` does, a ``Server`` what becomes of their
+updates, a ``Phase`` for how many rounds. A phase only describes; ``round.make_algorithm`` runs it
+on devices. ZOWarmUp is two phases, and the pivot is where the first one ends.
+
+Axis letters, used throughout the project: ``N`` examples, ``K`` clients in the population, ``C``
+clients in the cohort, ``n`` examples of a client (padded), ``S`` directions, ``d`` parameters,
+``R`` rounds of a chunk, ``H W c`` image axes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import (
+    HIGH,
+    LOW,
+    Array,
+    Examples,
+    FederatedData,
+    Message,
+    ModelState,
+    Params,
+    PyTree,
+)
+
+TIERS = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}
+
+
+class Problem(NamedTuple):
+    """What every method is given.
+
+    Attributes:
+      task: model, preprocessing and loss.
+      narrow_task: ``width -> Task`` of the same model with that share of its channels.
+      clients: the federation, NumPy arrays.
+      validation: the same clients with their validation examples, None if there are none.
+    """
+
+    task: Task
+    narrow_task: Callable[[float], Task]
+    clients: FederatedData
+    validation: FederatedData | None = None
+
+
+class ClientBatch(NamedTuple):
+    """All training examples of one client. A cohort's batch has a leading ``C``.
+
+    Attributes:
+      client_id: ``i32[]`` index in the population.
+      tier: ``i32[]``.
+      examples: leaves ``[n, ...]``.
+      mask: ``bool[n]``, True for a real example; all False for a padding client.
+    """
+
+    client_id: Array
+    tier: Array
+    examples: Examples
+    mask: Array
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    Attributes:
+      client_ids: ``i32[C]``.
+      valid: ``bool[C]``, False for padding clients, which change nothing.
+    """
+
+    client_ids: Array
+    valid: Array
+
+
+class ServerState(NamedTuple):
+    """All that a checkpoint needs: arrays only, no key and no function.
+
+    Attributes:
+      params: ``f32`` trainable parameters; what is perturbed and optimized.
+      model_state: running statistics of BatchNorm, or ``{}``.
+      opt_state: state of the server's optimizer; ``()`` where a client sees the state.
+      strategy_state: what the method itself remembers between rounds, or ``()``.
+      round_idx: ``i32[]`` rounds done since the start of the run, over all phases.
+    """
+
+    params: Params
+    model_state: ModelState
+    opt_state: PyTree
+    strategy_state: PyTree
+    round_idx: Array
+
+
+class ClientResult(NamedTuple):
+    """What one client returns.
+
+    Attributes:
+      message: exactly what is uploaded; the uplink is billed for its shape.
+      weight: ``f32[]`` weight in the mean over the cohort, usually the client's example count; 0
+        for a client that drops out.
+      model_state: statistics uploaded beside the message, or ``{}`` when none travel.
+      metrics: dict of ``f32[]``, averaged over the cohort by ``weight``. Usually has ``loss``.
+    """
+
+    message: Message
+    weight: Array
+    model_state: ModelState
+    metrics: dict[str, Array]
+
+
+def as_sent(message: Message, state: ServerState, keys: Keys) -> PyTree:
+    """Returns the message itself: it already is the update."""
+    return message
+
+
+def whole_model(state: ServerState) -> PyTree:
+    """Returns parameters and running statistics: what most clients receive."""
+    return state.params, state.model_state
+
+
+class Client(NamedTuple):
+    """What one client does in a round; the caller maps over clients.
+
+    Attributes:
+      update: ``(state, batch, keys) -> ClientResult``. All randomness comes from ``keys``.
+      decode: ``(message, state, keys of its sender) -> update``, the message's part in the mean
+        (or sum) over the cohort.
+      receives: ``state -> PyTree``: the downlink is billed for its shape.
+      replays: whether messages are scalars from which anyone rebuilds the update. They are then
+        gathered and decoded by everyone, instead of being decoded where they arise.
+      one_model: whether all clients evaluate the same weights: several at once are then one batch.
+      holds_part: whether clients hold only the part of the model that they receive.
+      sent_bytes: ``batch -> i32[]`` bytes of a message that leaves out what a client does not hold;
+        None where the message's shape says it.
+    """
+
+    update: Callable[[ServerState, ClientBatch, Keys], ClientResult]
+    decode: Callable[[Message, ServerState, Keys], PyTree] = as_sent
+    receives: Callable[[ServerState], PyTree] = whole_model
+    replays: bool = False
+    one_model: bool = False
+    holds_part: bool = False
+    sent_bytes: Callable[[ClientBatch], Array] | None = None
+
+
+class Keeping(NamedTuple):
+    """What clients may look at instead of their examples: computed once, when a phase begins.
+
+    ``Client.update`` must do the same with the examples themselves, which it gets where data are
+    streamed. The same object in phases that follow each other is computed once.
+
+    Attributes:
+      compute: ``(params, model_state, examples) -> examples``, leaves ``[N, ...]`` in the same
+        order; depends on nothing that the phase changes.
+      on_client: whether clients themselves keep it, which costs them memory and saves them passes.
+        Otherwise only the simulation may, to share it between runs.
+    """
+
+    compute: Callable[[Params, ModelState, Examples], Examples]
+    on_client: bool
+
+
+class Group(NamedTuple):
+    """Clients that do the same in a round; most methods have one group.
+
+    Attributes:
+      client: what each of them does.
+      sample_cohort: ``round key -> Cohort``.
+      cohort_size: real clients in each cohort.
+      forward_passes: single-example forward passes of the group in a round.
+      eligible: ``i32[E]``, the ids of the clients that may be in a cohort.
+      backward_passes: likewise; one costs about two forward passes.
+      name: tells the groups of a phase apart in reports; "" if there is one.
+      on_validation: whether they look at their validation examples, not at those of training. All
+        groups of a phase do the same.
+      keeping: what they may look at instead of examples.
+      release: what they reveal of one example (``wrap.privacy.Release``); None promises nothing.
+    """
+
+    client: Client
+    sample_cohort: Callable[[Array], Cohort]
+    cohort_size: int
+    forward_passes: float
+    eligible: np.ndarray
+    backward_passes: float = 0.0
+    name: str = ""
+    on_validation: bool = False
+    keeping: Keeping | None = None
+    release: Any = None
+
+    @property
+    def pass_equivalents(self) -> float:
+        """Passes of the group in a round, in forward ones: a backward pass counts two."""
+        return self.forward_passes + 2 * self.backward_passes
+
+
+class Reducer(NamedTuple):
+    """How the updates of a cohort become one.
+
+    Attributes:
+      is_sum: the plain sum over clients of positive weight, for ratios that the server takes and
+        systems that it solves; otherwise the mean by weights.
+      middle: ``(stacked updates f32[C, ...], weights f32[C]) -> update`` instead of the mean.
+      factors: ``(norms f32[C], weights f32[C]) -> f32[C]``, by which messages are scaled first.
+      tolerant: whether a round goes on without clients whose numbers are not finite, and leaves
+        the state as it was if nobody is left.
+    """
+
+    is_sum: bool = False
+    middle: Callable[[PyTree, Array], PyTree] | None = None
+    factors: Callable[[Array, Array], Array] | None = None
+    tolerant: bool = False
+
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether all updates are needed at once: a model a client, or a few scalars."""
+        return self.middle is not None or self.factors is not None
+
+
+class Server(NamedTuple):
+    """What becomes of a round's updates; ``server.descend`` and ``server.assign`` make them.
+
+    Attributes:
+      init: ``(params, strategy state of the phase before) -> (opt_state, strategy_state)``.
+      step: ``(reduced, state, keys of the round) -> (params, opt_state, strategy_state)``.
+      reducer: how the updates become one.
+      statistics: ``(running statistics, mean of the clients' or {}) -> running statistics``.
+    """
+
+    init: Callable[[Params, PyTree], tuple[PyTree, PyTree]]
+    step: Callable[[PyTree, ServerState, Keys], tuple[Params, PyTree, PyTree]]
+    reducer: Reducer = Reducer()
+    statistics: Callable[[ModelState, ModelState], ModelState] = lambda running, uploaded: running
+
+
+class Stop(NamedTuple):
+    """Ends a phase early, by what clients get right of their validation examples.
+
+    Every few rounds the clients of some tiers receive a model, make one forward pass each over
+    their validation examples, and answer with one count.
+
+    Attributes:
+      every: rounds between questions; the last round of the phase is followed by one too.
+      patience: questions without a better answer after which the phase ends.
+      tiers: who is asked, a key of ``TIERS``.
+      hands_over: whether the last phase of the run takes the rounds that are saved.
+      asked: ``(state, data) -> (params, model_state)``, the model that is asked about.
+      sent: ``state -> PyTree``: the downlink of a question is billed for its shape.
+      keep: ``state -> state`` after the best answer so far.
+    """
+
+    every: int
+    patience: int
+    tiers: str = "all"
+    hands_over: bool = False
+    asked: "Evaluated | None" = None
+    sent: Callable[[ServerState], PyTree] = whole_model
+    keep: Callable[[ServerState], ServerState] | None = None
+
+
+Evaluated = Callable[[ServerState, FederatedData | None], tuple[Params, ModelState]]
+
+
+def as_trained(state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
+    """Returns the state's own model."""
+    return state.params, state.model_state
+
+
+class Phase(NamedTuple):
+    """A stretch of rounds of one method: a description, without the devices that it runs on.
+
+    Attributes:
+      name: shown in metrics and plots.
+      num_rounds: how many, at most; 0 skips the phase.
+      groups: who does what.
+      server: what becomes of their updates.
+      evaluated: ``(state, data) -> (params, model_state)``, the model that the phase has arrived
+        at: it is evaluated, and the next phase starts from it. None where the phase only prepares
+        what a later one needs: the next phase starts from the state's model. Data are None where
+        they are streamed.
+      stop: what may end it before its rounds are over.
+    """
+
+    name: str
+    num_rounds: int
+    groups: tuple[Group, ...]
+    server: Server
+    evaluated: Evaluated | None = as_trained
+    stop: Stop | None = None
+
+    @property
+    def replays(self) -> bool:
+        """Whether a round follows from what clients send in it, keys and the state before."""
+        return all(group.client.replays for group in self.groups)
+
+    @property
+    def sums_suffice(self) -> bool:
+        """Whether the server needs only the sum of what clients send: secure aggregation fits.
+
+        It does not where each message is rebuilt along directions of the client's own, or judged
+        beside the others.
+        """
+        read_singly = (g.client.replays and g.client.decode is not as_sent for g in self.groups)
+        return not self.server.reducer.looks_at_all and not any(read_singly)
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients a round, over all groups."""
+        return sum(group.cohort_size for group in self.groups)
+
+    @property
+    def on_validation(self) -> bool:
+        """Whether the phase's clients look at their validation examples."""
+        return self.groups[0].on_validation
+
+    @property
+    def keeping(self) -> Keeping | None:
+        """What the phase's clients may look at instead of examples."""
+        return self.groups[0].keeping
+
+    def model(self, state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
+        """Returns the model ``(params, model_state)`` that the phase has arrived at."""
+        return (self.evaluated or as_trained)(state, data)
+
+
+def start(
+    phase: Phase,
+    params: Params,
+    model_state: ModelState,
+    round_idx: int | Array = 0,
+    before: PyTree = None,
+) -> ServerState:
+    """Returns the first state of a phase; its optimizer starts afresh.
+
+    Args:
+      phase: any phase.
+      params: the model that the phase before has arrived at, or the run's first.
+      model_state: likewise.
+      round_idx: rounds of the run that are done.
+      before: strategy state of the phase before, for methods of several phases; None without one.
+    """
+    opt_state, strategy_state = phase.server.init(params, before)
+    return ServerState(params, model_state, opt_state, strategy_state, jnp.int32(round_idx))

@@ -1,0 +1,170 @@
+"""A run's trained model: saved at its end, loaded to predict."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from zo_fl import models
+from zo_fl.engine import task
+from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Dataset, ModelState, Params
+from zo_fl.host import folder, processes
+
+_FOLDER, _FACTS = "model", "model.json"
+_BATCH = 500
+
+
+class TrainedModel(NamedTuple):
+    """What ``load`` returns.
+
+    Attributes:
+      params: trained parameters, as evaluated last.
+      model_state: running statistics, or ``{}``.
+      config: the run's, resolved.
+      summary: content of ``summary.json``.
+      task: model, preprocessing and loss as pure functions.
+    """
+
+    params: Params
+    model_state: ModelState
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    task: Task
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Returns ``f32[n, classes]`` of images like those of training, in batches."""
+        return _in_batches(self._logits, np.asarray(images))
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Returns the most likely labels ``i32[n]`` of images like those of training."""
+        return self.logits(images).argmax(-1).astype(np.int32)
+
+    def features(self, images: Any, layers: tuple[str, ...] = ()) -> np.ndarray:
+        """Returns ``f32[n, d]``, inputs of the last layer or pooled outputs; see ``Task``."""
+        return _in_batches(
+            lambda batch, mask: self.task.features(
+                self.params, self.model_state, {"image": batch}, mask, layers
+            ),
+            np.asarray(images),
+        )
+
+    def _logits(self, batch, mask):
+        return self.task.logits(self.params, self.model_state, {"image": batch}, mask, False)[0]
+
+
+def save(
+    path: Path, model: tuple[Params, ModelState], dataset: Dataset, module: nn.Module | None
+) -> None:
+    """Saves a run's model; all processes take part.
+
+    Args:
+      path: the run's folder.
+      model: parameters and statistics, as evaluated last.
+      dataset: that it was trained on.
+      module: the user's own, or None if the config names it.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = dict(zip(("params", "model_state"), model, strict=True))
+        checkpointer.save((path / _FOLDER).absolute(), tree, force=True)
+    facts = {
+        "image_shape": list(dataset.train["image"].shape[1:]),
+        "num_classes": dataset.num_classes,
+        "mean": dataset.mean.tolist(),
+        "std": dataset.std.tolist(),
+        "own": None if module is None else describe(module),
+    }
+    if processes.is_first():
+        folder.write_json(path / _FACTS, facts)
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
+    """Returns the model of a finished run.
+
+    Args:
+      path: the run's folder.
+      model: the module it was trained with, where that was the user's own and cannot be imported
+        again from where it was defined.
+
+    Raises:
+      ConfigError: there is no finished run, or its module is not to be had.
+    """
+    path = Path(path)
+    saved, facts, summary = (
+        folder.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
+    )
+    if saved is None or facts is None or summary is None:
+        raise ConfigError(f"{path} holds no finished run with a model; finish it, or run it again")
+    config = saved["config"]
+    if model is None and facts["own"] is not None:
+        model = _import(facts["own"], path)
+    if model is None:
+        # Of the fields that there are: version 0.2 had two more, which no model needs.
+        block = {name: config["model"][name] for name in models.BLOCK}
+        model = models.create(**block, num_classes=facts["num_classes"])
+    learning = task.classification(
+        model,
+        tuple(facts["image_shape"]),
+        facts["num_classes"],
+        np.array(facts["mean"], np.float32),
+        np.array(facts["std"], np.float32),
+        getattr(model, "last_layer", task.HEAD),
+    )
+    params, model_state = jax.eval_shape(learning.init, jax.random.key(0))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        {"params": params, "model_state": model_state},
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore((path / _FOLDER).absolute(), like)
+    return TrainedModel(tree["params"], tree["model_state"], config, summary, learning)
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """Returns where a module's class is defined, and its fields if these are JSON."""
+    fields = {
+        field.name: getattr(module, field.name)
+        for field in dataclasses.fields(module)
+        if field.name not in ("parent", "name")
+    }
+    try:
+        fields = json.loads(json.dumps(fields))
+    except TypeError:
+        fields = None
+    kind = type(module)
+    return {"file": kind.__module__, "class": kind.__qualname__, "fields": fields}
+
+
+def _import(own: dict[str, Any], path: Path) -> nn.Module:
+    try:
+        kind: Any = importlib.import_module(own["file"])
+        for name in own["class"].split("."):
+            kind = getattr(kind, name)
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in own["fields"].items()}
+        return kind(**fields)
+    except Exception:  # of a user's module: anything
+        raise ConfigError(
+            f"{path} was trained with {own['class']} of {own['file']}, which cannot be made here; "
+            "pass it: zo_fl.load(path, model=...)"
+        ) from None
+
+
+def _in_batches(function, images: np.ndarray) -> np.ndarray:
+    """Returns what a function of ``(images, mask)`` gives, whatever their number."""
+    images = images[..., None] if images.ndim == 3 else images
+    size = max(1, min(_BATCH, len(images)))
+    program, parts = jax.jit(function), []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padding = [(0, size - len(batch))] + [(0, 0)] * (images.ndim - 1)
+        mask = np.arange(size) < len(batch)
+        parts.append(np.asarray(program(np.pad(batch, padding), mask))[: len(batch)])
+    return np.concatenate(parts)

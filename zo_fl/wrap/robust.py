@@ -1,0 +1,100 @@
+"""How a server reads messages that it cannot trust: ``Phase -> Phase`` with another reducer.
+
+    mean           of the updates, by the clients' weights
+    median         of each coordinate, clients counting the same
+    trimmed_mean   likewise, without the largest and the smallest values
+    clip           the mean, each message being at most as long as the cohort's median one
+
+A median needs updates that estimate the same thing. Sums of what each client alone holds (class
+sums of a closed-form head) do not: there both are ``clip``, which scales such a message down as a
+whole, as though the client had fewer examples. Where directions are each
+client's own a median is of little use, too (``zo.seed_policy``).
+
+All but the mean need every update at once: a model a client, or, of scalars, a few bytes. A new
+rule is a function that returns a ``Reducer``, and its name in ``RULES``.
+
+Source: Yin et al. 2018 (arXiv 1803.01498) for the median and the trimmed mean.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zo_fl.engine.algorithm import Phase, Reducer
+from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.types import Array, PyTree
+
+BLOCK: Block = {
+    "rule": Field("mean", "reading of a round's updates", lambda: RULES),
+    "trim": Field(0.1, "share that trimmed_mean leaves out at each end", at_least=0, below=0.5),
+}
+
+
+def aggregate(phase: Phase, robust: Mapping[str, Any]) -> Phase:
+    """Returns the phase, its updates read by a rule; ``robust`` is the config block."""
+    reducer = RULES[robust["rule"]](phase.server.reducer, robust["trim"])
+    return phase._replace(server=phase.server._replace(reducer=reducer))
+
+
+def median(reducer: Reducer, trim: float) -> Reducer:
+    """Returns the median of each coordinate; of sums ``clip``."""
+    if reducer.is_sum:
+        return clip(reducer, trim)
+    cut = lambda count: jnp.maximum(count - 1, 0) // 2  # noqa: E731
+    return reducer._replace(middle=lambda stacked, weights: _middle(stacked, weights, cut))
+
+
+def trimmed_mean(reducer: Reducer, trim: float) -> Reducer:
+    """Returns the mean of each coordinate without a share of both ends; of sums ``clip``."""
+    if reducer.is_sum:
+        return clip(reducer, trim)
+    cut = lambda count: jnp.floor(trim * count).astype(count.dtype)  # noqa: E731
+    return reducer._replace(middle=lambda stacked, weights: _middle(stacked, weights, cut))
+
+
+def clip(reducer: Reducer, trim: float) -> Reducer:
+    """Returns the mean, or sum, of messages that are scaled to the median length at most."""
+    return reducer._replace(factors=clip_factors)
+
+
+def clip_factors(lengths: Array, weights: Array) -> Array:
+    """Returns ``f32[C]``, what messages are multiplied by to be as long as the median one at most.
+
+    Args:
+      lengths: ``f32[C]``.
+      weights: ``f32[C]``; messages of weight 0 have no say.
+    """
+    middle = jnp.nanmedian(jnp.where(weights > 0, lengths, jnp.nan))
+    return jnp.where(lengths > middle, middle / lengths, 1.0)
+
+
+def _middle(stacked: PyTree, weights: Array, cut_of: Callable[[Array], Array]) -> PyTree:
+    """Returns the mean of each coordinate without some values at both ends.
+
+    Args:
+      stacked: leaves ``f32[C, ...]``.
+      weights: ``f32[C]``; only whether they are positive counts.
+      cut_of: clients ``i32[]`` -> values ``i32[]`` to leave out at each end.
+    """
+    count = jnp.sum(weights > 0)
+    cut, rank = cut_of(count), jnp.arange(len(weights))
+    kept = (rank >= cut) & (rank < count - cut)
+
+    def one(leaf):
+        along = (-1,) + (1,) * (leaf.ndim - 1)
+        in_order = jnp.sort(jnp.where((weights > 0).reshape(along), leaf, jnp.inf), axis=0)
+        total = jnp.sum(jnp.where(kept.reshape(along), in_order, 0), axis=0)
+        return total / jnp.maximum(jnp.sum(kept), 1)
+
+    return jax.tree.map(one, stacked)
+
+
+# name -> (the phase's own reducer, trim) -> the reducer
+RULES: dict[str, Callable[[Reducer, float], Reducer]] = {
+    "mean": lambda reducer, trim: reducer,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "clip": clip,
+}

@@ -1,0 +1,322 @@
+"""A zeroth-order client: losses at perturbed weights, step by step, and the update they stand for.
+
+    for each local step t:   scalars_t = estimate(F on the step's examples, w_t, directions t)
+                             w_{t+1} = w_t - local_lr * gradient(scalars_t)
+
+With one step on all examples this is ZOWarmUp's round; with k steps on k equal chunks its Table 3;
+with many steps on mini-batches FedKSeed, DeComFL and FedZO. ``scalar_client`` sends the scalars,
+from which anyone rebuilds the update with the keys of the directions.
+
+Perturbed passes never touch running statistics of BatchNorm, whatever ``bn_policy`` does with them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zo_fl.engine import cohorts, keys, precision, statistics, trees
+from zo_fl.engine.algorithm import (
+    Client,
+    ClientBatch,
+    ClientResult,
+    Problem,
+    Server,
+    ServerState,
+    as_sent,
+)
+from zo_fl.engine.errors import FieldError
+from zo_fl.engine.fields import Block, Field, take
+from zo_fl.engine.keys import Keys
+from zo_fl.engine.server import descend
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Array, Examples, ModelState, Params
+from zo_fl.wrap import privacy
+from zo_fl.wrap.privacy import Privacy, Release
+from zo_fl.zo import directions, estimators
+
+FIELDS: Block = {
+    "estimator": Field(
+        "two_point",
+        "estimator; two_point takes 2 S passes, forward S + 1, jvp is exact and worth 2 S",
+        lambda: estimators.ESTIMATORS,
+    ),
+    "distribution": Field(
+        "rademacher", "distribution of the directions", lambda: directions.DISTRIBUTIONS
+    ),
+    "eps": Field(1e-4, "perturbation scale; 0 = the precision's best", at_least=0, varies=True),
+    "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
+    **directions.FIELDS,
+    "num_directions": Field(3, "directions S of a local step", at_least=1, at_most=10**6),
+    "local_steps": Field(1, "steps of a client's own in a round", at_least=1),
+    "batch_size": Field(
+        0, "examples a local step; 0 = the client's, split evenly over its steps", at_least=0
+    ),
+    "bn_policy": Field("batch_sync", "use of BatchNorm's statistics", statistics.POLICIES),
+    "microbatch": Field(0, "examples a forward pass; 0 = all of a step at once", at_least=0),
+    "precision": Field("float32", "precision of products", precision.available),
+    **privacy.FIELDS,
+}
+
+
+class Probing(NamedTuple):
+    """How losses are probed: the values of ``FIELDS``, and the functions made of them.
+
+    Microbatches are exact without batch statistics; with them each is normalised by itself.
+
+    Attributes:
+      task: the learning problem, at the precision of the probes.
+      add_direction: from ``directions.create``.
+      estimator: from ``estimators.create``.
+      num_directions: S.
+      local_steps: k.
+      batch_size: examples a step; 0 = the client's, split evenly.
+      microbatch: examples a forward pass; 0 = a step's.
+      bn_policy: as it applies to the model.
+      local_lr: step size between two messages of a client.
+      privacy: of an example.
+    """
+
+    task: Task
+    add_direction: directions.AddDirection
+    estimator: estimators.Estimator
+    num_directions: int
+    local_steps: int
+    batch_size: int
+    microbatch: int
+    bn_policy: str
+    local_lr: Any
+    privacy: Privacy
+
+    def forward_passes(self, clients: float, examples: float) -> float:
+        """Returns single-example passes of a round of ``clients`` of ``examples`` each."""
+        seen = self.batch_size * self.local_steps or examples
+        unperturbed = examples if self.bn_policy in statistics.UPLOADED else 0
+        return clients * (seen * self.estimator.passes + unperturbed)
+
+
+def make_probing(task: Task, block: Mapping[str, Any], local_lr: Any) -> Probing:
+    """Returns how the clients of a config block probe their losses.
+
+    Args:
+      task: the learning problem.
+      block: has ``FIELDS``.
+      local_lr: step size between two messages of a client.
+
+    Raises:
+      FieldError: no parameter is left that directions move.
+    """
+    eps = block["eps"]
+    if not isinstance(eps, jax.Array) and not eps:
+        eps = precision.best_eps(block["precision"])
+    like, _ = jax.eval_shape(task.init, jax.random.key(0))
+    add_direction = directions.create(block["distribution"], block["tau"])
+    add_direction = directions.restrict(add_direction, block["params"], block["density"], like)
+    estimator = estimators.create(
+        block["estimator"],
+        add_direction,
+        eps=eps,
+        num_directions=block["num_directions"],
+        bound=block["bound"],
+    )
+    return Probing(
+        task=task.with_precision(block["precision"]),
+        add_direction=add_direction,
+        estimator=estimator,
+        num_directions=block["num_directions"],
+        local_steps=block["local_steps"],
+        batch_size=block["batch_size"],
+        microbatch=block["microbatch"],
+        bn_policy=block["bn_policy"] if task.has_statistics else "frozen",
+        local_lr=local_lr,
+        privacy=take(Privacy, block),
+    )
+
+
+class Probes(NamedTuple):
+    """What a client has after its local steps.
+
+    Attributes:
+      scalars: ``f32[k, S]``.
+      params: its own weights after the last step.
+      statistics: what it uploads of batch statistics, ``{}`` unless the policy sends some.
+      loss: ``f32[]`` mean over the steps.
+      size: ``f32[]`` its examples; 0 if not one probe was finite: it drops out of the round.
+    """
+
+    scalars: Array
+    params: Params
+    statistics: ModelState
+    loss: Array
+    size: Array
+
+
+def probe(
+    probing: Probing,
+    state: ServerState,
+    batch: ClientBatch,
+    own: Keys,
+    draw_keys: Callable[[Array], Array],
+) -> Probes:
+    """Returns what one client learns in one round.
+
+    Args:
+      probing: how.
+      state: what the server sent.
+      batch: the client's examples.
+      own: the client's keys.
+      draw_keys: ``i32[] local step -> key[S]``: the directions of the step.
+    """
+    rows, masks = _steps(probing, batch.mask, keys.stream(own.client, "batches"))
+
+    def step(params, inputs):
+        index, rows, mask = inputs
+        examples = batch.examples
+        if rows is not None:
+            examples = jax.tree.map(lambda leaf: leaf[rows], examples)
+        losses, weights = _losses(probing, state.model_state, examples, mask)
+        step_keys = draw_keys(index)
+        estimate = probing.estimator.estimate(losses, weights, params, step_keys)
+        noise_key = jax.random.fold_in(keys.stream(own.client, "privacy"), index)
+        scalars = privacy.noisy_scalars(probing.privacy, estimate.scalars, weights, noise_key)
+        coefficients = -probing.local_lr * probing.estimator.coefficients(scalars)
+        after = estimators.combine(probing.add_direction, coefficients, step_keys, params)
+        return after, (scalars, estimate.loss)
+
+    if probing.local_steps == 1:  # no loop: the local weights are not computed unless asked for
+        first = None if rows is None else rows[0]
+        after, (scalars, losses) = step(state.params, (jnp.int32(0), first, masks[0]))
+        scalars, losses = scalars[None], losses[None]
+    else:
+        steps = (jnp.arange(probing.local_steps), rows, masks)
+        after, (scalars, losses) = jax.lax.scan(step, state.params, steps)
+    whole = _microbatches(probing, batch.examples, batch.mask)
+    uploaded = statistics.of_client(probing.task, probing.bn_policy, state, *whole)
+    size = jnp.sum(batch.mask).astype(jnp.float32)
+    size = jnp.where(jnp.any(jnp.isfinite(scalars)), size, 0.0)
+    loss = jnp.mean(losses, where=jnp.isfinite(losses))
+    return Probes(scalars, after, uploaded, loss, size)
+
+
+def _steps(probing: Probing, mask: Array, key: Array) -> tuple[Array | None, Array]:
+    """Returns ``(rows i32[k, b], mask bool[k, b])``, the examples of each local step of a client.
+
+    Rows are None if one step sees all examples, in their order. Mini-batches go through the
+    shuffled examples, again and again if there are more steps than batches.
+    """
+    count = probing.local_steps
+    if count == 1 and not probing.batch_size:
+        return None, mask[None]
+    size = probing.batch_size or -(-mask.shape[0] // count)
+    batches_an_epoch = -(-mask.shape[0] // size)
+    epoch_keys = jax.random.split(key, -(-count // batches_an_epoch))
+    rows, masks = jax.vmap(cohorts.epoch_order, in_axes=(0, None, None))(epoch_keys, mask, size)
+    return rows.reshape(-1, size)[:count], masks.reshape(-1, size)[:count]
+
+
+def _microbatches(probing: Probing, examples: Examples, mask: Array) -> tuple[Examples, Array]:
+    """Returns examples and mask with leading axes ``[batches, size]``, padded by masked ones."""
+    count = mask.shape[0]
+    return trees.batched((examples, mask), min(probing.microbatch or count, count))
+
+
+def _losses(
+    probing: Probing, model_state: ModelState, examples: Examples, mask: Array
+) -> tuple[Callable[[Params], Array], Array]:
+    """Returns ``params -> f32[n]``, the losses of some examples, and their weights ``f32[n]``."""
+    batches = _microbatches(probing, examples, mask)
+    of_the_batch = probing.bn_policy in statistics.OF_THE_BATCH
+
+    def losses(params):
+        def one(part):
+            examples, mask = part
+            return probing.task.losses(params, model_state, examples, mask, of_the_batch)[0]
+
+        return jax.lax.map(one, batches).reshape(-1)
+
+    return losses, batches[1].reshape(-1) / jnp.maximum(jnp.sum(batches[1]), 1)
+
+
+def directions_key(own: Keys, shared: bool = False) -> Array:
+    """Returns the key of the directions of a client in a round, or of all clients'."""
+    return keys.stream(own.round if shared else own.client, "directions")
+
+
+def step_keys(probing: Probing, root: Array, step: Array) -> Array:
+    """Returns ``key[S]``: the directions of a local step, by one count over all steps."""
+    indices = step * probing.num_directions + jnp.arange(probing.num_directions)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, indices)
+
+
+def rebuild(probing: Probing, scalars: Array, root: Array, like: Params) -> Params:
+    """Returns the sum of the k gradient estimates of scalars ``f32[k, S]``, like ``like``."""
+    steps = jnp.arange(scalars.shape[0])
+    all_keys = jax.vmap(lambda step: step_keys(probing, root, step))(steps).reshape(-1)
+    coefficients = jax.vmap(probing.estimator.coefficients)(scalars).reshape(-1)
+    zeros = optax.tree.zeros_like(like)
+    return estimators.combine(probing.add_direction, coefficients, all_keys, zeros)
+
+
+def scalar_client(probing: Probing, *, shared: bool, uniform: bool) -> Client:
+    """Returns the client whose message is ``f32[k, S]`` scalars of k local steps.
+
+    Args:
+      probing: how it probes its losses.
+      shared: whether all clients probe the same directions; the server then rebuilds the update
+        once, from the mean of the messages (``scalar_server``).
+      uniform: whether clients count the same, whatever their number of examples.
+    """
+
+    def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+        root = directions_key(own, shared)
+        probes = probe(probing, state, batch, own, lambda step: step_keys(probing, root, step))
+        return sent(probes.scalars, probes, uniform)
+
+    def decode(message, state: ServerState, own: Keys) -> Params:
+        return rebuild(probing, message, directions_key(own), state.params)
+
+    one_model = shared and probing.local_steps == 1
+    return Client(update, as_sent if shared else decode, replays=True, one_model=one_model)
+
+
+def sent(message: Any, probes: Probes, uniform: bool) -> ClientResult:
+    """Returns the result of a client that probed; ``uniform`` as for ``scalar_client``."""
+    weight = (probes.size > 0).astype(jnp.float32) if uniform else probes.size
+    return ClientResult(
+        message=message,
+        weight=weight,
+        model_state=probes.statistics,
+        metrics={"loss": probes.loss},
+    )
+
+
+def scalar_server(
+    probing: Probing, shared: bool, optimizer: optax.GradientTransformation
+) -> Server:
+    """Returns the server of ``scalar_client``: it descends along the rebuilt gradient."""
+
+    def gradient(mean, state: ServerState, of_round: Keys):
+        if shared:
+            mean = rebuild(probing, mean, directions_key(of_round, shared), state.params)
+        return mean, state.strategy_state
+
+    return descend(optimizer, gradient, statistics=statistics.of_server(probing.bn_policy))
+
+
+def release(probing: Probing, problem: Problem) -> Release | None:
+    """Returns what clients that send scalars reveal of one example in a round.
+
+    Raises:
+      FieldError: noise without a bound, or where an example moves the losses of others.
+    """
+    if probing.privacy.noise and probing.bn_policy != "frozen":
+        raise FieldError(
+            "bn_policy",
+            f"={probing.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
+            "with noise: frozen",
+        )
+    examples, steps = problem.clients.client_indices.shape[1], probing.local_steps
+    batches_an_epoch = -(-examples // (probing.batch_size or -(-examples // steps)))
+    return privacy.release(probing.privacy, times=-(-steps // batches_an_epoch))
