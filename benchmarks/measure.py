@@ -3,7 +3,7 @@
     python -m benchmarks.measure --workload=W2 [--set=zo.precision=bfloat16]
 
 A process of its own for each workload, so that its peak of memory is its own. The program that is
-timed is the trainer's: a chunk of rounds, its state donated, its metrics fetched and written.
+timed is a run's: a chunk of rounds, its state donated, its metrics fetched and written.
 """
 
 import functools

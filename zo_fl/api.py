@@ -281,5 +281,5 @@ def is_quiet(quiet: bool) -> bool:
 
 
 def in_words(model: nn.Module | None) -> str | None:
-    """Returns what tells a user's own model from another one: its class and its attributes."""
+    """Returns a user's own model in words, its class and its attributes; None without one."""
     return None if model is None else " ".join(repr(model).split())

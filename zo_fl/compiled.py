@@ -1,4 +1,4 @@
-"""What of a run is compiled: first states, chunks of rounds, evaluation; and the data they take.
+"""The compiled side of a run: first states, chunks of rounds, evaluation, and their data.
 
 All states lie alike, on the engine's mesh, between chunks; a phase may have a layout of its own
 (``Engine.of``), to which its states go and from which they come back.

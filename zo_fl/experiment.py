@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
         return keys.run_key(self.seed)
 
     def data_of(self, phase: Phase) -> FederatedData:
-        """Returns what the clients of a phase look at."""
+        """Returns the data of a phase's clients: for training, or for validation."""
         return self.validation if phase.on_validation else self.data
 
 

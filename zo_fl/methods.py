@@ -34,7 +34,7 @@ def never(config: Config) -> bool:
 
 
 class Method(NamedTuple):
-    """What the project knows of a method.
+    """A method's declaration.
 
     Attributes:
       phases: ``(problem, **blocks) -> phases``.

@@ -33,7 +33,7 @@ from zo_fl.loop import Chunk
 
 
 class Together:
-    """How runs that differ in their seed and in some numbers are mapped over.
+    """The mapping over runs that differ in their seed and in some numbers.
 
     Args:
       resolved: a config each.
@@ -246,7 +246,7 @@ def _check(built: Experiment) -> None:
 
 
 def _part(chunk: Chunk, i: int) -> Chunk:
-    """Returns what a chunk of several runs is for one of them."""
+    """Returns one run's part of a chunk of several."""
     state, metrics, measured = _take((chunk.state, chunk.metrics, chunk.measured), i)
     return chunk._replace(state=state, metrics=metrics, measured=measured)
 

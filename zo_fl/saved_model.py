@@ -23,7 +23,7 @@ _BATCH = 500
 
 
 class TrainedModel(NamedTuple):
-    """What ``load`` returns.
+    """A finished run's model, ready to predict.
 
     Attributes:
       params: trained parameters, as evaluated last.
@@ -158,7 +158,7 @@ def _import(own: dict[str, Any], path: Path) -> nn.Module:
 
 
 def _in_batches(function, images: np.ndarray) -> np.ndarray:
-    """Returns what a function of ``(images, mask)`` gives, whatever their number."""
+    """Applies a function of ``(images, mask)`` to any number of images, in batches."""
     images = images[..., None] if images.ndim == 3 else images
     size = max(1, min(_BATCH, len(images)))
     program, parts = jax.jit(function), []

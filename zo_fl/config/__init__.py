@@ -116,7 +116,7 @@ def blocks_read(parts: Iterable[str]) -> set[str]:
 
 
 def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a run's method reads of its config, all of it checked.
+    """Returns the part of a run's config that its method reads, checked.
 
     Other blocks need not be known: they may be of another version of this program.
 
@@ -131,7 +131,7 @@ def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what makes a run the one it is, by dotted names: blocks that its method reads.
+    """Returns the fields that identify a run, by dotted names: the blocks that its method reads.
 
     Raises:
       ConfigError: of another version of this program, with fields that there are not now.
@@ -216,7 +216,7 @@ def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
 
 
 def call(path: Path, function: str, *arguments: Any) -> Any:
-    """Returns what a function of a user's file returns.
+    """Calls a function of a user's file, and returns its result.
 
     Raises:
       ConfigError: it fails; names the file and the line.

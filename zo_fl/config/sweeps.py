@@ -1,4 +1,4 @@
-"""What a sweep file returns, and the names that several of them share.
+"""The types that a sweep file returns, and the names that several of them share.
 
 A sweep file exports ``get_sweep(config) -> Sweep``. It reads the resolved config and never writes
 to it: the numbers of a sweep scale with those of the config, so that each also runs on the

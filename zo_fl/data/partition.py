@@ -1,4 +1,4 @@
-"""Which client holds which examples, and which clients are high-resource: NumPy, on the host.
+"""Partition of examples over clients, and of clients into tiers: NumPy, on the host.
 
     labels i32[N] --dirichlet | iid | shards--> i32[K, m] --split_validation--> i32[K, n], i32[K, v]
 

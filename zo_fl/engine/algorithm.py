@@ -1,4 +1,4 @@
-"""What a method is made of: data, states and messages, and what clients and server do with them.
+"""The parts of a method: states, messages, clients, server, phases.
 
     Client.update -> message -> Client.decode -> mean or sum over the cohort -> Server.step
 
@@ -35,7 +35,7 @@ TIERS = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}
 
 
 class Problem(NamedTuple):
-    """What every method is given.
+    """The input of every method.
 
     Attributes:
       task: model, preprocessing and loss.
@@ -97,7 +97,7 @@ class ServerState(NamedTuple):
 
 
 class ClientResult(NamedTuple):
-    """What one client returns.
+    """The result of one client.
 
     Attributes:
       message: exactly what is uploaded; the uplink is billed for its shape.
@@ -124,7 +124,7 @@ def whole_model(state: ServerState) -> PyTree:
 
 
 class Client(NamedTuple):
-    """What one client does in a round; the caller maps over clients.
+    """One client's part of a round; the caller maps over clients.
 
     Attributes:
       update: ``(state, batch, keys) -> ClientResult``. All randomness comes from ``keys``.
@@ -149,7 +149,7 @@ class Client(NamedTuple):
 
 
 class Keeping(NamedTuple):
-    """What clients may look at instead of their examples: computed once, when a phase begins.
+    """Features that clients may use instead of their examples: computed once, as a phase begins.
 
     ``Client.update`` must do the same with the examples themselves, which it gets where data are
     streamed. The same object in phases that follow each other is computed once.
@@ -200,7 +200,7 @@ class Group(NamedTuple):
 
 
 class Reducer(NamedTuple):
-    """How the updates of a cohort become one.
+    """The reduction of a cohort's updates to one.
 
     Attributes:
       is_sum: the plain sum over clients of positive weight, for ratios that the server takes and
@@ -223,7 +223,7 @@ class Reducer(NamedTuple):
 
 
 class Server(NamedTuple):
-    """What becomes of a round's updates; ``server.descend`` and ``server.assign`` make them.
+    """The server's part of a round; ``server.descend`` and ``server.assign`` make it.
 
     Attributes:
       init: ``(params, strategy state of the phase before) -> (opt_state, strategy_state)``.
@@ -320,7 +320,7 @@ class Phase(NamedTuple):
 
     @property
     def keeping(self) -> Keeping | None:
-        """What the phase's clients may look at instead of examples."""
+        """The features that the phase's clients may use instead of examples."""
         return self.groups[0].keeping
 
     def model(self, state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:

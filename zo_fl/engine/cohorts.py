@@ -1,4 +1,4 @@
-"""Who takes part in a round, and their examples: all inside ``jit``, from keys alone.
+"""Cohorts: the clients of a round and their examples, drawn inside ``jit`` from keys alone.
 
 round key -> ``make_sampler`` -> Cohort -> ``gather`` -> ClientBatch -> ``epoch_order`` -> batches
 """

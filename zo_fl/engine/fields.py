@@ -17,7 +17,7 @@ from zo_fl.engine.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """What a value must be where neither choices nor bounds say it.
+    """A condition on a value that neither choices nor bounds can express.
 
     Attributes:
       allowed: in words.

@@ -1,4 +1,4 @@
-"""How clients are laid out on the hardware: what changes speed and memory, never the result."""
+"""Layout of clients on the hardware: it changes speed and memory, never the result."""
 
 import functools
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ _COMPILER_OPTIONS_ONCE: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimi
 
 
 class Loop(NamedTuple):
-    """How each device goes through its part of a cohort.
+    """The loop of each device over its part of a cohort.
 
     Attributes:
       chunk_size: clients evaluated at once.
@@ -96,22 +96,22 @@ class Engine(NamedTuple):
 
     @property
     def replicated(self) -> Sharding:
-        """How that lies on the mesh of which every device has a copy."""
+        """The sharding of arrays of which every device has a copy."""
         return self.sharding(P())
 
     @property
     def data_spec(self) -> P:
-        """How the data lie on the mesh."""
+        """The partition of the data over the mesh."""
         return P(AXIS) if self.streamed else P()
 
     @property
     def compiler_options(self) -> dict[str, Any]:
-        """What to compile rounds with, see ``jax.jit``."""
+        """Compiler options for rounds, see ``jax.jit``."""
         return self._known(_COMPILER_OPTIONS)
 
     @property
     def compiler_options_once(self) -> dict[str, Any]:
-        """What to compile with that runs once."""
+        """Compiler options for programs that run once."""
         return self._known(_COMPILER_OPTIONS_ONCE)
 
     def _known(self, of_platforms: dict[str, dict[str, Any]]) -> dict[str, Any]:

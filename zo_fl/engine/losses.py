@@ -1,4 +1,4 @@
-"""What a client trains on where it lacks labels: cross-entropy, or one that spares absent classes.
+"""Losses for clients that lack labels: cross-entropy, or one that spares absent classes.
 
     ce       cross-entropy
     masked   logits of classes that the client does not hold are replaced by 0 (not minus infinity):

@@ -48,7 +48,7 @@ def activation_dtype(name: str) -> type:
 
 
 def products(name: str) -> str:
-    """Returns what ``jax.default_matmul_precision`` is to be."""
+    """Returns the value for ``jax.default_matmul_precision``."""
     return _CHOICES[name][1]
 
 

@@ -14,7 +14,7 @@ from zo_fl.engine.types import Array, PyTree
 
 
 class RoundRecord(NamedTuple):
-    """What a group's clients sent: with the keys, all that is needed to replay the round.
+    """The messages of a group's clients: with the keys, all that is needed to replay the round.
 
     Attributes:
       cohort: who took part.
@@ -85,7 +85,7 @@ def mean(sums: Sequence[PyTree], weights: Sequence[Array]) -> PyTree:
 
 
 def shares(reducer: Reducer, weights: Array) -> Array:
-    """Returns what clients of some weights count in the sum of their updates.
+    """Returns the share of each client in the sum of the updates.
 
     In a plain sum that is 1, and 0 for padding and drop-outs.
     """
@@ -104,7 +104,7 @@ def _updates(group: Group, record: RoundRecord, state: ServerState, keys: Keys) 
 
 
 def _scaled(factors: Callable, records: Sequence[RoundRecord]) -> list[RoundRecord]:
-    """Returns what was sent, each message times its factor."""
+    """Returns the records with each message times its factor."""
     norms = jnp.concatenate([jax.vmap(trees.float_norm)(record.messages) for record in records])
     found = factors(norms, jnp.concatenate([record.weights for record in records]))
     ends = np.cumsum([len(record.weights) for record in records])[:-1]

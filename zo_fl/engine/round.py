@@ -134,7 +134,7 @@ def _faults(
     records: Sequence[RoundRecord],
     weights: Sequence[Array],
 ) -> dict[str, Array]:
-    """Returns metrics of what is wrong with a round's messages; see ``host.divergence``.
+    """Returns metrics of what is wrong with a round's messages; see ``host.record``.
 
     Args:
       reducer: the server's.

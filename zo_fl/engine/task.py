@@ -1,4 +1,4 @@
-"""What is learned: a model and a data set's preprocessing as pure functions of parameters.
+"""A learning problem: model, preprocessing and loss as pure functions of parameters.
 
 Augmentation is a function of its own, called once by whoever makes passes: every pass over a batch
 then sees the same pixels, as the two sides of a zeroth-order pair must.

@@ -28,7 +28,7 @@ CACHE = Field(False, "reuse of features that clients keep in float16: one pass i
 
 
 class Extractor(NamedTuple):
-    """How clients compute features.
+    """The computation of features by clients.
 
     Attributes:
       task: the learning problem.

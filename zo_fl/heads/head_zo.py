@@ -55,7 +55,7 @@ _ADD_DIRECTION = directions.create("rademacher", tau=1.0)
 
 
 class Whitened(NamedTuple):
-    """What a phase remembers between rounds: the basis that everyone has."""
+    """A phase's memory between rounds: the basis that everyone has."""
 
     basis: Basis
 

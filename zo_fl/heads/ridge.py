@@ -62,7 +62,7 @@ BLOCKS: dict[str, Block] = {
 
 
 class RidgeState(NamedTuple):
-    """What the server remembers between rounds.
+    """The server's memory between rounds.
 
     Attributes:
       sums: of everyone so far, of projected features if there is a basis.

@@ -46,7 +46,7 @@ SKETCH = Field(
 
 
 class Setup(NamedTuple):
-    """What the phases of one method share.
+    """The settings that the phases of one method share.
 
     Attributes:
       name: the method's.

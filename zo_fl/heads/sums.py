@@ -28,7 +28,7 @@ from zo_fl.wrap.privacy import Release
 
 
 class Solver(NamedTuple):
-    """How a method makes heads of sums.
+    """A method that makes heads of sums.
 
     The method's strategy state has ``sums``, everyone's so far, ``joined``, ``f32[K]``, 1 for
     whoever is in them, ``basis`` and ``heads``.

@@ -34,7 +34,7 @@ _OF_A_RUN = (METRICS, "checkpoints", SUMMARY, "ledger.msgpack")
 
 
 class Position(NamedTuple):
-    """Where a run is; saved beside each state.
+    """The position of a run, saved beside each state.
 
     Attributes:
       done: rounds.

@@ -1,4 +1,4 @@
-"""What a run measures, a row a round: ``metrics.jsonl`` for programs, TensorBoard events for eyes.
+"""The measurements of a run, a row a round: ``metrics.jsonl``, and TensorBoard events.
 
 A row is a flat dict. Keys of every row: ``round`` (rounds done, from 1), ``phase``, ``train_loss``
 (unless its method has none), ``update_norm``, ``uplink_bytes``, ``downlink_bytes`` (cumulative over

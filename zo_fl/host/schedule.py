@@ -1,4 +1,4 @@
-"""Which phase a round belongs to, and what the run has cost by then.
+"""The schedule of a run: its phases, their rounds, and their costs.
 
 The communication of a round follows from the shapes of the real messages:
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar or lines while it goes on, and a table at its end."""
+"""The screen of a run: a bar or lines while it goes on, and a table at its end."""
 
 import statistics
 import textwrap

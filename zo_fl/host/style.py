@@ -1,4 +1,4 @@
-"""How every figure looks: one palette, one ink, one pair of axes. pyplot knows nothing of them."""
+"""The look of every figure: one palette, one ink, one pair of axes; without pyplot."""
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

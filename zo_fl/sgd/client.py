@@ -1,4 +1,4 @@
-"""What a client computes in a first-order round: epochs of mini-batch SGD from the server's model.
+"""A first-order client: epochs of mini-batch SGD from the server's model.
 
 w_i <- E epochs of mini-batch SGD from w on client i,   message: delta = w - w_i
 """
@@ -42,7 +42,7 @@ def cross_entropy(task: Task, batch: ClientBatch) -> Callable[..., tuple[Array, 
 
 
 class LocalTraining(NamedTuple):
-    """How a client trains, its optimizer made.
+    """A client's training.
 
     Attributes:
       optimizer: the client's, fresh every round.

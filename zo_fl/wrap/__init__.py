@@ -1,1 +1,1 @@
-"""What may be added to any phase: each a function ``Phase -> Phase``, or a reading of messages."""
+"""Options of any phase, each a function ``Phase -> Phase``: faults, robust rules, an early end."""

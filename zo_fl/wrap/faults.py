@@ -68,7 +68,7 @@ class Faults(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """What becomes of a client in a round: ``bool[]`` each."""
+    """The faults of a client in a round: ``bool[]`` each."""
 
     silent: Array
     broken: Array
@@ -95,7 +95,7 @@ def inject(phase: Phase, task: Task, faults: Faults, num_clients: int) -> Phase:
 
 
 def fate(faults: Faults, num_clients: int, own: Keys) -> Fate:
-    """Returns what becomes of a client in a round.
+    """Draws the faults of a client in a round.
 
     Args:
       faults: how many do what.

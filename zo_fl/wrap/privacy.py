@@ -44,7 +44,7 @@ class Privacy(NamedTuple):
 
 
 class Release(NamedTuple):
-    """What clients reveal of one example in a phase, as differential privacy counts it.
+    """A phase's disclosure of one example, as differential privacy counts it.
 
     Attributes:
       noise: standard deviation of Gaussian noise, as a multiple of the most that an example moves.
@@ -58,7 +58,7 @@ class Release(NamedTuple):
 
 
 def release(privacy: Privacy, times: int = 1, once: bool = False) -> Release | None:
-    """Returns what a phase reveals of an example; None where nothing is promised.
+    """Returns a phase's disclosure of an example; None where nothing is promised.
 
     Args:
       privacy: bound and noise.

@@ -1,4 +1,4 @@
-"""How a server reads messages that it cannot trust: ``Phase -> Phase`` with another reducer.
+"""Robust aggregation, for messages that a server cannot trust: a phase with another reducer.
 
     mean           of the updates, by the clients' weights
     median         of each coordinate, clients counting the same

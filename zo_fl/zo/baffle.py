@@ -44,7 +44,7 @@ FIXED = {
 
 
 class Averaged(NamedTuple):
-    """What the server keeps between rounds.
+    """The server's memory between rounds.
 
     Attributes:
       params: moving average of the parameters before each round.

@@ -62,7 +62,7 @@ FIELDS: Block = {
 
 
 class Probing(NamedTuple):
-    """How losses are probed: the values of ``FIELDS``, and the functions made of them.
+    """The probing of losses: values of ``FIELDS``, and the functions made of them.
 
     Microbatches are exact without batch statistics; with them each is normalised by itself.
 
@@ -136,7 +136,7 @@ def make_probing(task: Task, block: Mapping[str, Any], local_lr: Any) -> Probing
 
 
 class Probes(NamedTuple):
-    """What a client has after its local steps.
+    """A client's results after its local steps.
 
     Attributes:
       scalars: ``f32[k, S]``.
@@ -160,7 +160,7 @@ def probe(
     own: Keys,
     draw_keys: Callable[[Array], Array],
 ) -> Probes:
-    """Returns what one client learns in one round.
+    """Runs the local steps of one client in one round.
 
     Args:
       probing: how.
@@ -306,7 +306,7 @@ def scalar_server(
 
 
 def release(probing: Probing, problem: Problem) -> Release | None:
-    """Returns what clients that send scalars reveal of one example in a round.
+    """Returns the disclosure of one example in a round of clients that send scalars.
 
     Raises:
       FieldError: noise without a bound, or where an example moves the losses of others.

@@ -24,7 +24,7 @@ from zo_fl.zo.directions import AddDirection
 
 
 class Estimate(NamedTuple):
-    """What a client learns from its probes.
+    """The result of a client's probes.
 
     Attributes:
       scalars: ``f32[S]``, what is uploaded.

@@ -59,7 +59,7 @@ FIXED = {"distribution": "gaussian", "tau": 1.0}
 
 
 class Pool(NamedTuple):
-    """What is known of the K candidates.
+    """The server's knowledge of the K candidates.
 
     Attributes:
       accumulators: ``f32[K]``, G: the model is ``w_0 - lr sum_k G[k] z_k``.
