@@ -4,6 +4,7 @@ What was ignored when the process began stays ignored: ``nohup`` ignores SIGHUP,
 SIGINT.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -37,11 +38,20 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupting_signals() -> Iterator[None]:
-    """Makes every signal to stop raise KeyboardInterrupt, as Ctrl-C does."""
+    """Makes every signal to stop raise KeyboardInterrupt, as Ctrl-C does.
+
+    While modules are imported it ends the process instead, with a line and status 130: extension
+    modules of JAX crash when an exception comes into their import.
+    """
     received = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, b"interrupted\n")
+                os._exit(130)
+            frame = frame.f_back
         raise KeyboardInterrupt
 
     restore = _handle(interrupt)
