@@ -20,9 +20,7 @@ from absl import logging as absl_logging
 from zo_fl.engine import fields
 from zo_fl.engine.errors import ConfigError
 from zo_fl.host.files import StorageError
-from zo_fl.host.signals import ignore_signals, interrupting_signals
-
-from .startup import INTERRUPTED
+from zo_fl.host.signals import INTERRUPTED, ignore_signals, interrupting_signals
 
 if TYPE_CHECKING:  # importing JAX takes seconds, which --help does without
     from ml_collections import ConfigDict

@@ -26,7 +26,7 @@ from absl import flags
 from zo_fl.engine.errors import ConfigError
 from zo_fl.host import signals
 
-from . import cli, distributed, startup
+from . import cli, distributed
 
 # JAX, and what imports it, is imported inside functions: --help and a misspelt flag do without.
 
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         if processes.is_first():
             resume = f"to resume, run the same command with --workdir={path}"
             print(f"{str(stop) or 'stopped at once'}; {resume}", file=sys.stderr)
-        return startup.INTERRUPTED
+        return signals.INTERRUPTED
     if processes.is_first():
         print(screen.summary_table(summary | {"workdir": str(path)}))
         if summary["diverged_round"] is not None:

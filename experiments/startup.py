@@ -12,19 +12,16 @@ import sys
 import threading
 import time
 
+from zo_fl.host.signals import end_at_signals
+
 PARENT = "ZO_FL_PARENT"  # environment variable: the process to end with
-INTERRUPTED = 130  # exit status
 _POLL_SECONDS = 1.0
 
 
 def begin(package: str) -> None:
     """Prepares the process if it runs a command of ``package``."""
     if _is_command(package) and threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            # An ignored signal stays ignored: nohup ignores SIGHUP, a shell's & SIGINT.
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _end)
+        end_at_signals()
         if PARENT in os.environ:
             parent = int(os.environ.pop(PARENT))
             threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -47,11 +44,3 @@ def _is_command(package: str) -> bool:
     after = given.index("-m") + 1 if "-m" in given else len(given)
     is_module = any(name.startswith(f"{package}.") for name in given[after : after + 1])
     return is_module or any(pathlib.Path(name).name == "zo-fl" for name in given[:2])
-
-
-def _end(number: int, frame: object) -> None:
-    # A second signal between the line and the end would print the line again.
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    os.write(2, b"interrupted\n")
-    os._exit(INTERRUPTED)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from .. import cli, startup
+from zo_fl.host.signals import INTERRUPTED
+
+from .. import cli
 from . import plan, pool
 from .display import SweepDisplay
 from .plan import Job
@@ -46,7 +48,7 @@ def run(
             statuses = pool.run(planned, parallel, command, display, together)
     except KeyboardInterrupt:
         print("stopped, and saved; to resume, run the same command", file=sys.stderr)
-        return startup.INTERRUPTED
+        return INTERRUPTED
     bad = [job for job in planned if statuses[job.folder].state in (pool.FAILED, pool.BLOCKED)]
     for job in bad:
         status = statuses[job.folder]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+INTERRUPTED = 130  # exit status
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -47,27 +48,40 @@ def interrupting_signals() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        while frame is not None:
-            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-                os.write(2, b"interrupted\n")
-                os._exit(130)
-            frame = frame.f_back
+        outer = frame
+        while outer is not None:
+            if outer.f_code.co_filename == "<frozen importlib._bootstrap>":
+                _end(number, frame)
+            outer = outer.f_back
         raise KeyboardInterrupt
 
     restore = _handle(interrupt)
     try:
         yield
     except Exception as error:
-        if received:  # extension modules turn it into another error while they are imported
+        if received:  # what it interrupted may have turned it into another error
             raise KeyboardInterrupt from error
         raise
     finally:
         restore()
 
 
+def end_at_signals() -> None:
+    """Makes every signal to stop end the process from now on, with one line and status 130."""
+    _handle(_end)
+
+
 def ignore_signals() -> None:
     """Ignores signals to stop from now on: the process is about to end anyway."""
     _handle(signal.SIG_IGN)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # A second signal between the line and the end would print the line again.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def _handle(handler: Any) -> Callable[[], None]:
