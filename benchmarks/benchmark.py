@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 def main(argv: list[str]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 # glibc gives every large buffer back to the system and pays page faults for it again; PyTorch at
 # batch 500 runs 2.4 times faster when it may keep them. The same for all contestants.

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import cli
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import storing, write_whole
 
 from . import contest

@@ -72,9 +72,9 @@ def classes(path: Path) -> dict[str, int]:
 def config_fields() -> int:
     """Returns the number of config fields."""
     from zo_fl import config
-    from zo_fl.engine import fields
+    from zo_fl.config import check
 
-    return len(fields.flat(config.blocks()))
+    return len(check.flat(config.blocks()))
 
 
 def cases() -> int:

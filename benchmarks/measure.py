@@ -26,9 +26,8 @@ import zo_fl
 from experiments import cli
 from zo_fl import config as configs
 from zo_fl.compiled import make_chunk
-from zo_fl.engine import fields
 from zo_fl.engine.algorithm import start
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.round import make_algorithm
 from zo_fl.engine.types import FederatedData
@@ -191,10 +190,7 @@ def main(argv: list[str]) -> int:
 def change(text: str) -> tuple[str, Any]:
     """Returns the field and the value of ``FIELD=VALUE``."""
     name, _, value = text.partition("=")
-    known = fields.flat(configs.blocks())
-    if name not in known:
-        raise ConfigError(fields.unknown(name, known))
-    return name, known[name].parse(value)
+    return name, configs.parse(name, value)
 
 
 def define_flags() -> None:

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import cli
 from zo_fl.data import cache, progress, tfds_source
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import storing, write_whole
 
 MANIFEST = "parts.json"

@@ -27,7 +27,7 @@ from experiments import cli
 from experiments.analysis import drawing
 from zo_fl import models
 from zo_fl.engine import keys
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.precision import PRECISIONS
 from zo_fl.engine.task import classification
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 def _derivatives(task, params, examples, name: str, eps: float, count: int, repeats: int):
     """Returns ``f64[count]`` and the median seconds a direction in ``repeats`` calls."""
     add = directions.create("rademacher", TAU)
-    estimator = estimators.create(name, add, eps=eps, num_directions=count)
+    estimator = estimators.ESTIMATORS[name](add, eps=eps, num_directions=count)
     mask = jnp.ones(len(examples["label"]), bool)
     weights = mask / mask.size
     options = Engine(make_mesh()).compiler_options

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from zo_fl.engine import fields
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import StorageError
 from zo_fl.host.signals import INTERRUPTED, ignore_signals, interrupting_signals
 
@@ -143,10 +142,9 @@ def given_config() -> Given:
     made, overrides = config.load(name), {}
     for change in flags.FLAGS["set"].value or []:
         field, is_change, text = change.partition("=")
-        declared = _declared(field)
         if not is_change:
             raise ConfigError(f"--config.{field} without a value; pass --config.{field}=VALUE")
-        overrides[field] = declared.resolve(field, declared.parse(text))
+        overrides[field] = config.parse(field, text)
     made.update_from_flattened_dict(overrides)
     return Given(name, overrides, made)
 
@@ -168,9 +166,10 @@ def given_values(text: str) -> tuple[str, list[Any]]:
     Raises:
       ConfigError: an unknown field, or a value that is not allowed.
     """
+    from zo_fl import config
+
     field, _, listed = text.removeprefix("config.").partition("=")
-    declared = _declared(field)
-    return field, [declared.resolve(field, declared.parse(one)) for one in listed.split(",")]
+    return field, [config.parse(field, one) for one in listed.split(",")]
 
 
 def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, Any]]:
@@ -219,16 +218,6 @@ def enable_compilation_cache() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
         root = os.environ.get("ZO_FL_CACHE", str(Path.home() / ".cache" / "zo_fl"))
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
-
-
-def _declared(field: str) -> fields.Field:
-    """Returns the declaration of a field by its dotted name; raises ConfigError if unknown."""
-    from zo_fl import config
-
-    known = fields.flat(config.blocks())
-    if field not in known:
-        raise ConfigError(fields.unknown(field, known))
-    return known[field]
 
 
 def _as_set(argument: str) -> str:

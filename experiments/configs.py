@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from rich.table import Table
 
     from zo_fl import config, methods
-    from zo_fl.engine import fields
+    from zo_fl.config import check
 
     del argv
     given = cli.resolved_config() if flags.FLAGS.config else config.resolve({})
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
         table.add_column(heading, no_wrap=heading == "field", overflow="fold")
     for name in shown:
         table.add_section()
-        for field, declared in fields.flat({name: shown[name]}).items():
+        for field, declared in check.flat({name: shown[name]}).items():
             value = str(values[field])
             changed = f"[bold]{value}[/] *" if values[field] != declared.default else value
-            table.add_row(field, changed, declared.allowed(), declared.meaning)
+            table.add_row(field, changed, check.allowed(declared), declared.meaning)
     console = Console(highlight=False)
     console.print(table)
     if flags.FLAGS.config:

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 def define_flags() -> None:

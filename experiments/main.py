@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import signals
 
 from . import cli, distributed

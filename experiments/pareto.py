@@ -10,7 +10,7 @@ where there is nothing.
 
 from absl import flags
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 from . import cli
 

@@ -10,7 +10,7 @@ what to do), 130 interrupted (nothing is left behind).
 
 from absl import flags
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 from . import cli
 

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from tests import tiny
 from zo_fl import api, config, methods
-from zo_fl.engine import fields
-from zo_fl.engine.errors import ConfigError
+from zo_fl.config import check
+from zo_fl.engine.fields import ConfigError
 
-FIELDS = fields.flat(config.blocks())
+FIELDS = check.flat(config.blocks())
 
 
 def wrong_values(field):
@@ -74,7 +74,7 @@ def test_a_wrong_value_is_one_line_that_names_the_field_and_what_is_allowed(bloc
         refused(name, lambda value, name=name: config.resolve(nested(name, value)), value)
         # On a command line all is text: what is text anyway is no mistake there.
         if isinstance(value, str) or not isinstance(field.default, str):
-            refused(name, lambda text, f=field, n=name: f.resolve(n, f.parse(text)), str(value))
+            refused(name, lambda text, name=name: config.parse(name, text), str(value))
         if not (value is True and isinstance(field.default, float)):  # a ConfigDict makes 1.0 of it
             refused(name, config.resolve, changed_default(name, value))
 

@@ -6,8 +6,7 @@ import pytest
 
 import zo_fl
 from zo_fl.data import federated
-from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.fields import defaults
+from zo_fl.engine.fields import ConfigError, defaults
 
 pytestmark = pytest.mark.slow
 

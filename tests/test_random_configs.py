@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from zo_fl import config, experiment, methods
-from zo_fl.engine import fields
-from zo_fl.engine.errors import ConfigError
+from zo_fl.config import check
+from zo_fl.engine.fields import ConfigError
 
 # Not drawn: what is not on this machine.
 FIXED = {"data.name", "data.data_dir", "data.num_clients", "model.name", "run.num_devices"}
@@ -31,7 +31,7 @@ def values_of(field):
 
 def is_allowed(field, value):
     try:
-        field.resolve("field", value)
+        check.checked(field, "field", value)
     except ConfigError:
         return False
     return True
@@ -43,7 +43,7 @@ def configs(draw):
     name = draw(st.sampled_from(sorted(methods.METHODS)))
     declared = config.blocks()
     blocks = {"run"} | config.blocks_read([name])
-    known = fields.flat({block: declared[block] for block in blocks})
+    known = check.flat({block: declared[block] for block in blocks})
     known = {field: known[field] for field in sorted(known.keys() - FIXED)}
     changed = draw(st.lists(st.sampled_from(list(known)), min_size=1, max_size=4, unique=True))
     changes = {field: draw(st.sampled_from(values_of(known[field]))) for field in changed}

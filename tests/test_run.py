@@ -15,7 +15,7 @@ import pytest
 import zo_fl
 from tests import tiny
 from zo_fl import api
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import checkpoint
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.files import StorageError

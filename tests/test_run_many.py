@@ -13,8 +13,9 @@ from tests import tiny
 from tests.test_run import OVERRIDES, rows_of
 from zo_fl import api, methods, run_many
 from zo_fl import config as configs
-from zo_fl.engine import algorithm, fields
-from zo_fl.engine.errors import ConfigError
+from zo_fl.config import check
+from zo_fl.engine import algorithm
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
 from zo_fl.host import folder
 
@@ -112,7 +113,7 @@ def test_each_value_ends_as_it_does_alone(tmp_path, field, values):
 
 def varying(part):
     """Returns the fields of a method's own block that may vary."""
-    known, own = fields.flat(configs.blocks()), methods.METHODS[part].reads[-1]
+    known, own = check.flat(configs.blocks()), methods.METHODS[part].reads[-1]
     return [name for name, one in known.items() if one.varies and name.split(".")[0] == own]
 
 
@@ -161,7 +162,7 @@ def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed
     [
         ("zo.num_directions", (1, 3), "config.zo.num_directions=1, 3: runs that differ in it"),
         ("data.alpha", (0.1, 1.0), "runs that differ in it cannot be one program; allowed: the"),
-        ("zo.eps", (0.0, 1e-3), "config.zo.eps=0 stands for the best of a precision"),
+        ("zo.eps", (0.0, 1e-3), "config.zo.eps=0 lets the program choose"),
         ("zo.lr", (1e-3, 1e-3), "no two alike"),
         ("model.name", ("mlp", "cnn"), "config.model.name=mlp, cnn: runs that differ in it"),
         ("zo.lr", (), "no values"),

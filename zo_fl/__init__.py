@@ -18,7 +18,7 @@ __version__ = "0.2.0"
 
 # Imported when they are asked for: some commands need no JAX.
 _HOME = {
-    "ConfigError": "zo_fl.engine.errors",  # what bad input raises
+    "ConfigError": "zo_fl.engine.fields",  # what bad input raises
     "Interrupted": "zo_fl.api",  # what a run raises that was asked to stop
     "build": "zo_fl.experiment",  # config -> task, phases, data, engine: without running them
     "dataset": "zo_fl.data.datasets",  # arrays -> data set
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from zo_fl.config import default as default_config
     from zo_fl.config import load as load_config
     from zo_fl.data.datasets import dataset
-    from zo_fl.engine.errors import ConfigError
+    from zo_fl.engine.fields import ConfigError
     from zo_fl.engine.round import make_algorithm
     from zo_fl.experiment import build
     from zo_fl.host.metrics import read_metrics

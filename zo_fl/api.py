@@ -19,7 +19,7 @@ from zo_fl.compiled import Compiled
 from zo_fl.config import warm_starts
 from zo_fl.data.partition import format_summary
 from zo_fl.engine.algorithm import ServerState
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Dataset
 from zo_fl.experiment import Experiment
 from zo_fl.host import checkpoint, devices, files, folder, processes

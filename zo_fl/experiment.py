@@ -14,7 +14,7 @@ from zo_fl import methods, models
 from zo_fl.data import federated
 from zo_fl.engine import keys, task
 from zo_fl.engine.algorithm import Phase, Problem, start
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
 from zo_fl.engine.task import Task

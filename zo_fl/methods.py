@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from zo_fl.engine.algorithm import Phase, Problem
-from zo_fl.engine.errors import in_block
-from zo_fl.engine.fields import Block
+from zo_fl.engine.fields import Block, in_block
 from zo_fl.heads import gaussian_head, head_sgd, head_zo, patches, ridge, ridge_cg
 from zo_fl.sgd import fedavg, heterofl, mixed_tiers
 from zo_fl.zo import baffle, fedkseed, fedzo

@@ -22,7 +22,7 @@ from zo_fl.api import Config, Interrupted
 from zo_fl.compiled import Compiled
 from zo_fl.config import warm_starts
 from zo_fl.engine import keys
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Array, PyTree
 from zo_fl.experiment import Experiment
 from zo_fl.host import devices, processes

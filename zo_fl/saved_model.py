@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from zo_fl import models
 from zo_fl.engine import task
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Dataset, ModelState, Params
 from zo_fl.host import folder, processes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zo_fl import config as configs
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 from .. import cli
 from ..jobs import record

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.metrics import read_metrics
 from zo_fl.host.units import is_number
 

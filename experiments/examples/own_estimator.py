@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import zo_fl
-from zo_fl.engine.errors import FieldError
+from zo_fl.engine.fields import FieldError
 from zo_fl.zo.estimators import ESTIMATORS, Estimate, Estimator, finite_mean_coefficients
 
 STEPS, FACTORS = (1.0, -1.0, 2.0, -2.0), (4 / 3, -4 / 3, -1 / 6, 1 / 6)

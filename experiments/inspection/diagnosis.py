@@ -13,7 +13,7 @@ from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.engine import cohorts, precision, statistics, trees
 from zo_fl.engine.algorithm import Phase, ServerState, start
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
 from zo_fl.engine.types import Array, ModelState, Params
 from zo_fl.experiment import Experiment

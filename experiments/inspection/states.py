@@ -12,7 +12,7 @@ from zo_fl import config as configs
 from zo_fl import experiment, loop
 from zo_fl.compiled import Compiled, recorded_shapes
 from zo_fl.engine.algorithm import ServerState
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
 from zo_fl.host import folder, ledger
 from zo_fl.host.checkpoint import Checkpoints

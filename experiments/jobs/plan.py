@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 
 from zo_fl import config as configs
 from zo_fl import methods
-from zo_fl.config import warm_starts
+from zo_fl.config import check, warm_starts
 from zo_fl.config.sweeps import Point, Sweep
-from zo_fl.engine import fields
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 Overrides = dict[str, Any]
 
@@ -109,27 +108,21 @@ def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, Alike
       config: as for ``jobs_of``.
     """
     plain, found = config.to_dict(), {}
-    may_vary = [name for name, one in fields.flat(configs.blocks()).items() if one.varies]
+    declared = check.flat(configs.blocks())
+    may_vary = [name for name, field in declared.items() if field.varies]
     for job in planned:
         resolved = _resolve(plain, job.overrides)
         parts = [methods.METHODS[part] for part in methods.parts(resolved["algorithm"])]
         read = {block for part in parts for block in part.reads}
         flat = configs.flatten(resolved)
         numbers = {name: flat[name] for name in may_vary if name.split(".")[0] in read}
-        if _runs_with_others(parts, resolved, numbers):
+        chosen = any(declared[name].zero_chooses and not numbers[name] for name in numbers)
+        alone = any(part.alone(resolved) for part in parts) or resolved["run"]["data"] == "stream"
+        if not (chosen or alone):
             shared = {name: value for name, value in flat.items() if name not in numbers}
             is_dense = resolved["model"]["name"] == "mlp"
             found[job.folder] = Alike(_digest([shared, str(job.after)]), numbers, is_dense)
     return found
-
-
-def _runs_with_others(
-    parts: Iterable[methods.Method], resolved: Mapping[str, Any], numbers: Overrides
-) -> bool:
-    """Returns whether a run can be one program with others."""
-    alone = any(part.alone(resolved) for part in parts) or resolved["run"]["data"] == "stream"
-    seeks = any(name.endswith(".eps") and not value for name, value in numbers.items())
-    return not (alone or seeks)
 
 
 def suggestion(found: Mapping[Path, Alike]) -> str | None:

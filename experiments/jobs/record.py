@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zo_fl.config.sweeps import Sweep
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import folder
 
 from .plan import Overrides, distinct, point_folder

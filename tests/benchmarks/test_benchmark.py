@@ -13,7 +13,7 @@ import pytest
 from benchmarks import contest, conv, conv_forms, growth, measure, workloads
 from tests import commands
 from zo_fl.engine.algorithm import start
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
 
 KEYS = {"seconds", "images", "flops", "forward_seconds", "peak_rss_bytes", "temporary_bytes"}

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import contest, gpu_campaign, measure, workloads
 from benchmarks.gpu_campaign import STEPS, TIME_IS_UP, Step
 from zo_fl import config
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 FIGURES = {"seconds": [2.0, 1.0, 3.0], "images": 600.0, "forward_seconds": [1.0]}
 

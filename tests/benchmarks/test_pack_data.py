@@ -6,7 +6,7 @@ import pytest
 from benchmarks import pack_data
 from tests.data import fakes
 from zo_fl.data import cache, datasets
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from zo_fl.data import cache
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 @pytest.fixture(autouse=True)

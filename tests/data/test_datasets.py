@@ -10,7 +10,7 @@ import pytest
 
 from tests.data import fakes
 from zo_fl.data import cache, datasets, decode
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 @pytest.fixture(autouse=True)

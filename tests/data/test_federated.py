@@ -9,8 +9,7 @@ import pytest
 
 from zo_fl.data import federated
 from zo_fl.engine import cohorts
-from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.fields import defaults
+from zo_fl.engine.fields import ConfigError, defaults
 from zo_fl.engine.types import HIGH
 
 BLOCK: dict[str, Any] = defaults(federated.BLOCK) | {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zo_fl.data import partition
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH
 
 CIFAR_LABELS = np.arange(50_000) % 10

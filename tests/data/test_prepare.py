@@ -14,7 +14,7 @@ import pytest
 from tests import commands
 from tests.data import fakes
 from zo_fl.data import cache, cifar10, datasets, prepare
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 PER_FILE = 3
 IMAGES = {

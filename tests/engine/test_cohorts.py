@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zo_fl.engine import cohorts, keys
-from zo_fl.engine.errors import ConfigError, in_block
+from zo_fl.engine.fields import ConfigError, in_block
 
 TIERS = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1, 0], np.int32)
 EVERYONE = np.arange(10, dtype=np.int32)

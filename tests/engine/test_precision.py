@@ -10,7 +10,7 @@ from jax.lax import Precision
 from tests import tiny
 from zo_fl import models
 from zo_fl.engine import precision, task
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 pytestmark = pytest.mark.slow
 

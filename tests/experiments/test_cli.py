@@ -8,7 +8,7 @@ import pytest
 
 from experiments import cli, main
 from tests import commands
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import StorageError
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from experiments.inspection.diagnosis import Bought, Diagnosis, OneRound
 from experiments.inspection.states import Replay
 from tests import commands, tiny
 from zo_fl import api as train
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 CHANGES = dict(warmup__num_rounds=3, warmup__lr=1e-2, zo__num_rounds=4, zo__lr=1e-4)
 

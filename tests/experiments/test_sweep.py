@@ -11,7 +11,7 @@ import pytest
 from experiments.jobs import launch, plan, pool, record
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

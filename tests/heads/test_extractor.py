@@ -6,7 +6,7 @@ import pytest
 
 from zo_fl import models
 from zo_fl.engine import keys
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.task import classification
 
 NORMS = {"vit": "layer", "cnn_large": "none", "mlp": "none", "patches": "patch"}

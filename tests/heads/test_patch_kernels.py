@@ -6,7 +6,7 @@ import pytest
 
 from tests import tiny
 from tests.heads.problems import batch_of, build, keys_of, one_round
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH
 
 pytestmark = pytest.mark.slow

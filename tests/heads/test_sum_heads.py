@@ -18,7 +18,7 @@ from tests.heads.problems import (
 )
 from zo_fl.engine import trees
 from zo_fl.engine.algorithm import Cohort, ServerState
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH
 from zo_fl.heads import closed_form, messages, sums
 from zo_fl.heads.gaussian_head import SHRINKAGES

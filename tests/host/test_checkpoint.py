@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import commands, tiny
 from zo_fl.engine.algorithm import ServerState
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.checkpoint import Checkpoints
 
 

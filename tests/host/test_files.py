@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import files
 from zo_fl.host.files import StorageError
 

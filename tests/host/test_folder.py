@@ -17,7 +17,7 @@ from tests.test_run import Killed, killing, rows_of
 from zo_fl import api, loop
 from zo_fl import config as configs
 from zo_fl.compiled import Compiled
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import devices, folder, ledger
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.folder import Position, RunFolder

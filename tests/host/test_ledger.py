@@ -9,7 +9,7 @@ from experiments.inspection.states import Replay
 from tests import tiny
 from tests.test_run import Killed, killing
 from zo_fl import api
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import ledger
 
 BATCH_NORM = {"model__name": "cnn", "model__norm": "batch", "data__num_clients": 20}

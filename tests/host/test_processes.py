@@ -16,7 +16,7 @@ import pytest
 from tests import commands, tiny
 from tests.test_run import rows_of
 from zo_fl import api
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import folder, processes
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from zo_fl import api, experiment
 from zo_fl.compiled import make_chunk
 from zo_fl.data import federated
 from zo_fl.engine import cohorts, keys
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import streaming
 
 pytestmark = pytest.mark.slow

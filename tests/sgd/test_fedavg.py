@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 def test_the_loss_is_the_mean_over_a_client_s_examples():

@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 from zo_fl import models
 from zo_fl.engine import trees
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.schedule import phase_cost
 from zo_fl.sgd import heterofl
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import tiny
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from configs.sweeps.privacy import NOISE
 from tests import tiny
 from zo_fl import api
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import privacy as accounting
 from zo_fl.wrap import privacy
 from zo_fl.wrap.privacy import Privacy
@@ -26,7 +26,7 @@ both = pytest.mark.parametrize("name", ("two_point", "forward"))
 def scalars_of(losses, bound, name, count=3):
     """The scalars of ``n`` examples whose losses are linear in the one parameter."""
     add = lambda params, key, scale: params + scale * jax.random.normal(key)  # noqa: E731
-    estimator = estimators.create(name, add, eps=0.1, num_directions=count, bound=bound)
+    estimator = estimators.ESTIMATORS[name](add, eps=0.1, num_directions=count, bound=bound)
     keys = jax.random.split(jax.random.key(0), count)
     weights = jnp.full(len(losses), 1 / len(losses))
     return estimator.estimate(lambda w: w * losses, weights, jnp.float32(0), keys).scalars

@@ -7,7 +7,7 @@ import pytest
 import zo_fl
 from tests import tiny
 from zo_fl import api
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.metrics import read_metrics
 from zo_fl.wrap import stop
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from zo_fl.engine import keys
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.zo import directions
 
 TREE = {"a": np.zeros((3, 5), np.float32), "b": {"c": np.zeros(70, np.float32)}}

@@ -20,7 +20,7 @@ WEIGHTS = np.float32([0.5, 0.25, 0.25, 0.0])  # the last example is padding
 def make(distribution="rademacher", tau=1.0, eps=1e-2, num_directions=1, kind="two_point"):
     """Returns an estimator and its directions."""
     add = directions.create(distribution, tau)
-    return estimators.create(kind, add, eps=eps, num_directions=num_directions), add
+    return estimators.ESTIMATORS[kind](add, eps=eps, num_directions=num_directions), add
 
 
 def linear(gradient):

@@ -16,10 +16,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zo_fl import methods, models
+from zo_fl.config import check
 from zo_fl.data import federated
-from zo_fl.engine import fields
-from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.fields import Block, Field, Rule
+from zo_fl.engine.fields import Block, ConfigError, Field, Rule
 from zo_fl.wrap import faults, robust
 
 RUN: Block = {
@@ -72,7 +71,7 @@ def blocks() -> Block:
 
 def default() -> ConfigDict:
     """Returns every field with its default: ZOWarmUp on CIFAR-10, ResNet18, 10/90."""
-    return ConfigDict(fields.defaults(blocks())).lock()  # a misspelt field fails where it is set
+    return ConfigDict(check.defaults(blocks())).lock()  # a misspelt field fails where it is set
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +84,19 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: a field that there is not, or a value that is not allowed.
     """
     given = config.to_dict() if isinstance(config, ConfigDict) else config
-    return fields.resolve(blocks(), given)
+    return check.resolve(blocks(), given)
+
+
+def parse(field: str, text: str) -> Any:
+    """Returns the checked value that a text on a command line gives a field, by its dotted name.
+
+    Raises:
+      ConfigError: an unknown field, or a value that is not allowed.
+    """
+    known = check.flat(blocks())
+    if field not in known:
+        raise ConfigError(check.unknown(field, known))
+    return check.checked(known[field], field, check.parse(known[field], text))
 
 
 def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +112,7 @@ def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     flat = flatten(resolved)
     for field in changes:
         if field not in flat:
-            raise ConfigError(fields.unknown(field, flat))
+            raise ConfigError(check.unknown(field, flat))
     return traverse_util.unflatten_dict({**flat, **changes}, sep=".")
 
 
@@ -150,7 +161,7 @@ def numbers_that_differ(resolved: Sequence[Mapping[str, Any]]) -> dict[str, list
     Raises:
       ConfigError: runs that differ in one of them cannot be one program.
     """
-    whole, known = [flatten(one) for one in resolved], fields.flat(blocks())
+    whole, known = [flatten(one) for one in resolved], check.flat(blocks())
     found = {
         field: [one[field] for one in whole]
         for field in whole[0]
@@ -164,10 +175,10 @@ def numbers_that_differ(resolved: Sequence[Mapping[str, Any]]) -> dict[str, list
                 f"config.{field}={shown}: runs that differ in it cannot be one program; allowed: "
                 f"the seed, {', '.join(may)}"
             )
-        if field.endswith(".eps") and not all(values):
+        if known[field].zero_chooses and not all(values):
             raise ConfigError(
-                f"config.{field}=0 stands for the best of a precision, which one program cannot "
-                "have among others; give that number itself"
+                f"config.{field}=0 lets the program choose, which one program cannot do for some "
+                "of its runs; give that number itself"
             )
     return found
 
@@ -210,7 +221,7 @@ def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
     if is_ours and (known / f"{path.stem}.py").is_file():
         return known / f"{path.stem}.py"
     names = sorted(p.stem for p in known.glob("*.py") if p.stem not in ("__init__", "base"))
-    near = fields.near(path.stem, names)
+    near = check.near(path.stem, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
     raise ConfigError(f"no {kind} file {str(name)!r}; {hint}; change --{kind}")
 

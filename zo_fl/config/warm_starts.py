@@ -10,7 +10,7 @@ from typing import Any
 
 from zo_fl import config as configs
 from zo_fl import methods
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import folder
 
 # What decides which rounds are evaluated, and how.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from zo_fl.data import progress
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 ENV = "ZO_FL_CACHE"
 _FORMAT = 2  # part of each fingerprint: raise it when the content of entries changes

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from zo_fl.data import decode, progress
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 MD5 = {
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",

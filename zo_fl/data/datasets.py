@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zo_fl.data import decode, tfds_source
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Dataset
 
 # Mean and standard deviation of each channel over all training pixels. The (.2023, .1994, .2010)

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 _CHUNK = 512  # images a task: the thread pool costs little, and the bar moves smoothly
 _READ_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}

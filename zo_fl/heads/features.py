@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zo_fl.engine import cohorts, trees
 from zo_fl.engine import task as tasks
-from zo_fl.engine import trees
 from zo_fl.engine.algorithm import ClientBatch, Keeping, Problem, ServerState
 from zo_fl.engine.fields import Field
 from zo_fl.engine.task import Task
@@ -80,7 +80,7 @@ def keeping(look: Extractor, on_client: bool = False) -> Keeping:
         def some(part):
             return task.features(params, model_state, part, np.ones(at_once, bool)).astype(dtype)
 
-        found = jax.lax.map(some, trees.batched(examples, at_once))
+        found = jax.lax.map(some, cohorts.batched(examples, at_once))
         return {"kept": found.reshape(-1, found.shape[-1])[: len(labels)], "label": labels}
 
     return Keeping(compute, on_client)
@@ -116,7 +116,7 @@ def sum_over(
         # A client whose features are not finite drops out, but padding cannot make it.
         return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
-    parts = trees.batched((batch.examples, batch.mask), rows)
+    parts = cohorts.batched((batch.examples, batch.mask), rows)
     return jax.lax.scan(body, zeros, parts)[0]
 
 
@@ -131,7 +131,7 @@ def _of_examples(
         mask = np.ones(at_once, bool)
         return project(basis, look.task.features(state.params, state.model_state, part, mask))
 
-    features = jax.lax.map(some, trees.batched(examples, at_once))
+    features = jax.lax.map(some, cohorts.batched(examples, at_once))
     return features.reshape(-1, features.shape[-1])
 
 

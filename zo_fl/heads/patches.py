@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine import cohorts, keys, trees
+from zo_fl.engine import cohorts, keys
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
-from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.task import Task
@@ -117,7 +116,7 @@ def _sums(kernels: Kernels, batch: ClientBatch) -> tuple[Array, Array]:
         return (sums[0] + patches.sum(0), sums[1] + closed_form.packed_product(patches)), None
 
     rows = min(_IMAGES, max(batch.mask.shape[0], 1))
-    parts = trees.batched((batch.examples, batch.mask), rows)
+    parts = cohorts.batched((batch.examples, batch.mask), rows)
     dim = jax.eval_shape(seen, batch.examples).shape[-1]
     zeros = jnp.zeros(dim), jnp.zeros(dim * (dim + 1) // 2)
     return jax.lax.scan(body, zeros, parts)[0]

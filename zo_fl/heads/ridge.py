@@ -27,8 +27,7 @@ import numpy as np
 
 from zo_fl.engine import cohorts, keys
 from zo_fl.engine.algorithm import Phase, Problem, ServerState
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field, Rule, take
+from zo_fl.engine.fields import Block, Field, FieldError, Rule, take
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.types import Array
 from zo_fl.heads import closed_form, features, messages, steps, sums

@@ -28,8 +28,7 @@ from zo_fl.engine.algorithm import (
     Server,
     ServerState,
 )
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Field
+from zo_fl.engine.fields import Field, FieldError
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.types import Array, Params, PyTree

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import files, processes
 

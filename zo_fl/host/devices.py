@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from zo_fl.engine import keys, layout
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
 from zo_fl.host import processes
 

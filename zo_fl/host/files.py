@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 
 _LOCK, _OWNER = ".lock", ".owner.json"
 _POLL_SECONDS = 0.1

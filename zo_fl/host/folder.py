@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from zo_fl.engine.algorithm import ServerState
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import processes
 from zo_fl.host.checkpoint import Checkpoints, Damaged

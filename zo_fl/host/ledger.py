@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import serialization
 
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host.files import storing, write_whole
 

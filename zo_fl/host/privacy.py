@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zo_fl.engine.algorithm import Phase
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host.schedule import ScheduledPhase
 from zo_fl.wrap.privacy import Release
 

@@ -8,8 +8,7 @@ import functools
 
 import flax.linen as nn
 
-from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.models.layers import NORMS
 from zo_fl.models.patches import Patches
 from zo_fl.models.resnet import ResNet18

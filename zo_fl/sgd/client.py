@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zo_fl.engine import cohorts, keys, precision, trees
+from zo_fl.engine import cohorts, keys, precision
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Problem, ServerState
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, Field, FieldError
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, ModelState, Params
@@ -171,7 +170,7 @@ def train(
         if training.microbatch == training.batch_size:
             gradient, (total, new_state) = gradient_of(params, examples, mask)
         else:
-            parts = trees.batched((examples, mask), training.microbatch)
+            parts = cohorts.batched((examples, mask), training.microbatch)
             gradient, total = _summed(gradient_of, params, parts)
             new_state = model_state
         updates, new_opt_state = training.optimizer.update(gradient, opt_state, params)

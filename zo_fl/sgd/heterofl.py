@@ -39,8 +39,7 @@ from zo_fl.engine.algorithm import (
     as_trained,
 )
 from zo_fl.engine.cohorts import Sampler, group_of, largest_remainder, make_sampler
-from zo_fl.engine.errors import ConfigError, FieldError
-from zo_fl.engine.fields import Block, Field, Rule, changed
+from zo_fl.engine.fields import Block, ConfigError, Field, FieldError, Rule, changed
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import HIGH, Array, FederatedData, ModelState, Params, PyTree

@@ -17,7 +17,7 @@ import optax
 
 from zo_fl.engine.algorithm import Client, Phase, Problem
 from zo_fl.engine.cohorts import eligible_clients, largest_remainder
-from zo_fl.engine.errors import ConfigError
+from zo_fl.engine.fields import ConfigError
 from zo_fl.sgd import fedavg
 from zo_fl.zo import methods as zeroth_order
 

@@ -24,8 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, Field, FieldError
 from zo_fl.engine.types import Array
 
 FIELDS: Block = {

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from zo_fl.engine.algorithm import Phase, Problem, Stop
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, Field, FieldError
 
 EVERY, PATIENCE = 2, 2  # rounds between questions; questions without a better answer
 

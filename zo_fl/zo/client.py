@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.engine import cohorts, keys, precision, statistics, trees
+from zo_fl.engine import cohorts, keys, precision, statistics
 from zo_fl.engine.algorithm import (
     Client,
     ClientBatch,
@@ -27,8 +27,7 @@ from zo_fl.engine.algorithm import (
     ServerState,
     as_sent,
 )
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field, take
+from zo_fl.engine.fields import Block, Field, FieldError, take
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import descend
 from zo_fl.engine.task import Task
@@ -46,7 +45,13 @@ FIELDS: Block = {
     "distribution": Field(
         "rademacher", "distribution of the directions", lambda: directions.DISTRIBUTIONS
     ),
-    "eps": Field(1e-4, "perturbation scale; 0 = the precision's best", at_least=0, varies=True),
+    "eps": Field(
+        1e-4,
+        "perturbation scale; 0 = the precision's best",
+        at_least=0,
+        varies=True,
+        zero_chooses=True,
+    ),
     "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
     **directions.FIELDS,
     "num_directions": Field(3, "directions S of a local step", at_least=1, at_most=10**6),
@@ -69,7 +74,7 @@ class Probing(NamedTuple):
     Attributes:
       task: the learning problem, at the precision of the probes.
       add_direction: from ``directions.create``.
-      estimator: from ``estimators.create``.
+      estimator: from ``estimators.ESTIMATORS``.
       num_directions: S.
       local_steps: k.
       batch_size: examples a step; 0 = the client's, split evenly.
@@ -114,8 +119,7 @@ def make_probing(task: Task, block: Mapping[str, Any], local_lr: Any) -> Probing
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
     add_direction = directions.create(block["distribution"], block["tau"])
     add_direction = directions.restrict(add_direction, block["params"], block["density"], like)
-    estimator = estimators.create(
-        block["estimator"],
+    estimator = estimators.ESTIMATORS[block["estimator"]](
         add_direction,
         eps=eps,
         num_directions=block["num_directions"],
@@ -219,7 +223,7 @@ def _steps(probing: Probing, mask: Array, key: Array) -> tuple[Array | None, Arr
 def _microbatches(probing: Probing, examples: Examples, mask: Array) -> tuple[Examples, Array]:
     """Returns examples and mask with leading axes ``[batches, size]``, padded by masked ones."""
     count = mask.shape[0]
-    return trees.batched((examples, mask), min(probing.microbatch or count, count))
+    return cohorts.batched((examples, mask), min(probing.microbatch or count, count))
 
 
 def _losses(

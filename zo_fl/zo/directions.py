@@ -41,8 +41,7 @@ import numpy as np
 from jax.extend.random import threefry2x32_p
 
 from zo_fl.engine import keys
-from zo_fl.engine.errors import FieldError
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, Field, FieldError
 from zo_fl.engine.types import Array, Params
 
 AddDirection = Callable[[Params, Array, Array | float], Params]

@@ -11,13 +11,13 @@ rounded means would be mostly rounding.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.engine.errors import FieldError
+from zo_fl.engine.fields import FieldError
 from zo_fl.engine.precision import forward_mode
 from zo_fl.engine.types import Array, Params
 from zo_fl.zo.directions import AddDirection
@@ -50,24 +50,6 @@ class Estimator(NamedTuple):
     estimate: Callable[[Callable[[Params], Array], Array, Params, Array], Estimate]
     coefficients: Callable[[Array], Array]
     passes: int
-
-
-def create(
-    name: str, add_direction: AddDirection, *, eps: Any, num_directions: int, bound: float = 0.0
-) -> Estimator:
-    """Returns the estimator ``name`` of ``ESTIMATORS``.
-
-    Args:
-      name: ``two_point``, ``forward`` or ``jvp``.
-      add_direction: from ``directions.create``.
-      eps: perturbation scale, > 0; ``jvp`` has none.
-      num_directions: S >= 1.
-      bound: on the loss difference of each example, 0 for none.
-
-    Raises:
-      FieldError: a bound for an estimator that sees no single examples.
-    """
-    return ESTIMATORS[name](add_direction, eps=eps, num_directions=num_directions, bound=bound)
 
 
 def two_point(
