@@ -128,15 +128,15 @@ def parse_flags(argv: list[str], described: str, own: list[str]) -> list[str]:
     return rest
 
 
-def given_config() -> Given:
-    """Returns the config that the flags give.
+def given_config(default: str | None = None) -> Given:
+    """Returns the config that the flags give; without ``--config`` the one of a name.
 
     Raises:
       ConfigError: no config, one that fails, or an unknown field.
     """
     from zo_fl import config
 
-    name = flags.FLAGS["config"].value
+    name = flags.FLAGS["config"].value or default
     if name is None:
         raise ConfigError("no config given; pass --config=quickstart or another name or file")
     made, overrides = config.load(name), {}

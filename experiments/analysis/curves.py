@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from zo_fl.host.style import GREY, INK, decorate, plain
 from zo_fl.host.units import is_number
 
+from ..jobs import record
 from . import drawing, paper, runs
 from .runs import Point, Run, SweepRuns
 
@@ -127,7 +128,7 @@ def _label(grid: np.ndarray, shown: Sequence[Axes]) -> None:
 def _curve(of_point: Sequence[Run]) -> Curve:
     """Returns mean and deviation in rounds where all seeds were evaluated, finished ones if any."""
     shown = runs.finished(of_point) or of_point
-    rows = [[row for row in runs.rows_of(run.folder) if "round" in row] for run in shown]
+    rows = [[row for row in record.rows_of(run.folder) if "round" in row] for run in shown]
     curves = [
         {
             row["round"]: row["test_accuracy"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.metrics import read_metrics
 from zo_fl.host.units import is_number
 
 from ..jobs import record
@@ -63,12 +62,11 @@ class SweepRuns(NamedTuple):
 
 def read_run(folder: Path, row: str, column: str, seed: int | str) -> Run:
     """Returns the run in a folder, as far as it got."""
-    names = ("summary.json", "config.json", "partition.json")
-    read = {name: record.read_json(folder / name) for name in names}
-    summary, config, partition = (read[name][0] for name in names)
-    broken = [f"{name} is {problem}" for name, (_, problem) in read.items() if problem]
+    read = record.of_run(folder)
+    summary, config, partition = (content for content, _ in read.values())
+    broken = [f"{name}.json is {problem}" for name, (_, problem) in read.items() if problem]
     state, problem = FINISHED, ""
-    if not folder.is_dir():
+    if not (folder.is_dir() or record.kept_of(folder).exists()):
         state, problem = MISSING, "not started"
     elif broken:
         state, problem = DAMAGED, broken[0]
@@ -93,17 +91,9 @@ def read_run(folder: Path, row: str, column: str, seed: int | str) -> Run:
     )
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's ``metrics.jsonl``; none if it is damaged."""
-    try:
-        return [row for row in read_metrics(folder / "metrics.jsonl") if isinstance(row, dict)]
-    except (ConfigError, OSError):
-        return []
-
-
 def seconds_a_round(run: Run) -> float | None:
     """Returns the median seconds of a round of the last phase; None if it was not timed."""
-    rows = rows_of(run.folder)
+    rows = record.rows_of(run.folder)
     timed = [row.get("seconds") for row in rows if row.get("phase") == rows[-1].get("phase")]
     seconds = [value for value in timed if is_number(value)]
     return statistics.median(seconds) if seconds else None
@@ -111,7 +101,7 @@ def seconds_a_round(run: Run) -> float | None:
 
 def last_validation(run: Run) -> float | None:
     """Returns the accuracy on validation examples at a run's end; None if there are none."""
-    rows = rows_of(run.folder)
+    rows = record.rows_of(run.folder)
     value = rows[-1].get("val_accuracy") if rows else None
     return value if is_number(value) else None
 
@@ -161,7 +151,7 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def _so_far(folder: Path) -> str:
-    done = [row["round"] for row in rows_of(folder) if is_number(row.get("round"))]
+    done = [row["round"] for row in record.rows_of(folder) if is_number(row.get("round"))]
     return f", {done[-1]} rounds so far" if done else ""
 
 

@@ -3,6 +3,7 @@
 Finished jobs are skipped; a job that fails never stops the rest.
 """
 
+import math
 import os
 import re
 import signal
@@ -46,6 +47,16 @@ class Display(Protocol):
         """Shows where all jobs stand; ``job`` is the one that changed, or None."""
 
 
+class Silent:
+    """Shows nothing."""
+
+    def update(self, job: Job | None, statuses: Statuses) -> None:
+        """Hears of a change."""
+
+
+_SILENT = Silent()
+
+
 class _Running(NamedTuple):
     jobs: list[Job]  # several jobs are one program
     process: subprocess.Popen
@@ -56,8 +67,9 @@ def run(
     jobs: Sequence[Job],
     parallel: int,
     command: Callable[[list[Job], Path | None], list[str]],
-    display: Display,
+    display: Display = _SILENT,
     together: Callable[[Job], object] | None = None,
+    until: float = math.inf,
 ) -> Statuses:
     """Runs all jobs and returns how each ended, by its folder.
 
@@ -67,9 +79,11 @@ def run(
       command: ``(jobs of one process, finished warm-up or None) -> argv``.
       display: shows the progress.
       together: jobs with an equal value of this are one process; by default each has its own.
+      until: the time, as ``time.monotonic`` has it, after which nothing runs.
 
     Raises:
-      KeyboardInterrupt: a signal to stop came; the processes were told to save, and have ended.
+      KeyboardInterrupt: a signal to stop came, or the time is up; the processes were told to save,
+        and have ended.
     """
     statuses = {job.folder: _initial(job) for job in jobs}
     running: list[_Running] = []
@@ -86,6 +100,8 @@ def run(
                     display.update(job, statuses)
                 if not running:
                     return statuses
+                if time.monotonic() > until:
+                    raise KeyboardInterrupt("the time is up")
                 time.sleep(_POLL_SECONDS)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)

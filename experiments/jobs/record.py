@@ -1,16 +1,22 @@
-"""``sweep.json``: the sweep itself, written at its start, read by all that shows results."""
+"""What results are shown from: ``sweep.json``, written as a sweep starts, and what runs leave.
+
+Of a run that is the folder that it was made in, or the one small file that a campaign keeps of it.
+"""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zo_fl import config as configs
 from zo_fl.config.sweeps import Sweep
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host import folder
+from zo_fl.host.folder import write_json
+from zo_fl.host.metrics import read_metrics
 
 from .plan import Overrides, distinct, point_folder
 
+_OF_RUNS = ("summary", "config", "partition")
 _TEXTS = ("title", "table", "reference", "quantity", "config", "command")
 
 
@@ -34,7 +40,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         if earlier:  # a damaged one is lost: the command says it all
             content = _extend(path, earlier, json.loads(json.dumps(content)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder.write_json(path, content)
+        write_json(path, content)
     except OSError as error:
         raise ConfigError(
             f"cannot write to the folder {path.parent} ({error.strerror}); change --workdir"
@@ -86,3 +92,55 @@ def _extend(path: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, A
             )
     seeds = sorted(set(old["seeds"]) | set(new["seeds"]))
     return new | {"points": list(points.values()), "seeds": seeds}
+
+
+def keep(folder: Path, path: Path) -> dict[str, Any]:
+    """Writes what is worth keeping of a finished run to one small file, and returns it.
+
+    That is its summary, its partition, the fields that its method reads and where they come from,
+    and the rows of rounds after which it was evaluated.
+
+    Args:
+      folder: the run's.
+      path: the file.
+
+    Raises:
+      ConfigError: the folder is damaged.
+    """
+    content = {}
+    for name in _OF_RUNS:
+        content[name], problem = read_json(folder / f"{name}.json")
+        if content[name] is None:
+            raise ConfigError(f"{folder / name}.json is {problem or 'missing'}; delete the folder")
+    content["config"]["config"] = configs.read_by(content["config"]["config"])
+    rows = read_metrics(folder / "metrics.jsonl")
+    last = [row["seconds"] for row in rows if row["phase"] == rows[-1]["phase"]]
+    # Of the last phase: others may be a warm-up that runs share.
+    content["seconds"] = round(sum(last), 1)
+    content["metrics"] = [row for row in rows if "test_accuracy" in row]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+    return content
+
+
+def of_run(folder: Path) -> dict[str, tuple[dict[str, Any] | None, str]]:
+    """Returns what a run left by name (``_OF_RUNS``), each as ``read_json`` returns it."""
+    kept, problem = read_json(kept_of(folder))
+    if folder.is_dir() or not (kept or problem):
+        return {name: read_json(folder / f"{name}.json") for name in _OF_RUNS}
+    return {name: ((kept or {}).get(name), problem) for name in _OF_RUNS}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics, as far as they are kept; none if they are damaged."""
+    kept, _ = read_json(kept_of(folder))
+    try:
+        rows = (kept or {}).get("metrics") or read_metrics(folder / "metrics.jsonl")
+    except (ConfigError, OSError):
+        return []
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def kept_of(folder: Path) -> Path:
+    """Returns the file that a campaign keeps of a run."""
+    return folder.with_name(f"{folder.name}.json")

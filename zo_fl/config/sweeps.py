@@ -6,6 +6,7 @@ quickstart.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -43,6 +44,34 @@ class Sweep(NamedTuple):
     reference: str = ""
     quantity: str = "accuracy"
     axis: str = ""
+
+
+class Step(NamedTuple):
+    """A sweep of a plan.
+
+    Attributes:
+      name: its folder.
+      get_sweep: ``resolved config -> Sweep``, as a sweep file exports it.
+      seeds: those that it is worth at this place of the plan.
+    """
+
+    name: str
+    get_sweep: Callable[[ConfigDict], Sweep]
+    seeds: range
+
+
+class Plan(NamedTuple):
+    """Sweeps in the order of their worth; a plan file exports ``get_plan() -> Plan``.
+
+    Attributes:
+      title: what is asked, one line.
+      config: name of the config that all runs share.
+      steps: the most worth first; a sweep may come again with more seeds.
+    """
+
+    title: str
+    config: str
+    steps: list[Step]
 
 
 def split_name(high_fraction: float) -> str:

@@ -1,0 +1,200 @@
+"""Works through a plan of sweeps, the most worth first, for as long as there is time.
+
+    python -m experiments.campaign --plan=experiments/plans/table2_w16.py --minutes=90 [--workdir=W]
+
+A run that ends leaves one small file, RECORDS/SWEEP/ROW--COLUMN/SEED.json: what it was, how it
+ended, its curve. ``zo-fl tables|plots|report --runs=RECORDS`` read them like runs. What has a file
+is done, on whatever machine. All else is in the working folder: unfinished runs, which the same
+command resumes, and warm-ups, which runs share; take it along to another machine, or they are
+computed again. ``--minutes=0`` only prints what is done, what is left, and how long that takes at
+the pace so far.
+
+Exit status: 0 all is done, 1 a run failed, 2 bad input, 130 the time is up (and all is saved).
+"""
+
+import collections
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from absl import flags
+
+from zo_fl.engine.fields import ConfigError
+from zo_fl.host.signals import INTERRUPTED
+
+from . import cli
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from zo_fl.config.sweeps import Step, Sweep
+
+    from .jobs.plan import Job
+
+
+class Entry(NamedTuple):
+    """One run of a plan.
+
+    Attributes:
+      chain: the warm-ups that it needs, each before what starts from it, and the run itself.
+      record: the file that says it is done.
+      row: of its sweep: runs of a row take about as long.
+    """
+
+    chain: "list[Job]"
+    record: Path
+    row: str
+
+
+def define_flags() -> None:
+    """Defines the command's flags."""
+    cli.define_config()
+    flags.DEFINE_string("plan", None, "Path of a plan, such as experiments/plans/table2_w16.py.")
+    flags.DEFINE_float("minutes", None, "How long to work. Default: until all is done.")
+    flags.DEFINE_string("workdir", None, "Folder of runs and warm-ups. Default: runs/PLAN.")
+    flags.DEFINE_string("records", None, "Folder of what is done. Default: beside the plan.")
+
+
+def main(argv: list[str]) -> int:
+    """Works through the plan of the flags and returns the exit status."""
+    from zo_fl import config as configs
+    from zo_fl.host import files
+
+    del argv
+    given = flags.FLAGS
+    if not given.plan:
+        raise ConfigError("no --plan given; pass a file such as experiments/plans/table2_w16.py")
+    path = configs.find(given.plan, "plan")
+    plan = configs.call(path, "get_plan")
+    config_file, overrides, config = cli.given_config(plan.config)
+    root = Path(given.workdir or Path("runs") / path.stem)
+    records = Path(given.records or path.with_suffix(""))
+    command = f"python -m experiments.campaign --plan={given.plan} --config={config_file}"
+    sweeps = [step.get_sweep(config) for step in plan.steps]
+    steps = [
+        entries_of(step, sweep, config, overrides, root, records)
+        for step, sweep in zip(plan.steps, sweeps, strict=True)
+    ]
+    print(plan.title)
+    show(plan.steps, steps)
+    if given.minutes == 0:
+        return 0
+    until = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
+    with files.owned(root):
+        write_sweeps(plan.steps, sweeps, records, (config_file, overrides, command))
+        return work([entry for step in steps for entry in step], config_file, until)
+
+
+def entries_of(
+    step: "Step",
+    sweep: "Sweep",
+    config: "ConfigDict",
+    given: Mapping[str, Any],
+    root: Path,
+    records: Path,
+) -> list[Entry]:
+    """Returns the runs of a step, seed by seed.
+
+    Args:
+      step: its name and seeds.
+      sweep: its points.
+      config: the config with ``given`` in it.
+      given: overrides of the command line.
+      root: the working folder.
+      records: the folder of what is done.
+    """
+    from .jobs import plan as jobs
+    from .jobs import record
+
+    planned = jobs.jobs_of(sweep, config, dict(given), step.seeds, root, step.name)
+    by_folder = {job.folder: job for job in planned}
+    own = [job for job in planned if job.folder.is_relative_to(root / step.name)]
+    rows = [point.row for point in jobs.distinct(sweep.points)] * len(step.seeds)
+    entries = []
+    for job, row in zip(own, rows, strict=True):
+        chain = [job]
+        while (after := chain[0].after) is not None:
+            chain.insert(0, by_folder[after])
+        record_file = record.kept_of(records / job.folder.relative_to(root))
+        entries.append(Entry(chain, record_file, row))
+    return entries
+
+
+def work(entries: Iterable[Entry], config_file: str, until: float) -> int:
+    """Runs what is not done, one run at a time, and returns the exit status.
+
+    Args:
+      entries: runs, the most worth first.
+      config_file: the config of all.
+      until: the time, as ``time.monotonic`` has it, after which nothing runs.
+    """
+    from zo_fl.host import units
+
+    from .jobs import launch, pool, record
+
+    def command(jobs: "list[Job]", after: Path | None) -> list[str]:
+        return launch.command_line(jobs[0], after, config_file)
+
+    failed = 0
+    for entry in (entry for entry in entries if not entry.record.exists()):
+        job, began = entry.chain[-1], time.monotonic()
+        try:
+            statuses = pool.run(entry.chain, 1, command, until=until)
+        except KeyboardInterrupt as stop:
+            print(f"{str(stop) or 'stopped'}; {job.name} is saved, the same command goes on")
+            return INTERRUPTED
+        status = statuses[job.folder]
+        if status.state == pool.DONE:
+            content = record.keep(job.folder, entry.record)
+            result = units.percent(content["summary"]["final_accuracy"])
+            took = units.duration(time.monotonic() - began)
+            print(f"{job.name}: {result}, {took}", flush=True)
+        else:
+            failed += 1
+            print(f"failed: {job.name}: {status.message}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+def write_sweeps(
+    steps: "Sequence[Step]", sweeps: "Sequence[Sweep]", records: Path, made: tuple[str, dict, str]
+) -> None:
+    """Writes ``sweep.json`` of each sweep beside its records.
+
+    Args:
+      steps: names and seeds.
+      sweeps: the sweep of each.
+      records: the folder of what is done.
+      made: config, overrides and command that all share.
+    """
+    from .jobs import record
+
+    for step, sweep in zip(steps, sweeps, strict=True):
+        content = record.make(sweep, *made, step.seeds)
+        record.write(records / step.name / "sweep.json", content)
+
+
+def show(steps: "Sequence[Step]", entries: Sequence[Sequence[Entry]]) -> None:
+    """Prints how much of each step is done, and how long the rest takes at the pace so far."""
+    from zo_fl.host import units
+
+    from .jobs import record
+
+    seconds = collections.defaultdict(list)
+    for entry in (entry for step in entries for entry in step):
+        content, _ = record.read_json(entry.record)
+        if content is not None:
+            seconds[entry.row].append(content["seconds"])
+    for step, own in zip(steps, entries, strict=True):
+        left = [entry.row for entry in own if not entry.record.exists()]
+        known = [statistics.mean(seconds[row]) for row in left if row in seconds]
+        text = f"{len(own) - len(left)} of {len(own)} done"
+        text += f", {units.duration(sum(known))} for {len(known)} more" if known else ""
+        text += f", {len(left) - len(known)} not timed yet" if len(left) > len(known) else ""
+        print(f"  {step.name}, seeds {step.seeds[0]} to {step.seeds[-1]}: {text}")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, __doc__)
