@@ -37,7 +37,7 @@ class Workload(NamedTuple):
       images: of each client.
       changes: of the algorithm's config block.
       rounds: a dispatch, as ``config.run.rounds_per_jit``.
-      width: share of the model's channels.
+      width: factor of the model's channels.
     """
 
     name: str
@@ -159,14 +159,14 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
     """
     config: Any = configs.default()
     config.algorithm = workload.algorithm
-    config.model.update(workload.model)
+    config.model.update({**workload.model, "width": workload.width})
     block = methods.METHODS[workload.algorithm].reads[-1]
     config[block].update({**workload.changes, "num_rounds": 1})
     config.run.rounds_per_jit = workload.rounds
     resolved = configs.resolve(configs.changed(configs.resolve(config), changes))
     engine = make_engine(resolved["run"])
     federation = _random_federation(workload)
-    return experiment.assemble(resolved, federation, engine, workload.width), resolved
+    return experiment.assemble(resolved, federation, engine), resolved
 
 
 def _random_federation(workload: Workload) -> Federation:

@@ -80,7 +80,6 @@ def assemble(
     config: Mapping[str, Any],
     federation: federated.Federation,
     engine: Engine,
-    width: float = 1.0,
     model: nn.Module | None = None,
 ) -> Experiment:
     """Returns the experiment of a config on a federation that need not be the config's own.
@@ -89,7 +88,6 @@ def assemble(
       config: resolved.
       federation: data, and who holds them.
       engine: how clients are laid out on the devices.
-      width: share of the channels that the config's model has here.
       model: instead of the config's.
 
     Raises:
@@ -98,7 +96,7 @@ def assemble(
 
     def make_task(share: float) -> Task:
         if model is None:
-            return named_task(config["model"], federation.dataset, width * share)
+            return named_task(config["model"], federation.dataset, share)
         if share != 1.0:
             raise ConfigError(
                 f"{type(model).__name__} has no narrow form, which HeteroFL needs; "
@@ -155,9 +153,9 @@ def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
             )
 
 
-def named_task(block: Mapping[str, Any], dataset: Dataset, width: float = 1.0) -> Task:
+def named_task(block: Mapping[str, Any], dataset: Dataset, share: float = 1.0) -> Task:
     """Returns the task of the model that a config names; ``block`` is ``config.model``."""
-    module = models.create(**block, num_classes=dataset.num_classes, width=width)
+    module = models.create(**block, num_classes=dataset.num_classes, share=share)
     shape = dataset.train["image"].shape[1:]
     return task.classification(module, shape, dataset.num_classes, dataset.mean, dataset.std)
 

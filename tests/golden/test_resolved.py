@@ -70,6 +70,8 @@ GONE = {
     "gaussian_head.covariance": "high",
     "gaussian_head.shrinkages": [0.001, 0.01, 0.03, 0.1, 0.3, 1.0],
 }
+# Fields that came since, and what they are in everything that is older.
+NEW = {"model.width": 1.0}
 # Rows of sweeps that are gone: what they varied brought nothing.
 DROPPED = {
     "zeroth_order": (
@@ -122,6 +124,8 @@ def known_by(stored, found):
             assert found[f"zo.{name}"] == value, field
     for field in [f for f in found if f.startswith("zo.") and f not in stored]:
         del found[field]
+    for field, value in NEW.items():
+        assert found.pop(field) == value, field
     return stored, found
 
 

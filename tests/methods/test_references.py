@@ -110,7 +110,7 @@ def make_case(name, sizes=UNEVEN, hidden=False, **changes):
     mesh = devices.make_mesh(1)
 
     def make_task(width):
-        module = MLP(CLASSES, hidden_size=UNITS, width=width) if hidden else Linear()
+        module = MLP(CLASSES, hidden_size=UNITS, width=width, share=width) if hidden else Linear()
         return task.classification(module, (2, 2, 1), CLASSES, MEAN, STD)
 
     problem = Problem(make_task(1.0), make_task, data)

@@ -48,10 +48,13 @@ def test_at_full_width_with_all_labels_and_equal_sizes_it_is_fedavg_to_the_bit(m
     chex.assert_trees_all_equal(*found)
 
 
-@pytest.mark.parametrize("name", ("cnn", "mlp", "preact_resnet18"))
-def test_a_narrow_model_s_parameters_are_leading_slices_of_the_whole_model_s(name):
+@pytest.mark.parametrize(
+    ("name", "width"), (("cnn", 1.0), ("mlp", 1.0), ("preact_resnet18", 1.0), ("cnn", 0.25))
+)
+def test_a_narrow_model_s_parameters_are_leading_slices_of_the_whole_model_s(name, width):
     norm = "none" if name == "mlp" else "batch"
-    make = lambda width: models.create(name=name, norm=norm, num_classes=10, width=width)  # noqa: E731
+    options = {"name": name, "norm": norm, "num_classes": 10, "width": width}
+    make = lambda share: models.create(**options, share=share)  # noqa: E731
     init = lambda module: jax.eval_shape(  # noqa: E731
         lambda key: module.init(key, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0)
     )
@@ -125,7 +128,7 @@ def test_dynamic_levels_are_redrawn_every_round_and_cover_the_population():
         ({"heterofl__cohort_size": 1}, "config.heterofl.cohort_size=1 leaves"),
         ({"heterofl__cohort_size": 9}, "config.heterofl.cohort_size=9 .* exceeds the 8"),
         ({"data__high_fraction": 1.0}, "without any"),
-        ({"model__name": "cnn_large"}, "no narrow form.*config.model.name"),
+        ({"model__name": "cnn_large"}, "comes in one width.*config.model.name"),
     ),
 )
 def test_a_bad_value_is_one_line_that_names_its_field(overrides, message):

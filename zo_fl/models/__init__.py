@@ -36,6 +36,9 @@ BLOCK: Block = {
     "norm": Field(
         "batch", "normalization: group has 2 groups, layer is for vit, patch is for patches", NORMS
     ),
+    "width": Field(
+        1.0, "factor of the hidden channels, in ResNets, cnn and mlp", above=0, at_most=4
+    ),
     "stages": Field(
         False, "pooled outputs of all stages as input of the last layer, in ResNets and cnn"
     ),
@@ -53,12 +56,13 @@ def create(
     *,
     name: str,
     norm: str,
+    width: float = 1.0,
     stages: bool = False,
     kernels: int = 256,
     mirror: bool = True,
     num_classes: int,
     conv: str = "auto",
-    width: float = 1.0,
+    share: float = 1.0,
 ) -> nn.Module:
     """Returns a model that is not yet initialized.
 
@@ -66,13 +70,14 @@ def create(
       name: a key of ``MODELS``.
       norm: ``batch``, ``group`` (2 groups), ``layer``, ``patch`` or ``none``; ``MODELS`` says which
         model can have which.
+      width: factor of the hidden channels, rounded up.
       stages: whether the last layer sees the pooled outputs of all stages.
       kernels: number of kernels of ``patches``.
       mirror: whether ``patches`` gives an image and its mirror image the same features.
       num_classes: width of the output.
       conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
-      width: share of the hidden channels, rounded up. HeteroFL's sub-models have less than 1; their
-        parameters are leading slices of the parameters of the whole model.
+      share: HeteroFL's share of the hidden channels: 1 for the whole model, whose parameters have
+        those of narrower ones as leading slices.
 
     Returns:
       A module with ``(x: f32[n, H, W, c], *, train: bool, mask: bool[n] | None = None) ->
@@ -92,16 +97,16 @@ def create(
             f"config.model.stages=true is not allowed for model {name!r}, allowed for: "
             f"{', '.join(_STAGED)}"
         )
-    if width != 1.0 and name not in _NARROWABLE:
+    if width * share != 1.0 and name not in _NARROWABLE:
         raise ConfigError(
-            f"model {name!r} has no narrow form, allowed: {', '.join(_NARROWABLE)};"
-            " change config.model.name"
+            f"model {name!r} comes in one width, and config.model.width or HeteroFL asks for another;"
+            f" allowed: {', '.join(_NARROWABLE)}; change config.model.name"
         )
     options = {"num_classes": num_classes, "norm": norm, "conv": conv}
     if stages:
         options["stages"] = True
     if name == "patches":
         options |= {"kernels": kernels, "mirror": mirror}
-    if width != 1.0:
-        options["width"] = width
+    if width * share != 1.0:
+        options |= {"width": width * share, "share": share}
     return module(**options)

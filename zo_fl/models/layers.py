@@ -233,9 +233,9 @@ def normalize(
     *,
     train: bool,
     mask: Array | None = None,
-    width: float = 1.0,
+    share: float = 1.0,
 ) -> Array:
-    """Returns ``x`` after a norm, or rescaled by ``width`` if the norm is ``none``.
+    """Returns ``x`` after a norm, or rescaled by ``share`` if the norm is ``none``.
 
     Call it inside a compact method: the norm becomes a submodule of the caller.
 
@@ -245,19 +245,19 @@ def normalize(
       x: ``f32[n, H, W, c]``.
       train: True for batch statistics, False for running ones.
       mask: ``bool[n]``, False for examples that batch statistics leave out.
-      width: width of the model. In training HeteroFL divides the activations of a narrow model by
-        it. A norm cancels such a factor, so the division is left out where there is a norm.
+      share: HeteroFL's share of the whole model's channels. In training it divides the activations
+        of a sub-model by it. A norm cancels such a factor, so the division is left out there.
     """
     if kind == "batch":
         return BatchNorm(name=name)(x, train=train, mask=mask)
     if kind == "group":
         return GroupNorm(name=name)(x)
-    return rescale(x, train=train, width=width)
+    return rescale(x, train=train, share=share)
 
 
-def rescale(x: Array, *, train: bool, width: float) -> Array:
-    """Returns ``x / width`` in training, otherwise ``x``: the "scaler" of HeteroFL."""
-    return x / width if train and width != 1.0 else x
+def rescale(x: Array, *, train: bool, share: float) -> Array:
+    """Returns ``x / share`` in training, otherwise ``x``: the "scaler" of HeteroFL."""
+    return x / share if train and share != 1.0 else x
 
 
 @jax.custom_jvp

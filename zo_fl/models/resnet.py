@@ -34,19 +34,19 @@ class BasicBlock(nn.Module):
       stride: step of the first convolution and of the shortcut.
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
-      width: width of the model.
+      share: see ``normalize``.
     """
 
     features: int
     stride: int
     norm: str
     conv: str
-    width: float
+    share: float
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         conv = functools.partial(_conv, self.features, self.norm, self.conv)
         y = nn.relu(norm("norm1", conv("conv1", x, 3, self.stride)))
         y = norm("norm2", conv("conv2", y, 3, 1))
@@ -66,12 +66,12 @@ class PreactBlock(nn.Module):
     stride: int
     norm: str
     conv: str
-    width: float
+    share: float
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         conv = functools.partial(_conv, self.features, self.norm, self.conv)
         y = nn.relu(norm("norm1", x))
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -88,7 +88,8 @@ class ResNet18(nn.Module):
       num_classes: width of the output.
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
-      width: factor of the hidden sizes, in (0, 1] for HeteroFL's sub-models.
+      width: factor of the hidden sizes, rounded up.
+      share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
       preact: whether to build HeteroFL's pre-activation form, which has 11,172,170 parameters for
         10 classes, and 2,796,714 at half width.
       stages: whether the head sees the pooled outputs of all four stages, not only of the last.
@@ -98,6 +99,7 @@ class ResNet18(nn.Module):
     norm: str
     conv: str = "auto"
     width: float = 1.0
+    share: float = 1.0
     preact: bool = False
     stages: bool = False
 
@@ -110,7 +112,7 @@ class ResNet18(nn.Module):
           train: True for batch statistics, False for running ones.
           mask: ``bool[n]``, False for examples that batch statistics leave out.
         """
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         sizes = hidden_sizes(self.width)
         block = PreactBlock if self.preact else BasicBlock
         x = _conv(sizes[0], self.norm, self.conv, "stem", x, 3, 1)
@@ -121,7 +123,7 @@ class ResNet18(nn.Module):
             for index in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                x = block(features, stride, self.norm, self.conv, self.width, name=name)(
+                x = block(features, stride, self.norm, self.conv, self.share, name=name)(
                     x, train=train, mask=mask
                 )
             pooled.append(x)

@@ -22,7 +22,8 @@ class CNN(nn.Module):
       norm: ``batch``, ``group`` or ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
       features: channels of the convolutions; a 2x2 max-pooling follows each but the last.
-      width: share of these channels, rounded up.
+      width: factor of these channels, rounded up.
+      share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
       stages: whether the head sees the pooled outputs of all convolutions, not only of the last.
     """
 
@@ -31,6 +32,7 @@ class CNN(nn.Module):
     conv: str = "auto"
     features: tuple[int, ...] = (16, 32, 64)
     width: float = 1.0
+    share: float = 1.0
     stages: bool = False
 
     @nn.compact
@@ -42,7 +44,7 @@ class CNN(nn.Module):
           train: True for batch statistics, False for running ones.
           mask: ``bool[n]``, False for examples that batch statistics leave out.
         """
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask, width=self.width)
+        norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         outputs = []
         for index, features in enumerate(self.features):
             conv = Conv(
@@ -68,7 +70,8 @@ class MLP(nn.Module):
       norm: only ``none``.
       conv: unused; every model has it.
       hidden_size: units of the hidden layer.
-      width: share of these units, rounded up.
+      width: factor of these units, rounded up.
+      share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
     """
 
     num_classes: int
@@ -76,6 +79,7 @@ class MLP(nn.Module):
     conv: str = "auto"
     hidden_size: int = 64
     width: float = 1.0
+    share: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -83,7 +87,7 @@ class MLP(nn.Module):
         del mask
         units = math.ceil(self.width * self.hidden_size)
         x = Dense(units, name="hidden")(x.reshape(x.shape[0], -1))
-        x = nn.relu(rescale(x, train=train, width=self.width))
+        x = nn.relu(rescale(x, train=train, share=self.share))
         return Head(self.num_classes, name="head")(x)
 
 
