@@ -25,11 +25,11 @@ def read_readme() -> str:
 def find(folder: str, within: str = "") -> list[str]:
     """Returns the packages in a folder, by the names that they are installed under.
 
-    Not the pictures of the README, which are no code.
+    Not the pictures of the README and the results of plans, which are no code.
     """
     found = setuptools.find_namespace_packages(
         include=[folder, f"{folder}.*"],
-        exclude=["*.__pycache__", "*.__pycache__.*", "experiments.results*"],
+        exclude=["*.__pycache__", "*.__pycache__.*", "experiments.results*", "experiments.plans.*"],
     )
     return [within + name for name in found]
 

@@ -99,7 +99,7 @@ def create(
         )
     if width * share != 1.0 and name not in _NARROWABLE:
         raise ConfigError(
-            f"model {name!r} comes in one width, and config.model.width or HeteroFL asks for another;"
+            f"model {name!r} comes in one width, config.model.width or HeteroFL asks for another;"
             f" allowed: {', '.join(_NARROWABLE)}; change config.model.name"
         )
     options = {"num_classes": num_classes, "norm": norm, "conv": conv}
