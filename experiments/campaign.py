@@ -1,6 +1,6 @@
 """Works through a plan of sweeps, the most worth first, for as long as there is time.
 
-    python -m experiments.campaign --plan=experiments/plans/table2_w16.py --minutes=90 [--workdir=W]
+    zo-fl campaign --plan=experiments/plans/table2_w16.py --minutes=90 [--workdir=W]
 
 A run that ends leaves one small file, RECORDS/SWEEP/ROW--COLUMN/SEED.json: what it was, how it
 ended, its curve. ``zo-fl tables|plots|report --runs=RECORDS`` read them like runs. What has a file

@@ -34,6 +34,7 @@ from . import cli, distributed
 COMMANDS = {
     "run": "runs one experiment; may be left out",
     "sweep": "runs a table of experiments",
+    "campaign": "works through a plan of sweeps for as long as there is time",
     "tables": "writes the tables of runs and sweeps",
     "plots": "draws them",
     "pareto": "draws accuracy against a low-resource client's bytes, memory and passes",
