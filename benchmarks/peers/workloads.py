@@ -21,7 +21,7 @@ FORWARD_FLOPS = {
     "cnn": 2 * (30 * 30 * 32 * 27 + 28 * 28 * 64 * 288 + 12544 * 128 + 128 * 10),
     "resnet18": 2 * 555_422_720,
 }
-"""Of one image's forward pass: two for each multiplication and addition of weights."""
+"""Operations of one image's forward pass: two for each weight's multiplication and addition."""
 
 PASSES_PER_TRAINING_STEP = 3
 """A training step counts three forward passes."""

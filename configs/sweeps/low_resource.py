@@ -1,4 +1,4 @@
-"""What a low-resource client can do at one task: everything there is, for `experiments.pareto`.
+"""All that a low-resource client can do at one task, for `zo-fl pareto`.
 
 From a warm-up by the high tier: nothing more, scalars, first-order rounds for all, the same one
 example at a time, gradients of the head or scalars of them, closed-form heads. Without any

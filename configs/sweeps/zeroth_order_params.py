@@ -1,4 +1,4 @@
-"""Where scalars do most: in all parameters, or in some alone, each at three rates.
+"""Zeroth-order rounds of all parameters, or of some alone, each at three rates.
 
 All send the same scalars. Fewer coordinates bear larger rates. Validation accuracy is shown, by
 which to choose a rate before looking at the test accuracy of the same runs. Expect little: on

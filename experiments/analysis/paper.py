@@ -97,7 +97,7 @@ def is_paper_data(config: Mapping[str, Any]) -> bool:
 
 
 def source(table: str) -> str:
-    """Returns where a table's figures come from, "" if there are none."""
+    """Returns the source of a table's figures, "" if there are none."""
     return _read()["tables"].get(table, {}).get("source", "")
 
 

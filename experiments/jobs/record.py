@@ -1,6 +1,7 @@
-"""What results are shown from: ``sweep.json``, written as a sweep starts, and what runs leave.
+"""The files that results are read from: a sweep's ``sweep.json``, and the files of each run.
 
-Of a run that is the folder that it was made in, or the one small file that a campaign keeps of it.
+A sweep writes ``sweep.json`` as it starts. A run is read from its own folder, or from the one small
+file that a campaign keeps of it.
 """
 
 import json
@@ -124,7 +125,7 @@ def keep(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def of_run(folder: Path) -> dict[str, tuple[dict[str, Any] | None, str]]:
-    """Returns what a run left by name (``_OF_RUNS``), each as ``read_json`` returns it."""
+    """Returns the files of a run by name (``_OF_RUNS``), each as ``read_json`` returns it."""
     kept, problem = read_json(kept_of(folder))
     if folder.is_dir() or not (kept or problem):
         return {name: read_json(folder / f"{name}.json") for name in _OF_RUNS}

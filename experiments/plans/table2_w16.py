@@ -1,4 +1,4 @@
-"""What phase two brings at 10/90, and which part of it is statistics: Table 2 with 16 channels.
+"""Table 2 with 16 channels: the gain of phase two at 10/90, and the part of it that statistics make.
 
     python -m experiments.campaign --plan=experiments/plans/table2_w16.py --minutes=90
 

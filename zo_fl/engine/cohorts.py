@@ -75,7 +75,7 @@ def eligible_clients(problem: Problem, tiers: str) -> np.ndarray:
 
 
 def cohort_size(problem: Problem, who: Mapping[str, Any]) -> int:
-    """Returns how many clients take part in a round; ``who`` has ``FIELDS``."""
+    """Returns the number of clients a round; ``who`` has ``FIELDS``."""
     return who["cohort_size"] or len(eligible_clients(problem, who["tiers"]))
 
 
@@ -123,7 +123,7 @@ def make_sampler(
 
 
 def largest_remainder(total: int, sizes: list[int]) -> list[int]:
-    """Returns how many of ``total`` places each group gets, in proportion to its size.
+    """Returns each group's share of ``total`` places, in proportion to its size.
 
     Whole places first, then one each to the largest remainders; ties go to the earlier group. No
     group gets more places than its size as long as ``total <= sum(sizes)``.

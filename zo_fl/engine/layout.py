@@ -85,7 +85,7 @@ class Engine(NamedTuple):
         return self._replace(mesh=make_mesh(self.cores[:count]), cores=())
 
     def sharding(self, spec: P) -> Sharding:
-        """Returns how arrays of this layout lie on the mesh.
+        """Returns the sharding of arrays on the mesh.
 
         On a single device as any array lies that nobody placed: what was traced for the shapes of
         such arrays, as clients are for what they send, is not traced anew for its program.
@@ -119,7 +119,7 @@ class Engine(NamedTuple):
         return {name: value for name, value in options.items() if _is_known(name, value)}
 
     def chunk_size(self, client: Client, cohort_size: int, examples: int) -> int:
-        """Returns how many clients of ``examples`` each a device evaluates at once."""
+        """Returns the number of clients, of ``examples`` each, that a device evaluates at once."""
         share = -(-cohort_size // self.mesh.size)
         if self.clients_per_vmap:
             return min(self.clients_per_vmap, share)

@@ -163,7 +163,7 @@ def _faults(
 
 
 def _is_finite(result: ClientResult) -> Array:
-    """Returns whether all numbers of a message, and what travels beside it, are finite."""
+    """Returns whether a result is finite: message, statistics and metrics."""
     leaves = jax.tree.leaves((result.message, result.model_state, result.metrics))
     # Zero times what is finite is zero: a sum takes a quarter of the time of a conjunction.
     return jnp.isfinite(jnp.sum(jnp.stack([jnp.sum(0.0 * leaf) for leaf in leaves])))

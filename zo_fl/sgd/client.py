@@ -69,7 +69,7 @@ def local_training(
     optimizer: optax.GradientTransformation | None = None,
     losses: Losses = cross_entropy,
 ) -> LocalTraining:
-    """Returns how the clients of a problem train.
+    """Returns the training of a problem's clients.
 
     Args:
       problem: says whether they have equal sizes.

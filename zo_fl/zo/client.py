@@ -103,7 +103,7 @@ class Probing(NamedTuple):
 
 
 def make_probing(task: Task, block: Mapping[str, Any], local_lr: Any) -> Probing:
-    """Returns how the clients of a config block probe their losses.
+    """Returns the probing of a config block's clients.
 
     Args:
       task: the learning problem.
