@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from zo_fl import config as configs
-from zo_fl import methods
+from zo_fl import methods, models
 from zo_fl.config import check, warm_starts
 from zo_fl.config.sweeps import Point, Sweep
 from zo_fl.engine.fields import ConfigError
@@ -120,7 +120,7 @@ def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, Alike
         alone = any(part.alone(resolved) for part in parts) or resolved["run"]["data"] == "stream"
         if not (chosen or alone):
             shared = {name: value for name, value in flat.items() if name not in numbers}
-            is_dense = resolved["model"]["name"] == "mlp"
+            is_dense = resolved["model"]["name"] in models.DENSE
             found[job.folder] = Alike(_digest([shared, str(job.after)]), numbers, is_dense)
     return found
 

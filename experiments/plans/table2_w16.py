@@ -1,4 +1,4 @@
-"""Table 2 with 16 channels: the gain of phase two at 10/90, and the part of it that statistics make.
+"""Table 2 with 16 channels: what phase two gains at 10/90, and the part that is statistics'.
 
     python -m experiments.campaign --plan=experiments/plans/table2_w16.py --minutes=90
 

@@ -17,7 +17,8 @@ from zo_fl.models.vit import ViT
 
 _CONVOLUTIONAL = ("batch", "group", "none")
 _STAGED = ("resnet18", "preact_resnet18", "cnn")
-_NARROWABLE = (*_STAGED, "mlp")
+DENSE = ("mlp",)  # without convolutions: on CPUs too, several runs as one program are quicker
+_NARROWABLE = (*_STAGED, *DENSE)
 
 # name -> (module, norms that it can have)
 MODELS = {
