@@ -7,7 +7,7 @@ clients (``rates``) and stand in ``configs/cifar10_10_90_w16.py``. At the paper'
 ``--config.model.width=1.0 --records=R``.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from zo_fl.config.sweeps import HIGH_RES_ONLY, ZOWARMUP, Plan, Point, Step, Sweep, split_name
 from zo_fl.engine.statistics import POLICIES, UPLOADED
@@ -17,7 +17,7 @@ _SMALL_COHORT = (
 )
 
 
-def rates(config: ConfigDict) -> Sweep:
+def rates(config: Any) -> Sweep:
     """Returns the grid of both rates: few rounds at 50/50, judged by the validation clients."""
     shared = {"data.high_fraction": 0.5, "warmup.cohort_size": _SMALL_COHORT}
     shared |= {"warmup.num_rounds": 20, "zo.num_rounds": 20}
@@ -32,7 +32,7 @@ def rates(config: ConfigDict) -> Sweep:
     return Sweep("Rates at 50/50", "", points, quantity="validation", axis="lr")
 
 
-def main_rows(config: ConfigDict) -> Sweep:
+def main_rows(config: Any) -> Sweep:
     """Returns the rows of the question at 10/90."""
     both = config.warmup.num_rounds + config.zo.num_rounds
     rows = {
@@ -61,7 +61,7 @@ def main_rows(config: ConfigDict) -> Sweep:
     return _sweep("10/90", "Phase two at 10/90", rows)
 
 
-def images(config: ConfigDict) -> Sweep:
+def images(config: Any) -> Sweep:
     """Returns 30 zeroth-order rounds that look at part or at all of a client's images."""
     rows = {
         name: {"algorithm": "zowarmup", "zo.num_rounds": 30, "zo.batch_size": size}
@@ -75,7 +75,7 @@ def split(high_fraction: float) -> "Step":
     name = split_name(high_fraction)
     shared = {"data.high_fraction": high_fraction, "warmup.cohort_size": _SMALL_COHORT}
 
-    def sweep(config: ConfigDict) -> Sweep:
+    def sweep(config: Any) -> Sweep:
         both = config.warmup.num_rounds + config.zo.num_rounds
         rows = {
             "The pivot": {"algorithm": "fedavg", **shared},
@@ -87,7 +87,7 @@ def split(high_fraction: float) -> "Step":
     return Step(f"split_{name.replace('/', '_')}", sweep, range(1))
 
 
-def directions(config: ConfigDict) -> Sweep:
+def directions(config: Any) -> Sweep:
     """Returns distributions of directions, from the same warm-ups."""
     rows = {
         name: {"algorithm": "zowarmup", "zo.distribution": name}
@@ -96,7 +96,7 @@ def directions(config: ConfigDict) -> Sweep:
     return _sweep("10/90", "Directions", rows)
 
 
-def group_norm(config: ConfigDict) -> Sweep:
+def group_norm(config: Any) -> Sweep:
     """Returns the rows of the question without batch statistics."""
     both = config.warmup.num_rounds + config.zo.num_rounds
     shared = {"model.norm": "group"}
