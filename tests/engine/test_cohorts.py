@@ -53,6 +53,25 @@ def test_uniform_takes_each_client_equally_often():
     np.testing.assert_allclose(share, 0.3, atol=0.06)
 
 
+def test_a_large_population_is_drawn_from_in_the_time_of_the_cohort_and_uniformly():
+    sample = cohorts.make_sampler(np.arange(cohorts.LARGE, dtype=np.int32), 200, TIERS, "uniform")
+    traced = jax.make_jaxpr(sample)(keys.run_key(0))
+    sizes = [out.aval.size for equation in traced.eqns for out in equation.outvars]
+    assert max(sizes) < 1000
+    ids = _cohorts(sample, 2000).client_ids
+    assert (np.diff(ids) > 0).all() and ids.min() >= 0 and ids.max() < cohorts.LARGE
+    share = np.histogram(ids, bins=16, range=(0, cohorts.LARGE))[0] / ids.size
+    np.testing.assert_allclose(share, 1 / 16, atol=0.002)
+
+
+def test_distinct_numbers_come_in_every_order_equally_often():
+    one = lambda r: cohorts.distinct(keys.round_key(keys.run_key(0), r), 2, 8)  # noqa: E731
+    pairs = jax.jit(lambda: jax.lax.map(one, np.arange(8000)))()
+    found, counts = np.unique(np.asarray(pairs), axis=0, return_counts=True)
+    assert len(found) == 8 * 7
+    np.testing.assert_allclose(counts / 8000, 1 / 56, atol=0.008)
+
+
 def test_stratified_gives_each_tier_its_share_and_each_client_of_a_tier_the_same():
     drawn = _cohorts(cohorts.make_sampler(EVERYONE, 6, TIERS, "stratified"), 2000)
     assert (TIERS[drawn.client_ids].sum(axis=1) == 2).all()
