@@ -48,10 +48,10 @@ class TrainedModel(NamedTuple):
         return self.logits(images).argmax(-1).astype(np.int32)
 
     def features(self, images: Any, layers: tuple[str, ...] = ()) -> np.ndarray:
-        """Returns ``f32[n, d]``, inputs of the last layer or pooled outputs; see ``Task``."""
+        """Returns ``f32[n, d]``, inputs of the last layer or outputs of others; see ``task``."""
         return _in_batches(
-            lambda batch, mask: self.task.features(
-                self.params, self.model_state, {"image": batch}, mask, layers
+            lambda batch, mask: task.features(
+                self.task, self.params, self.model_state, {"image": batch}, mask, layers
             ),
             np.asarray(images),
         )

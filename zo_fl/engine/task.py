@@ -34,9 +34,6 @@ class Task(NamedTuple):
       loss_of_logits: ``(logits f32[n, classes], examples) -> f32[n]``, in float32.
       labels: ``examples -> i32[n]``, the classes.
       relabel: ``(examples, i32[n]) -> examples``, with other classes.
-      features: ``(params, model_state, examples, mask, layers=()) -> f32[n, d]``: the input of the
-        last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
-        averaged over all axes but the first and the last, side by side. Running statistics.
       augment: ``(key, examples) -> examples`` of the same shapes.
       inputs: ``examples -> f32[n, ...]``, what the model is given.
       head: name of the submodule that is the last layer, a key of ``params``.
@@ -53,7 +50,6 @@ class Task(NamedTuple):
     loss_of_logits: Callable[[Array, Examples], Array]
     labels: Callable[[Examples], Array]
     relabel: Callable[[Examples, Array], Examples]
-    features: Callable[..., Array]
     augment: Callable[[Array, Examples], Examples]
     inputs: Callable[[Examples], Array]
     head: str
@@ -105,25 +101,17 @@ def classification(
         return normalize(examples["image"], mean, std)
 
     def at(precision: str) -> Task:
-        def inputs(params, model_state, examples):
+        def logits(params, model_state, examples, mask, train):
             variables = {"params": params}
             if model_state:
                 variables["batch_stats"] = model_state
-            return variables, normalized(examples).astype(precisions.activation_dtype(precision))
-
-        def logits(params, model_state, examples, mask, train):
-            variables, x = inputs(params, model_state, examples)
+            x = normalized(examples).astype(precisions.activation_dtype(precision))
             # Products remember their precision: a backward pass has that of the forward one.
             with jax.default_matmul_precision(precisions.products(precision)):
                 if not (train and model_state):
                     return apply(variables, x, train, mask), model_state
                 output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
                 return output, new["batch_stats"]
-
-        def features(params, model_state, examples, mask, layers=()):
-            variables, x = inputs(params, model_state, examples)
-            with jax.default_matmul_precision(precisions.products(precision)):
-                return _seen(lambda: apply(variables, x, False, mask), layers or (head,), head)
 
         def losses(params, model_state, examples, mask, train):
             output, model_state = logits(params, model_state, examples, mask, train)
@@ -136,7 +124,6 @@ def classification(
             loss_of_logits=_cross_entropy,
             labels=_labels,
             relabel=_relabel,
-            features=features,
             augment=_augment,
             inputs=normalized,
             head=head,
@@ -151,29 +138,44 @@ def classification(
     return at(precision)
 
 
-def _seen(run: Callable[[], Any], layers: tuple[str, ...], head: str) -> Array:
-    """Returns ``f32[n, d]``, what passes through some submodules while a model runs, side by side.
+def features(
+    task: Task,
+    params: Params,
+    model_state: ModelState,
+    examples: Examples,
+    mask: Array | np.ndarray,
+    layers: tuple[str, ...] = (),
+) -> Array:
+    """Returns ``f32[n, d]``, the input of the last layer, or the outputs of other layers.
 
     Args:
-      run: applies the model.
-      layers: paths of submodules.
-      head: of this one it is the input, of the others the output, averaged over space.
+      task: the learning problem; its model uses running statistics.
+      params: of the model.
+      model_state: running statistics, or ``{}``.
+      examples: leaves ``[n, ...]``.
+      mask: ``bool[n]``, True for a real example.
+      layers: paths of submodules (``stage1_block2``). Their outputs, averaged over all axes but the
+        first and the last, are put side by side; the last layer contributes its input.
+
+    Raises:
+      ValueError: the model has no such submodule.
     """
+    layers = layers or (task.head,)
     found: dict[str, Array] = {}
 
     def keep(call, args, kwargs, context):
         name = "/".join(context.module.path)
         wanted = name in layers and context.method_name == "__call__"
-        if wanted and name == head:
+        if wanted and name == task.head:
             found.setdefault(name, precisions.widen(args[0]))
         output = call(*args, **kwargs)
-        if wanted and name != head:
+        if wanted and name != task.head:
             space = tuple(range(1, output.ndim - 1))
             found[name] = jnp.mean(precisions.widen(output), axis=space)
         return output
 
     with nn.intercept_methods(keep):
-        run()
+        task.logits(params, model_state, examples, mask, False)
     for name in layers:
         if name not in found:
             raise ValueError(f"the model has no submodule {name!r}")
