@@ -82,17 +82,7 @@ class Setup(NamedTuple):
         who: Mapping[str, Any] = cohorts.EVERYONE,
         **of_group: Any,
     ) -> Phase:
-        """Returns a phase of one group.
-
-        Args:
-          name: the phase's.
-          rounds: its number.
-          client: see ``Group``.
-          server: see ``Phase``.
-          forward_passes: see ``cohorts.make_group``.
-          who: has ``cohorts.FIELDS``.
-          **of_group: other attributes of ``Group``.
-        """
+        """Returns a phase of one group; ``of_group`` sets attributes of ``Group``."""
         group = cohorts.make_group(self.problem, client, forward_passes, who)
         group = group._replace(keeping=self.keeping, **of_group)
         return Phase(f"{self.name} {name}", rounds, (group,), server)
@@ -110,13 +100,7 @@ def high_tier_moments(
     name: str,
     learn: Callable[[Moments, ServerState, Keys], tuple[Params, PyTree]],
 ) -> Phase:
-    """Returns the phase in which the high tier sends the second moments of its features.
-
-    Args:
-      setup: the method's.
-      name: the phase's.
-      learn: ``(moments, state, keys) -> (params, strategy_state)``, the server's part.
-    """
+    """Returns the phase in which the server learns from the high tier's second moments."""
     client = Client(partial(_send_moments, setup.look), one_model=True)
     server = assign(learn, init=setup.fresh)
     return setup.phase(name, setup.once, client, server, features.passes(), HIGH_TIER)
@@ -156,12 +140,7 @@ def _asking(
 ) -> Phase:
     """Returns a phase in which all clients look at their validation examples.
 
-    Args:
-      setup: the method's.
-      name: the phase's.
-      update: ``(look, state, batch, keys) -> ClientResult``.
-      function: ``(name of the last layer, sum, state, keys) -> (params, strategy_state)``.
-      receives: see ``Client``.
+    ``update`` takes an ``Extractor`` first, ``function`` the name of the last layer.
     """
     problem = setup.problem
     asked = setup._replace(problem=problem._replace(clients=problem.validation or problem.clients))

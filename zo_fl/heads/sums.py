@@ -80,7 +80,7 @@ def phases(
     Args:
       name: the method's.
       problem: task and clients.
-      solver: the method's.
+      solver: makes the heads.
       block: has ``num_rounds``, ``calibrate`` and ``cohorts.FIELDS``.
       release: see ``Group``.
 

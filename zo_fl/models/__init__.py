@@ -1,7 +1,9 @@
 """Models by name: Linen modules that map images to logits.
 
-Call a module as ``module.apply(variables, x, train=..., mask=...)``. Its variables are the
-collection ``params``, and ``batch_stats`` if its norm is ``batch``.
+Call a module as ``module.apply(variables, x, train=..., mask=...)``: ``train`` is True for batch
+statistics and False for running ones, ``mask`` (``bool[n]``) is False for examples that batch
+statistics leave out. Its variables are the collection ``params``, and ``batch_stats`` if its norm
+is ``batch``.
 """
 
 import functools
@@ -17,8 +19,6 @@ from zo_fl.models.small import CNN, MLP, CNNLarge
 from zo_fl.models.vit import ViT
 
 _CONVOLUTIONAL = ("batch", "group", "none")
-_STAGED = ("resnet18", "preact_resnet18", "cnn")
-_NARROWABLE = (*_STAGED, "mlp")
 
 # name -> (module, norms that it can have)
 MODELS = {
@@ -30,7 +30,16 @@ MODELS = {
     "mlp": (MLP, ("none",)),
     "patches": (Patches, ("patch", "none")),
 }
-
+_STAGED = ("resnet18", "preact_resnet18", "cnn")
+# option -> models that have it
+_OPTIONS = {
+    "norm": (*_STAGED, "patches"),
+    "conv": (*_STAGED, "cnn_large"),
+    "stages": _STAGED,
+    "width": (*_STAGED, "mlp"),
+    "kernels": ("patches",),
+    "mirror": ("patches",),
+}
 
 BLOCK: Block = {
     "name": Field("resnet18", "model to train", lambda: MODELS),
@@ -61,17 +70,11 @@ def create(
     conv: str = "auto",
     width: float = 1.0,
 ) -> nn.Module:
-    """Returns a model that is not yet initialized.
+    """Returns a model that is not yet initialized. ``BLOCK`` says what its fields mean.
 
     Args:
-      name: a key of ``MODELS``.
-      norm: ``batch``, ``group`` (2 groups), ``layer``, ``patch`` or ``none``; ``MODELS`` says which
-        model can have which.
-      stages: whether the last layer sees the pooled outputs of all stages.
-      kernels: number of kernels of ``patches``.
-      mirror: whether ``patches`` gives an image and its mirror image the same features.
       num_classes: width of the output.
-      conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
+      conv: one of ``conv.IMPLEMENTATIONS``.
       width: share of the hidden channels, rounded up. HeteroFL's sub-models have less than 1; their
         parameters are leading slices of the parameters of the whole model.
 
@@ -88,21 +91,16 @@ def create(
             f"model {name!r} cannot have norm {norm!r}, allowed for it: {', '.join(norms)};"
             " change config.model.norm or config.model.name"
         )
-    if stages and name not in _STAGED:
+    if stages and name not in _OPTIONS["stages"]:
         raise ConfigError(
             f"config.model.stages=true is not allowed for model {name!r}, allowed for: "
-            f"{', '.join(_STAGED)}"
+            f"{', '.join(_OPTIONS['stages'])}"
         )
-    if width != 1.0 and name not in _NARROWABLE:
+    if width != 1.0 and name not in _OPTIONS["width"]:
         raise ConfigError(
-            f"model {name!r} has no narrow form, allowed: {', '.join(_NARROWABLE)};"
+            f"model {name!r} has no narrow form, allowed: {', '.join(_OPTIONS['width'])};"
             " change config.model.name"
         )
-    options = {"num_classes": num_classes, "norm": norm, "conv": conv}
-    if stages:
-        options["stages"] = True
-    if name == "patches":
-        options |= {"kernels": kernels, "mirror": mirror}
-    if width != 1.0:
-        options["width"] = width
-    return module(**options)
+    given = dict(norm=norm, conv=conv, stages=stages, width=width, kernels=kernels, mirror=mirror)
+    options = {option: value for option, value in given.items() if name in _OPTIONS[option]}
+    return module(num_classes=num_classes, **options)
