@@ -106,7 +106,7 @@ def _synthetic() -> Dataset:
     return Dataset("synthetic", train, test, 10, mean.astype(np.float32), std.astype(np.float32))
 
 
-# name -> what makes the data set; all other names are TFDS sets
+# name -> function that makes the data set; all other names are TFDS sets
 LOADERS: dict[str, Callable[[], Dataset]] = {
     "cifar10_sample": load_sample,
     "synthetic": _synthetic,

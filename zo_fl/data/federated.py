@@ -37,7 +37,7 @@ BLOCK: Block = {
 
 
 class Federation(NamedTuple):
-    """A data set and who holds which examples.
+    """A data set and its division among clients.
 
     Attributes:
       dataset: the whole data set, with the official test split.

@@ -38,7 +38,7 @@ def dirichlet(
 
     Source: public code of ZOWarmUp's author (``FederatedLearningBaselines``), after Hsu et al. 2019
       (arXiv 1909.06335). Here, a client whose labels have all run out takes its remaining examples
-      uniformly from what is left; there, it divides by zero or stops short.
+      uniformly from the rest; there, it divides by zero or stops short.
     """
     labels = np.asarray(labels)
     stock = np.bincount(labels)

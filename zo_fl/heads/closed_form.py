@@ -72,7 +72,7 @@ MaybeBasis = Basis | tuple[()]  # ``()``: features as they are
 
 
 def product(left: Array, right: Array) -> Array:
-    """Returns the product of two matrices in full precision, whatever JAX's default is."""
+    """Returns the product of two matrices in full precision, not JAX's default."""
     return jnp.matmul(left, right, precision="highest")
 
 
@@ -234,7 +234,7 @@ def unfold(basis: MaybeBasis, heads: Heads) -> Heads:
 
 
 def _solve(matrix: Array, right: Array, ridges: Array) -> Array:
-    """Returns ``f32[L, d, C]``, ``(matrix + ridge I)^-1 right``; NaN where that is indefinite."""
+    """Returns ``(matrix + ridge I)^-1 right``, ``f32[L, d, C]``; NaN for an indefinite matrix."""
 
     def one(ridge):
         factor = jax.scipy.linalg.cho_factor(matrix + ridge * jnp.eye(matrix.shape[0]))

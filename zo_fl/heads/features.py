@@ -17,7 +17,7 @@ from zo_fl.engine.algorithm import ClientBatch, ClientResult, Keeping, Problem, 
 from zo_fl.engine.errors import FieldError
 from zo_fl.engine.fields import Field
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, FederatedData, ModelState, Params, PyTree
+from zo_fl.engine.types import Array, Examples, ModelState, Params, PyTree
 from zo_fl.heads import closed_form
 from zo_fl.heads.closed_form import MaybeBasis, Moments
 
@@ -65,16 +65,11 @@ def extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extractor:
     return Extractor(task, dim, microbatch, sketch)
 
 
-def passes(
-    share: float = 1.0, also: FederatedData | None = None
-) -> Callable[[float, float], float]:
+def passes(share: float = 1.0, more: float = 0.0) -> Callable[[float, float], float]:
     """Returns ``(clients, examples) -> forward passes`` of a round.
 
-    Args:
-      share: passes over each example in a round.
-      also: other examples of the same clients to pass over.
+    A client passes over each of its examples ``share`` times, and over ``more`` examples beside.
     """
-    more = 0.0 if also is None else float(np.asarray(also.client_sizes).mean())
     return lambda clients, examples: clients * (examples + more) * share
 
 
@@ -156,14 +151,10 @@ def sums(
     basis: MaybeBasis = (),
     bounded: Callable[[Array], Array] = lambda features: features,
 ) -> Moments:
-    """Returns a client's sums over all its examples.
+    """Returns a client's sums over all its examples; see ``sum_over`` for the other arguments.
 
     Args:
-      look: computes features.
-      state: the server's.
-      batch: the client's examples, or kept features.
       gram: ``f32[m, k] -> second moments`` of some features, to be added up.
-      basis: projects the features, or ``()``.
       bounded: ``f32[m, k] -> f32[m, k]``, applied to the features of each example by itself.
     """
 

@@ -46,7 +46,7 @@ BLOCKS: dict[str, Block] = {
 
 
 def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns class means and the phases before and after; ``gaussian_head`` is the config block.
+    """Returns the phase of means and its neighbours; ``gaussian_head`` is the config block.
 
     Raises:
       FieldError: a sketch that is too large, or clients without validation examples.

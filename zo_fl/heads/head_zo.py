@@ -5,16 +5,16 @@
     client j:  scalar_m = <gradient of its loss by (V, b), z_{j,m}>,  head: V^T D^T (h - mu) + b
     server:    g = sum_j (n_j / sum n) 1/S sum_m scalar_{j,m} z_{j,m},   the head follows from D g
 
-``zo`` with ``params = "head/*"`` takes 2 S passes of the whole model. This takes one, as only the
-head is perturbed, and derivatives along z are exact, without eps. Two things make few scalars go
-further. Whitened features make the loss about equally curved in every direction; without, it is
-curved along the mean most and next to nothing along others. And k principal directions leave
-k C + C coordinates, of which as many scalars say more. Losses that spare absent classes
-(``engine.losses``) keep clients of skewed labels from contradicting each other.
+``zo`` with ``params = "head/*"`` takes 2 S passes of the whole model. This method perturbs only the
+head: one pass is enough, and derivatives along z are exact, without eps. Two things make few
+scalars go further. The loss of whitened features is about equally curved in every direction; that
+of raw features is curved mostly along the mean. And with k principal directions only k C + C
+coordinates are left, so each scalar says more. Losses that spare absent classes (``engine.losses``)
+keep clients with skewed labels from contradicting each other.
 
 With ``cache`` clients keep their features, and all rounds take one pass in all.
 
-Sources: Amari 1998 for the natural gradient, of which whitening is the part that needs no labels;
+Sources: Amari 1998 for the natural gradient (whitening is its part that needs no labels);
 Baydin et al. 2022 (arXiv 2202.08587) for derivatives along directions.
 """
 
@@ -55,7 +55,7 @@ _ADD_DIRECTION = directions.create("rademacher", tau=1.0)
 
 
 def phases(problem: Problem, *, head_zo: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns the round of the basis and those of scalars; ``head_zo`` is the config block.
+    """Returns the basis phase and the scalars phase; ``head_zo`` is the config block.
 
     The strategy state is the basis, which everyone has.
 

@@ -107,7 +107,7 @@ def decode_moments(encoding: str, message: Message) -> Moments:
 
 
 def num_bytes(encode: Callable[[Moments], Message], sums: Moments, counts: Array) -> Array:
-    """Returns the bytes ``i32[]`` of a message without columns of classes that are not held.
+    """Returns the bytes ``i32[]`` of a message without the columns of absent classes.
 
     Args:
       encode: makes the message.

@@ -1,4 +1,4 @@
-"""Ridge regression from everyone's sums: exact whatever the label skew, the order, the drop-outs.
+"""Ridge regression from everyone's sums: label skew, order and drop-outs do not change it.
 
     client j:  G_j = sum h h^T (upper triangle),  B_j = sum h y^T,  n_j (examples of each class)
     server:    W = (G + penalty I)^-1 B of all that were added, on standardized features
@@ -8,9 +8,9 @@ its examples and sends one message, and there is no learning rate: the head is t
 data (``sums``). Clients choose the penalty that gets most of their validation examples right, and
 then a temperature (``steps``).
 
-With ``sketch = k`` clients send k numbers for a feature vector, with ``encoding`` fewer bytes a
-number: below float32, correlations within [-1, 1] and one deviation a feature. Columns of classes
-that a client does not hold are not sent.
+With ``sketch = k`` clients send sums of k numbers an example instead of d. With ``encoding`` they
+send fewer bytes a number: correlations within [-1, 1] and one deviation a feature. A client does
+not send the columns of its absent classes.
 
 What leaks: a client's class counts and sums. Secure aggregation hides sums; it needs all columns,
 see ``README.md``. ``bound`` and ``noise`` hide single examples (``wrap.privacy``): a feature vector
@@ -67,7 +67,7 @@ BLOCKS: dict[str, Block] = {
 
 
 def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns sums and the phases before and after them; ``ridge`` is the config block.
+    """Returns the phase of sums and its neighbours; ``ridge`` is the config block.
 
     Raises:
       FieldError: a sketch that is too large, noise that hides nothing, or a choice without
@@ -92,10 +92,10 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
 
 
 def _check_private(ridge: Mapping[str, Any]) -> None:
-    """Checks that with noise clients send nothing else, which no noise would hide.
+    """Checks that clients who add noise send nothing without noise.
 
     Raises:
-      FieldError: they are asked for more.
+      FieldError: a field makes them send more than sums.
     """
     allowed = {"penalties": "one of them", "calibrate": "False", "sketch": "0"}
     more = {**ridge, "penalties": len(ridge["penalties"]) > 1}

@@ -14,7 +14,7 @@ and the server knows no more of A than its products with a few vectors:
     then:   server sends P (d x C), client j sends X_j^T X_j P,
             server: one step of conjugate gradients for each class, along M^-1 residual
 
-A message is d C numbers, where that of ``ridge`` is d (d + 1) / 2: it pays below d / (2 C)
+A message has d C numbers, one of ``ridge`` d (d + 1) / 2. The method pays below d / (2 C)
 iterations, and a few will do. The first iteration is a linear discriminant, as in
 ``gaussian_head``; the others correct for the difference between everyone's covariance and the high
 tier's. The server holds a matrix of d x d.
@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zo_fl.engine.algorithm import (
     Client,
@@ -112,15 +113,15 @@ class Iterating(NamedTuple):
 
     @property
     def encoding_of_sizes(self) -> str:
-        """Deviations divide: those of small features need digits, which halves have."""
+        """Deviations are divisors: small ones need the digits of float16."""
         return "float32" if self.encoding == "float32" else "float16"
 
 
 def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns first sums, iterations and what follows them; ``ridge_cg`` is the config block.
+    """Returns the phases of moments, sums and iterations; ``ridge_cg`` is the config block.
 
     Raises:
-      FieldError: validation examples are asked for, and there are none.
+      FieldError: clients have no validation examples to count or calibrate on.
     """
     block, rounds, every = ridge_cg, ridge_cg["num_rounds"], ridge_cg["check_every"]
     look = features.extractor(problem, block["microbatch"])
@@ -139,8 +140,9 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         lambda state: state.strategy_state.direction,
         one_model=True,
     )
-    # What clients keep includes the examples that they are asked about later.
-    first_passes = features.passes(also=problem.validation if every and block["cache"] else None)
+    # Clients who keep features also keep those of the examples that they will be asked about.
+    asked = problem.validation if every and block["cache"] else None
+    more = 0.0 if asked is None else float(np.asarray(asked.client_sizes).mean())
     passes = features.passes(0 if block["cache"] else 1)
     begin = assign(partial(_begin, how), init=setup.continued)
     step = assign(partial(_step, how), init=setup.continued)
@@ -151,7 +153,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     return steps.in_order(
         setup,
         steps.high_tier_moments(setup, "moments", _learn_from_high),
-        setup.phase("sums", setup.once, first, begin, first_passes),
+        setup.phase("sums", setup.once, first, begin, features.passes(more=more)),
         iterations,
         *((steps.temperature(setup),) if block["calibrate"] else ()),
     )

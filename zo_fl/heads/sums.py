@@ -3,8 +3,8 @@
     client j:  sums over its examples, encoded
     server:    everyone's sums so far -> one head for each candidate setting
 
-Messages add up, so a late joiner adds its own, and those of a client that asks to be forgotten can
-be subtracted. A client that is drawn again is not counted again. Until clients choose a head, the
+Messages add up, so a client may join late, and the server can subtract the sums of a client that
+asks to be forgotten. A client that is drawn twice is counted once. Until clients choose a head, the
 model has the middle one.
 """
 
@@ -75,7 +75,7 @@ def phases(
     block: Mapping[str, Any],
     release: Release | None = None,
 ) -> tuple[Phase, ...]:
-    """Returns the phase of the sums, and those before and after it.
+    """Returns the phase of the sums and its neighbours.
 
     Args:
       name: the method's.

@@ -70,7 +70,7 @@ def create(
     conv: str = "auto",
     width: float = 1.0,
 ) -> nn.Module:
-    """Returns a model that is not yet initialized. ``BLOCK`` says what its fields mean.
+    """Returns a model that is not yet initialized. ``BLOCK`` describes its fields.
 
     Args:
       num_classes: width of the output.
