@@ -28,9 +28,9 @@ from experiments.analysis import drawing
 from zo_fl import models
 from zo_fl.engine import keys
 from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.image_task import classification
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.precision import PRECISIONS
-from zo_fl.engine.task import classification
 from zo_fl.host import style
 from zo_fl.host.devices import make_mesh
 from zo_fl.zo import directions, estimators

@@ -12,7 +12,7 @@ import numpy as np
 
 from zo_fl import methods, models
 from zo_fl.data import federated
-from zo_fl.engine import keys, task
+from zo_fl.engine import image_task, keys
 from zo_fl.engine.algorithm import Phase, Problem, start
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
@@ -157,7 +157,7 @@ def named_task(block: Mapping[str, Any], dataset: Dataset, share: float = 1.0) -
     """Returns the task of the model that a config names; ``block`` is ``config.model``."""
     module = models.create(**block, num_classes=dataset.num_classes, share=share)
     shape = dataset.train["image"].shape[1:]
-    return task.classification(module, shape, dataset.num_classes, dataset.mean, dataset.std)
+    return image_task.classification(module, shape, dataset.num_classes, dataset.mean, dataset.std)
 
 
 def own_task(module: nn.Module, dataset: Dataset) -> Task:
@@ -172,13 +172,13 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
     """
     shape, name = dataset.train["image"].shape[1:], type(module).__name__
     try:
-        learning = task.classification(
+        learning = image_task.classification(
             module,
             shape,
             dataset.num_classes,
             dataset.mean,
             dataset.std,
-            getattr(module, "last_layer", task.HEAD),
+            getattr(module, "last_layer", image_task.HEAD),
         )
         params, model_state = jax.eval_shape(learning.init, keys.run_key(0))
         examples = jax.tree.map(lambda leaf: leaf[:2], dataset.train)

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zo_fl import models
-from zo_fl.engine import task
+from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Dataset, ModelState, Params
@@ -48,10 +48,10 @@ class TrainedModel(NamedTuple):
         return self.logits(images).argmax(-1).astype(np.int32)
 
     def features(self, images: Any, layers: tuple[str, ...] = ()) -> np.ndarray:
-        """Returns ``f32[n, d]``, inputs of the last layer or pooled outputs; see ``Task``."""
+        """Returns ``f32[n, d]``, inputs of the last layer or outputs of others; see ``task``."""
         return _in_batches(
-            lambda batch, mask: self.task.features(
-                self.params, self.model_state, {"image": batch}, mask, layers
+            lambda batch, mask: activations.features(
+                self.task, self.params, self.model_state, {"image": batch}, mask, layers
             ),
             np.asarray(images),
         )
@@ -109,13 +109,13 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
         # Of the fields that there are: version 0.2 had two more, which no model needs.
         block = {name: config["model"][name] for name in models.BLOCK}
         model = models.create(**block, num_classes=facts["num_classes"])
-    learning = task.classification(
+    learning = image_task.classification(
         model,
         tuple(facts["image_shape"]),
         facts["num_classes"],
         np.array(facts["mean"], np.float32),
         np.array(facts["std"], np.float32),
-        getattr(model, "last_layer", task.HEAD),
+        getattr(model, "last_layer", image_task.HEAD),
     )
     params, model_state = jax.eval_shape(learning.init, jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

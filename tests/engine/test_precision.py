@@ -9,7 +9,7 @@ from jax.lax import Precision
 
 from tests import tiny
 from zo_fl import models
-from zo_fl.engine import precision, task
+from zo_fl.engine import image_task, precision
 from zo_fl.engine.fields import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 def make_task(name, norm, conv="fast_grad"):
     module = models.create(name=name, norm=norm, conv=conv, num_classes=10)
     half = np.full(3, 0.5, np.float32)
-    return task.classification(module, (16, 16, 3), 10, half, half)
+    return image_task.classification(module, (16, 16, 3), 10, half, half)
 
 
 def equations(jaxpr):

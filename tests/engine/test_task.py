@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.data import fakes
-from zo_fl.engine import keys, task
+from zo_fl.engine import image_task, keys
 
-crop_and_flip = jax.jit(task.crop_and_flip)
+crop_and_flip = jax.jit(image_task.crop_and_flip)
 
 
 def _all_outcomes(image):
@@ -38,6 +38,6 @@ def test_equal_keys_see_equal_images_and_others_do_not():
 def test_normalize_subtracts_the_mean_and_divides_by_the_deviation(leading):
     images = fakes.pictures(1, (*leading, 4, 4, 3))[0]
     mean, std = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
-    found = jax.jit(task.normalize)(images, mean, std)
+    found = jax.jit(image_task.normalize)(images, mean, std)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, (images / 255 - mean) / std, atol=1e-5)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine import cohorts, keys, task
+from zo_fl.engine import cohorts, image_task, keys
 from zo_fl.zo import directions, fedkseed
 
 FOLDER = Path(__file__).parent
@@ -73,7 +73,7 @@ def _computed() -> dict:
         "candidates": fedkseed.pool_keys(run, jnp.arange(3)),
         "cohorts": cohorts_,
         "batches": one_chunk,
-        "augmented": task.crop_and_flip(keys.stream(client, "augment"), images),
+        "augmented": image_task.crop_and_flip(keys.stream(client, "augment"), images),
     }
 
 

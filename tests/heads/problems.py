@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import tiny
-from zo_fl.engine import keys, trees
+from zo_fl.engine import activations, keys, trees
 from zo_fl.engine.algorithm import ServerState, start
 
 CLIENTS = 8
@@ -64,7 +64,9 @@ def seen(built, state, clients=range(CLIENTS), data=None):
     rows = np.concatenate([data.client_indices[j, : data.client_sizes[j]] for j in clients])
     # Of the whole set, rows picked afterwards: another number of rows would compile anew.
     mask = np.ones(len(data.examples["label"]), bool)
-    features = built.task.features(state.params, state.model_state, data.examples, mask)
+    features = activations.features(
+        built.task, state.params, state.model_state, data.examples, mask
+    )
     return np.asarray(features, np.float64)[rows], data.examples["label"][rows]
 
 

@@ -1,13 +1,13 @@
-"""``Task.features``: inputs of the last layer, and pooled outputs of inner ones, of every model."""
+"""Features: inputs of the last layer, and pooled outputs of inner ones, of every model."""
 
 import jax
 import numpy as np
 import pytest
 
 from zo_fl import models
-from zo_fl.engine import keys
+from zo_fl.engine import activations, keys
 from zo_fl.engine.fields import ConfigError
-from zo_fl.engine.task import classification
+from zo_fl.engine.image_task import classification
 
 NORMS = {"vit": "layer", "cnn_large": "none", "mlp": "none", "patches": "patch"}
 HALF = np.full(3, 0.5, np.float32)
@@ -28,7 +28,7 @@ def test_the_last_layer_makes_the_logits_of_the_features(name):
 
     def both(key):
         params, state = task.init(key)
-        features = task.features(params, state, examples, mask)
+        features = activations.features(task, params, state, examples, mask)
         logits, _ = task.logits(params, state, examples, mask, False)
         return features, logits, params[task.head]
 
@@ -55,6 +55,8 @@ def test_an_unknown_layer_is_named():
     task, examples = make("mlp")
     with pytest.raises(ValueError, match="no submodule 'stage9'"):
         jax.eval_shape(
-            lambda key: task.features(*task.init(key), examples, np.ones(3, bool), ("stage9",)),
+            lambda key: activations.features(
+                task, *task.init(key), examples, np.ones(3, bool), ("stage9",)
+            ),
             keys.run_key(0),
         )

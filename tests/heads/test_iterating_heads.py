@@ -160,7 +160,7 @@ def test_a_scalar_is_the_derivative_of_the_client_s_loss_along_its_direction(los
             return jnp.sum(jnp.where(batch.mask, each, 0)) / jnp.sum(batch.mask)
 
         for scalar, z in zip(found.message, drawn(built, client, 1), strict=True):
-            moved = jax.tree.map(jnp.float32, of_features(state.strategy_state.basis, z))
+            moved = jax.tree.map(jnp.float32, of_features(state.strategy_state, z))
             value, slope = jax.jvp(mean_loss, (state.params["head"],), (moved,))
             np.testing.assert_allclose(scalar, slope, rtol=2e-4, atol=1e-6)
             np.testing.assert_allclose(found.metrics["loss"], value, rtol=1e-5)
@@ -174,7 +174,7 @@ def test_a_round_moves_the_head_and_nothing_else_along_the_directions_of_all_cli
     weights = np.asarray(sent.weights) / np.sum(sent.weights)
     for client, scalars, weight in zip(sent.cohort.client_ids, sent.messages, weights, strict=True):
         for scalar, z in zip(scalars, drawn(built, client, 1), strict=True):
-            moved = of_features(state.strategy_state.basis, z)
+            moved = of_features(state.strategy_state, z)
             head = {n: head[n] - 0.5 * weight * float(scalar) / 3 * moved[n] for n in head}
     for name, leaf in head.items():
         np.testing.assert_allclose(found.params["head"][name], leaf, rtol=1e-5, atol=1e-6)
@@ -184,7 +184,7 @@ def test_a_round_moves_the_head_and_nothing_else_along_the_directions_of_all_cli
 def test_features_on_the_basis_have_about_equal_variances():
     built, _, state = begun()
     high = np.flatnonzero(np.asarray(built.federation.clients.client_tiers) == HIGH)
-    mean, along = state.strategy_state.basis
+    mean, along = state.strategy_state
     white = (seen(built, state, high)[0] - np.asarray(mean)) @ np.asarray(along)
     np.testing.assert_allclose(white.mean(0), 0, atol=1e-3)
     assert 0.2 < white.var(0).min() <= white.var(0).max() <= 1.0

@@ -23,7 +23,7 @@ from zo_fl import config as configs
 from zo_fl import methods
 from zo_fl.engine import algorithm as definitions
 from zo_fl.engine import cohorts as orders
-from zo_fl.engine import keys, task
+from zo_fl.engine import image_task, keys
 from zo_fl.engine.algorithm import Problem
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.round import make_algorithm
@@ -111,7 +111,7 @@ def make_case(name, sizes=UNEVEN, hidden=False, **changes):
 
     def make_task(width):
         module = MLP(CLASSES, hidden_size=UNITS, width=width, share=width) if hidden else Linear()
-        return task.classification(module, (2, 2, 1), CLASSES, MEAN, STD)
+        return image_task.classification(module, (2, 2, 1), CLASSES, MEAN, STD)
 
     problem = Problem(make_task(1.0), make_task, data)
     shapes = {"head/kernel": (UNITS if hidden else 4, CLASSES), "head/bias": (CLASSES,)}

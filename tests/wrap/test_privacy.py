@@ -14,6 +14,8 @@ from configs.sweeps.privacy import NOISE
 from tests import tiny
 from zo_fl import api
 from zo_fl.engine.fields import ConfigError
+from zo_fl.heads import ridge
+from zo_fl.heads.closed_form import Moments
 from zo_fl.host import privacy as accounting
 from zo_fl.wrap import privacy
 from zo_fl.wrap.privacy import Privacy
@@ -57,7 +59,7 @@ def test_noise_on_scalars_is_as_large_as_said():
 
 
 def sums_of(features, labels, bound):
-    features = privacy.bounded_features(Privacy(bound, 0.0), jnp.float32(features))
+    features = ridge.bounded_features(Privacy(bound, 0.0), jnp.float32(features))
     held = jax.nn.one_hot(labels, 3)
     return features.T @ features, features.T @ held, held.sum(0)
 
@@ -76,8 +78,8 @@ def test_an_example_moves_the_scaled_sums_by_the_root_of_three_at_most():
 
 
 def test_shares_of_the_noise_on_sums_add_up_to_all_of_it():
-    zeros, cohort = (jnp.zeros(300), jnp.zeros((10, 30)), jnp.zeros(300)), 25
-    draw = functools.partial(privacy.noisy_sums, Privacy(3.0, 2.0), zeros, cohort)
+    zeros, cohort = Moments(jnp.zeros(300), jnp.zeros((10, 30)), jnp.zeros(300)), 25
+    draw = functools.partial(ridge.noisy_sums, Privacy(3.0, 2.0), zeros, cohort)
     shares = jax.vmap(draw)(jax.random.split(jax.random.key(0), 20 * cohort))
     for part, scale in zip(shares, (9.0, 3.0, 1.0), strict=True):
         total = part.reshape(20, cohort, -1).sum(1)

@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from zo_fl import models
 from zo_fl.engine import keys
-from zo_fl.engine.task import classification
+from zo_fl.engine.image_task import classification
 from zo_fl.zo import client, directions, estimators
 
 WEIGHTS = np.float32([0.5, 0.25, 0.25, 0.0])  # the last example is padding

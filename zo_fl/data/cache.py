@@ -85,12 +85,8 @@ def read_entry(folder: Path) -> Entry:
 def writing(key: str, num_bytes: int) -> Iterator[Path]:
     """Yields a temporary folder, which becomes the entry ``key`` if the block ends without error.
 
-    If two processes write the same entry, the first one wins.
-
-    Args:
-      key: name of the entry.
-      num_bytes: size of the entry. A memory-mapped write to a full disk would kill the process, so
-        the free space is checked first.
+    If two processes write the same entry, the first one wins. A memory-mapped write to a full disk
+    would kill the process, so there must be room for ``num_bytes`` before.
 
     Raises:
       ConfigError: the cache cannot be written or lacks space.
@@ -115,13 +111,7 @@ def writing(key: str, num_bytes: int) -> Iterator[Path]:
 
 
 def write_meta(folder: Path, arrays: list[str], **facts: Any) -> None:
-    """Writes ``meta.json`` with the checksums of complete arrays and some JSON-able facts.
-
-    Args:
-      folder: the entry.
-      arrays: names of its ``.npy`` files.
-      **facts: anything else.
-    """
+    """Writes ``meta.json`` with the checksums of an entry's ``.npy`` files and JSON-able facts."""
     sums = {name: {"sha256": sum_of(folder / f"{name}.npy")} for name in arrays}
     meta = {"arrays": sums, **facts}
     meta["sha256"] = _digest(meta)

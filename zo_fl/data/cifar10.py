@@ -77,11 +77,9 @@ def decode_records(data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_records(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Returns an official binary file: for each image a label byte and three planes of pixels.
+    """Returns the official binary file of images ``u8[N, 32, 32, 3]`` and their labels ``[N]``.
 
-    Args:
-      images: ``u8[N, 32, 32, 3]``.
-      labels: ``[N]`` integers in [0, 10).
+    Each image is a label byte and three planes of pixels.
     """
     planar = images.transpose(0, 3, 1, 2).reshape(len(images), 3 * _PIXELS)
     return np.column_stack([np.asarray(labels, np.uint8), planar]).tobytes()
@@ -90,9 +88,7 @@ def encode_records(images: np.ndarray, labels: np.ndarray) -> bytes:
 def write(files: dict[str, bytes], data_dir: Path) -> None:
     """Writes the official binary files as ``data_dir/cifar10/3.0.2`` in array_record form.
 
-    Args:
-      files: contents by file name.
-      data_dir: an existing folder; after a failure the caller removes what is in it.
+    After a failure the caller removes the content of ``data_dir``, which exists.
     """
     import tensorflow_datasets as tfds
 
@@ -130,14 +126,8 @@ def _builder_class(tfds: Any) -> type:
             for batch in batches:
                 for image, label in zip(*decode_records(batch), strict=True):
                     _, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-                    yield (
-                        index,
-                        {
-                            "id": f"{split}_{index:05d}",
-                            "image": io.BytesIO(png.tobytes()),
-                            "label": int(label),
-                        },
-                    )
+                    image, name = io.BytesIO(png.tobytes()), f"{split}_{index:05d}"
+                    yield index, {"id": name, "image": image, "label": int(label)}
                     index += 1
                     self._advance(1)
 

@@ -63,11 +63,8 @@ def load_sample(path: Path = SAMPLE) -> Dataset:
     """Returns 2,500 training and 1,000 test images of CIFAR-10, balanced over the 10 classes.
 
     They come from the official training and test set, and the statistics are those of the whole
-    training set.
-
-    Args:
-      path: a lossless WebP file of 32x32 tiles. The ``.json`` file beside it holds the label of
-        each tile and its row in the official files.
+    training set. ``path`` is a lossless WebP file of 32x32 tiles; the ``.json`` file beside it
+    holds the label of each tile and its row in the official files.
 
     Raises:
       ConfigError: a file is missing or damaged.
@@ -85,15 +82,10 @@ def load_sample(path: Path = SAMPLE) -> Dataset:
             "config.data.name='synthetic'"
         ) from error
     images = tiles.reshape(-1, 32, 32, 3)
+    of_train, of_test = np.split(images[: len(train) + len(test)], [len(train)])
+    splits = {"image": of_train, "label": train}, {"image": of_test, "label": test}
     mean, std = np.array(_CIFAR10, np.float32)
-    return Dataset(
-        "cifar10_sample",
-        {"image": images[: len(train)], "label": train},
-        {"image": images[len(train) : len(train) + len(test)], "label": test},
-        10,
-        mean,
-        std,
-    )
+    return Dataset("cifar10_sample", *splits, 10, mean, std)
 
 
 @functools.cache
@@ -114,7 +106,7 @@ def _synthetic() -> Dataset:
     return Dataset("synthetic", train, test, 10, mean.astype(np.float32), std.astype(np.float32))
 
 
-# name -> what makes the data set; all other names are TFDS sets
+# name -> function that makes the data set; all other names are TFDS sets
 LOADERS: dict[str, Callable[[], Dataset]] = {
     "cifar10_sample": load_sample,
     "synthetic": _synthetic,

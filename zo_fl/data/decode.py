@@ -21,11 +21,9 @@ _TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 
 
 def decode_image(data: bytes, channels: int) -> np.ndarray:
-    """Returns an encoded image as ``u8[H, W, channels]`` in RGB order.
+    """Returns a PNG, JPEG or WebP image as ``u8[H, W, channels]`` in RGB order.
 
-    Args:
-      data: content of a PNG, JPEG or WebP file.
-      channels: 1, 3 or 4; grey images are converted to RGB and back as needed.
+    There are 1, 3 or 4 channels; grey images are converted to RGB and back as needed.
 
     Raises:
       ValueError: OpenCV cannot decode it.
@@ -93,14 +91,10 @@ def decode_split(
 
 
 def channel_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean and the standard deviation of each channel, for pixels in [0, 1].
+    """Returns mean and standard deviation ``f32[c]`` of each channel, for pixels in [0, 1].
 
-    Args:
-      path: a ``.npy`` file of ``u8[N, H, W, c]``, which is read in blocks.
-
-    Returns:
-      ``f32[c]`` and ``f32[c]``. A constant channel has deviation 1, because images are divided by
-      it.
+    ``path`` is a ``.npy`` file of ``u8[N, H, W, c]``, which is read in blocks. A constant channel
+    has deviation 1, because images are divided by it.
     """
     images = np.load(path, mmap_mode="r")
     histograms = np.zeros((images.shape[-1], 256), np.int64)  # exact, and fast for bytes

@@ -36,7 +36,7 @@ BLOCK: Block = {
 
 
 class Federation(NamedTuple):
-    """A data set and who holds which examples.
+    """A data set and its division among clients.
 
     Attributes:
       dataset: the whole data set, with the official test split.
@@ -70,15 +70,12 @@ def load(
     partition_seed: int,
     dataset: Dataset | None = None,
 ) -> Federation:
-    """Returns a data set divided among clients. ``BLOCK`` says what the other arguments mean.
+    """Returns a data set divided among clients. ``BLOCK`` describes its fields.
 
     Partition, validation split, tiers and the choice of examples have generators of their own:
     another ``high_fraction`` leaves the partition as it is, so resource splits are compared on
-    equal clients.
-
-    Args:
-      dataset: data set to use instead of the named one. If it has ``client_indices``, no partition
-        is drawn.
+    equal clients. ``dataset`` takes the place of the named one; its ``client_indices``, if any, are
+    the partition.
 
     Raises:
       ConfigError: a field is out of range, or the data set is not there.
@@ -102,7 +99,7 @@ def load(
 
 
 def _choose(available: int, num_examples: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the sorted rows ``i32[num_examples]`` of random examples; of all for 0."""
+    """Returns sorted rows ``i32[num_examples]`` of random examples; all rows for 0."""
     if num_examples > available:
         raise ConfigError(
             f"config.data.num_examples={num_examples} is more than the {available} training "
@@ -123,11 +120,10 @@ def _divide(
             f"config.data.num_clients={num_clients} is too many for {len(labels)} training "
             f"examples and config.data.partition={partition!r}; allowed: at most {most}"
         )
-    if partition == "iid":
-        return partitions.iid(labels, num_clients, rng)
-    if partition == "shards":
-        return partitions.shards(labels, num_clients, rng)
-    return partitions.dirichlet(labels, num_clients, alpha, rng)
+    if partition == "dirichlet":
+        return partitions.dirichlet(labels, num_clients, alpha, rng)
+    draw = partitions.iid if partition == "iid" else partitions.shards
+    return draw(labels, num_clients, rng)
 
 
 Table = tuple[np.ndarray, np.ndarray]
@@ -137,12 +133,11 @@ def _split(
     rows: Sequence[np.ndarray] | np.ndarray, val_fraction: float, rng: np.random.Generator
 ) -> tuple[Table, Table]:
     """Returns ``(indices i32[K, n], sizes i32[K])`` for training and for validation."""
-    if isinstance(rows, np.ndarray):
-        train, val = partitions.split_validation(rows, val_fraction, rng)
-        return _table(list(train)), _table(list(val))
-    # Clients of different sizes, one by one.
-    parts = [partitions.split_validation(each[None], val_fraction, rng) for each in rows]
-    return _table([train[0] for train, _ in parts]), _table([val[0] for _, val in parts])
+    # Clients of different sizes one by one, of equal size together.
+    groups = [rows] if isinstance(rows, np.ndarray) else [each[None] for each in rows]
+    parts = [partitions.split_validation(group, val_fraction, rng) for group in groups]
+    train, val = ([row for part in split for row in part] for split in zip(*parts, strict=True))
+    return _table(train), _table(val)
 
 
 def _table(rows: Sequence[np.ndarray]) -> Table:

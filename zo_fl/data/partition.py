@@ -31,14 +31,14 @@ def dirichlet(
       num_clients: K, at most N.
       alpha: concentration, above 0; smaller is more skewed. 0.1 on CIFAR-10 with 50 clients gives
         4.8 labels a client.
-      rng: source of randomness.
+      rng: draws.
 
     Returns:
       ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels``, none twice, in random order.
 
     Source: public code of ZOWarmUp's author (``FederatedLearningBaselines``), after Hsu et al. 2019
       (arXiv 1909.06335). Here, a client whose labels have all run out takes its remaining examples
-      uniformly from what is left; there, it divides by zero or stops short.
+      uniformly from the rest; there, it divides by zero or stops short.
     """
     labels = np.asarray(labels)
     stock = np.bincount(labels)
@@ -51,19 +51,19 @@ def dirichlet(
 
 
 def _take(shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns how many examples of each label one client takes, ``i64[classes]``.
+    """Returns the examples of each label that one client takes, ``i64[classes]``.
 
-    The result has the distribution of ``size`` draws one at a time. If a draw whose label has run
-    out is skipped, the others are draws from the renormalized shares. So a block of draws can be
-    made at once: of each label the first ``stock`` draws count, which is ``min(multinomial counts,
-    stock)``. Each block is as long as what is still wanted, and completes the client or uses up a
+    The result has the distribution of ``size`` draws one at a time. After a draw whose label has
+    run out is skipped, the others are draws from the renormalized shares. So a block of draws can
+    be made at once: of each label the first ``stock`` draws count, ``min(multinomial counts,
+    stock)``. Each block is as long as the missing examples, and completes the client or uses up a
     label.
 
     Args:
       shares: ``f64[classes]``.
-      stock: ``i64[classes]`` unused examples.
-      size: number of examples to take, at most ``stock.sum()``.
-      rng: source of randomness.
+      stock: ``i64[classes]`` unused examples, ``size`` or more in all.
+      size: number of examples to take.
+      rng: draws.
     """
     taken = np.zeros_like(stock)
     while wanted := size - taken.sum():
@@ -96,13 +96,7 @@ def _assign(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) ->
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
     """Returns equal-sized clients drawn uniformly from all examples.
 
-    Args:
-      labels: ``i32[N]``; only its length is used.
-      num_clients: K, at most N.
-      rng: source of randomness.
-
-    Returns:
-      ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels``, none twice.
+    They are ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels`` ``i32[N]``, none twice.
     """
     size = len(labels) // num_clients
     rows = rng.permutation(len(labels))[: num_clients * size]
@@ -112,13 +106,7 @@ def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.nd
 def shards(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
     """Returns clients that hold two shards each of the examples sorted by label.
 
-    Args:
-      labels: ``i32[N]``.
-      num_clients: K, at most N / 2.
-      rng: source of randomness.
-
-    Returns:
-      ``i32[K, m]`` with ``m = 2 floor(N / 2K)``: rows of ``labels``, none twice.
+    They are ``i32[K, m]`` with ``m = 2 floor(N / 2K)``: rows of ``labels`` ``i32[N]``, none twice.
 
     Source: McMahan et al. 2017 (arXiv 1602.05629), section 3. The remainder is dropped at random
       here, not from the last label.
@@ -136,14 +124,8 @@ def split_validation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns training and validation rows of each client, after a shuffle of its rows.
 
-    Args:
-      client_indices: ``i32[K, m]``.
-      val_fraction: share of validation rows, in [0, 1).
-      rng: source of randomness.
-
-    Returns:
-      ``(train, val)``: ``i32[K, n]`` and ``i32[K, v]`` with ``n = floor((1 - val_fraction) m)`` and
-      ``v = m - n``: 900 and 100 of 1000, 112 and 13 of 125.
+    Of ``i32[K, m]`` they are ``i32[K, n]`` and ``i32[K, v]`` with ``n = floor((1 - val_fraction)
+    m)`` and ``v = m - n``: 900 and 100 of 1000, 112 and 13 of 125.
 
     Raises:
       ConfigError: no training row is left.
@@ -163,13 +145,9 @@ def split_validation(
 def draw_tiers(num_clients: int, high_fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Returns the tier of each client, ``i32[K]``; the ``HIGH`` ones are drawn uniformly.
 
-    With equal generators, the high-resource clients of a smaller fraction are among those of a
-    larger one, so resource splits are compared on paired populations.
-
-    Args:
-      num_clients: K.
-      high_fraction: share of high-resource clients, in (0, 1]; rounded to the nearest count.
-      rng: source of randomness.
+    Their number is ``high_fraction * num_clients``, rounded. With equal generators, the clients of
+    a smaller fraction are among those of a larger one, so resource splits are compared on paired
+    populations.
 
     Raises:
       ConfigError: the fraction rounds to no client.
@@ -195,11 +173,11 @@ def summarize(
     """Returns the label skew of a partition, JSON-able.
 
     Args:
-      labels: ``i32[N]``.
+      labels: ``i32[N]`` in ``[0, num_classes)``.
       client_indices: ``i32[K, n]`` training rows of each client, padded.
-      client_sizes: ``i32[K]`` number of real ones among them.
+      client_sizes: ``i32[K]``, the number of real rows.
       tiers: ``i32[K]``.
-      num_classes: labels lie in ``[0, num_classes)``.
+      num_classes: number of labels.
 
     Returns:
       ``num_classes``, and for each of ``high``, ``low`` and ``all`` clients a dict of
@@ -228,21 +206,21 @@ def summarize(
 def _summarize_tier(counts: np.ndarray) -> dict[str, Any]:
     """Returns the figures of clients with the label counts ``i64[clients, classes]``."""
     pooled = counts.sum(axis=0)
-    summary: dict[str, Any] = {
-        "clients": len(counts),
-        "examples": int(counts.sum()),
-        "classes_covered": int((pooled > 0).sum()),
-        "labels_per_client": None,
-        "dominant_share": None,
-        "tv_from_uniform": None,
-    }
-    if summary["examples"]:
+    examples, labels, dominant, distance = int(counts.sum()), None, None, None
+    if examples:
         shares = counts / counts.sum(axis=1, keepdims=True)
-        distance = 0.5 * np.abs(pooled / pooled.sum() - 1 / len(pooled)).sum()
-        summary["labels_per_client"] = round(float((counts > 0).sum(axis=1).mean()), 4)
-        summary["dominant_share"] = round(float(shares.max(axis=1).mean()), 4)
-        summary["tv_from_uniform"] = round(float(distance), 4)
-    return summary
+        labels = round(float((counts > 0).sum(axis=1).mean()), 4)
+        dominant = round(float(shares.max(axis=1).mean()), 4)
+        distance = np.abs(pooled / pooled.sum() - 1 / len(pooled)).sum()
+        distance = round(float(0.5 * distance), 4)
+    return {
+        "clients": len(counts),
+        "examples": examples,
+        "classes_covered": int((pooled > 0).sum()),
+        "labels_per_client": labels,
+        "dominant_share": dominant,
+        "tv_from_uniform": distance,
+    }
 
 
 def format_summary(summary: dict[str, Any]) -> str:
@@ -250,13 +228,10 @@ def format_summary(summary: dict[str, Any]) -> str:
     rows = ["tier  clients   examples       classes  labels/client  dominant    TV"]
     for tier in ("high", "low", "all"):
         of = summary[tier]
-        row = f"{tier:4}  {of['clients']:7}  {of['examples']:9,}  "
         covered = f"{of['classes_covered']} of {summary['num_classes']}"
-        row += f"{covered:>12}  "
+        figures = f"{'-':>13}  {'-':>8}  {'-':>4}"
         if of["examples"]:
-            row += f"{of['labels_per_client']:13.1f}  {of['dominant_share']:8.0%}  "
-            row += f"{of['tv_from_uniform']:4.2f}"
-        else:
-            row += f"{'-':>13}  {'-':>8}  {'-':>4}"
-        rows.append(row)
+            figures = f"{of['labels_per_client']:13.1f}  {of['dominant_share']:8.0%}  "
+            figures += f"{of['tv_from_uniform']:4.2f}"
+        rows.append(f"{tier:4}  {of['clients']:7}  {of['examples']:9,}  {covered:>12}  {figures}")
     return "\n".join(rows)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from zo_fl.engine.algorithm import ClientBatch
 from zo_fl.engine.fields import Field
-from zo_fl.engine.task import Task, class_counts
+from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, ModelState
 
 _ABSENT = -1e9  # added to logits
@@ -43,6 +43,18 @@ def of_client(task: Task, loss: str, batch: ClientBatch) -> Callable[..., tuple[
         return task.loss_of_logits(adjust(logits, counts), examples), model_state
 
     return losses
+
+
+def class_counts(labels: Array, mask: Array, num_classes: int) -> Array:
+    """Returns ``f32[classes]``, the examples of each class.
+
+    Args:
+      labels: ``i32[n]``.
+      mask: ``bool[n]``, True for a real example.
+      num_classes: labels lie in ``[0, num_classes)``.
+    """
+    is_label = labels[:, None] == jnp.arange(num_classes)[None]
+    return jnp.sum(is_label & mask[:, None], axis=0).astype(jnp.float32)
 
 
 def _masked(logits: Array, counts: Array) -> Array:

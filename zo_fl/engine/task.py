@@ -1,24 +1,16 @@
 """A learning problem: model, preprocessing and loss as pure functions of parameters.
 
 Augmentation is a function of its own, called once by whoever makes passes: every pass over a batch
-then sees the same pixels, as the two sides of a zeroth-order pair must.
+then sees the same pixels, as the two sides of a zeroth-order pair must. The task of classifying
+images is made in ``engine.image_task``.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 
-from zo_fl.engine import precision as precisions
 from zo_fl.engine.types import Array, Examples, ModelState, Params
-
-HEAD = "head"
-PADDING = 4  # pixels that training images are shifted by, at most
 
 
 class Task(NamedTuple):
@@ -34,9 +26,6 @@ class Task(NamedTuple):
       loss_of_logits: ``(logits f32[n, classes], examples) -> f32[n]``, in float32.
       labels: ``examples -> i32[n]``, the classes.
       relabel: ``(examples, i32[n]) -> examples``, with other classes.
-      features: ``(params, model_state, examples, mask, layers=()) -> f32[n, d]``: the input of the
-        last layer; or, of submodules that are named by path (``stage1_block2``), the outputs,
-        averaged over all axes but the first and the last, side by side. Running statistics.
       augment: ``(key, examples) -> examples`` of the same shapes.
       inputs: ``examples -> f32[n, ...]``, what the model is given.
       head: name of the submodule that is the last layer, a key of ``params``.
@@ -53,7 +42,6 @@ class Task(NamedTuple):
     loss_of_logits: Callable[[Array, Examples], Array]
     labels: Callable[[Examples], Array]
     relabel: Callable[[Examples, Array], Examples]
-    features: Callable[..., Array]
     augment: Callable[[Array, Examples], Examples]
     inputs: Callable[[Examples], Array]
     head: str
@@ -61,202 +49,3 @@ class Task(NamedTuple):
     module: nn.Module
     has_statistics: bool
     with_precision: Callable[[str], "Task"]
-
-
-def classification(
-    module: nn.Module,
-    image_shape: tuple[int, ...],
-    num_classes: int,
-    mean: np.ndarray,
-    std: np.ndarray,
-    head: str = HEAD,
-    precision: str = "float32",
-) -> Task:
-    """Returns image classification with cross-entropy by a Linen module.
-
-    Examples are ``{"image": u8 or f32[n, H, W, c], "label": i32[n]}``.
-
-    Args:
-      module: any Linen module that maps ``f32[n, H, W, c]`` to ``f32[n, num_classes]``. Of the
-        arguments ``train`` and ``mask`` (``bool[n]``, False for examples to leave out of batch
-        statistics) it is given those that it has.
-      image_shape: ``(H, W, c)``.
-      num_classes: outputs of the module.
-      mean: ``f32[c]`` of the pixels, of ``u8`` ones divided by 255.
-      std: ``f32[c]``.
-      head: name of the module's last layer.
-      precision: one of ``precision.PRECISIONS``.
-    """
-    accepted = inspect.signature(type(module).__call__).parameters
-
-    def apply(variables, x, train, mask, **options) -> Any:  # its type depends on ``mutable``
-        given = {"train": train, "mask": mask}
-        given = {name: value for name, value in given.items() if name in accepted}
-        return module.apply(variables, x, **given, **options)
-
-    example = np.zeros((1, *image_shape), np.float32)
-
-    def init(key):
-        given: dict[str, Any] = {"train": False} if "train" in accepted else {}
-        variables: Any = module.init(key, example, **given)
-        return variables["params"], variables.get("batch_stats", {})
-
-    def normalized(examples):
-        return normalize(examples["image"], mean, std)
-
-    def at(precision: str) -> Task:
-        def inputs(params, model_state, examples):
-            variables = {"params": params}
-            if model_state:
-                variables["batch_stats"] = model_state
-            return variables, normalized(examples).astype(precisions.activation_dtype(precision))
-
-        def logits(params, model_state, examples, mask, train):
-            variables, x = inputs(params, model_state, examples)
-            # Products remember their precision: a backward pass has that of the forward one.
-            with jax.default_matmul_precision(precisions.products(precision)):
-                if not (train and model_state):
-                    return apply(variables, x, train, mask), model_state
-                output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
-                return output, new["batch_stats"]
-
-        def features(params, model_state, examples, mask, layers=()):
-            variables, x = inputs(params, model_state, examples)
-            with jax.default_matmul_precision(precisions.products(precision)):
-                return _seen(lambda: apply(variables, x, False, mask), layers or (head,), head)
-
-        def losses(params, model_state, examples, mask, train):
-            output, model_state = logits(params, model_state, examples, mask, train)
-            return _cross_entropy(output, examples), model_state
-
-        return Task(
-            init=init,
-            logits=logits,
-            losses=losses,
-            loss_of_logits=_cross_entropy,
-            labels=_labels,
-            relabel=_relabel,
-            features=features,
-            augment=_augment,
-            inputs=normalized,
-            head=head,
-            num_classes=num_classes,
-            module=module,
-            has_statistics=has_statistics,
-            with_precision=at,
-        )
-
-    # One ``init`` for all precisions: JAX remembers the shapes of what it has traced.
-    has_statistics = bool(jax.eval_shape(init, jax.random.key(0))[1])
-    return at(precision)
-
-
-def _seen(run: Callable[[], Any], layers: tuple[str, ...], head: str) -> Array:
-    """Returns ``f32[n, d]``, what passes through some submodules while a model runs, side by side.
-
-    Args:
-      run: applies the model.
-      layers: paths of submodules.
-      head: of this one it is the input, of the others the output, averaged over space.
-    """
-    found: dict[str, Array] = {}
-
-    def keep(call, args, kwargs, context):
-        name = "/".join(context.module.path)
-        wanted = name in layers and context.method_name == "__call__"
-        if wanted and name == head:
-            found.setdefault(name, precisions.widen(args[0]))
-        output = call(*args, **kwargs)
-        if wanted and name != head:
-            space = tuple(range(1, output.ndim - 1))
-            found[name] = jnp.mean(precisions.widen(output), axis=space)
-        return output
-
-    with nn.intercept_methods(keep):
-        run()
-    for name in layers:
-        if name not in found:
-            raise ValueError(f"the model has no submodule {name!r}")
-    return jnp.concatenate([found[name] for name in layers], axis=-1)
-
-
-def _cross_entropy(logits: Array, examples: Examples) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(
-        precisions.widen(logits), examples["label"]
-    )
-
-
-def _labels(examples: Examples) -> Array:
-    return examples["label"]
-
-
-def _relabel(examples: Examples, labels: Array) -> Examples:
-    return examples | {"label": labels}
-
-
-def _augment(key: Array, examples: Examples) -> Examples:
-    return examples | {"image": crop_and_flip(key, examples["image"])}
-
-
-def normalize(images: Array, mean: Array | np.ndarray, std: Array | np.ndarray) -> Array:
-    """Returns ``(images / 255 - mean) / std``, without the 255 for floating-point images.
-
-    Args:
-      images: ``u8`` or ``f32[..., H, W, c]``.
-      mean: ``f32[c]`` channel means of the pixels, of ``u8`` ones divided by 255.
-      std: ``f32[c]`` channel standard deviations, likewise.
-
-    Returns:
-      ``f32[..., H, W, c]``.
-    """
-    # One multiplication and one addition a pixel instead of two divisions.
-    white = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
-    scale = 1.0 / (white * jnp.asarray(std, jnp.float32))
-    shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    axes = tuple(range(images.ndim - 1))  # explicit: implicit rank promotion may be an error
-    return images.astype(jnp.float32) * jnp.expand_dims(scale, axes) + jnp.expand_dims(shift, axes)
-
-
-def crop_and_flip(key: Array, images: Array) -> Array:
-    """Returns each image shifted by up to 4 pixels, zeros moving in, and mirrored half the time.
-
-    The same as zero padding by 4 and a random crop of the first size. A pure function of the key:
-    both sides of a two-sided difference, and all directions of a client, must see the same images,
-    else the augmentation swamps loss differences of 1e-4.
-
-    Args:
-      key: ``key[]``.
-      images: ``[n, H, W, c]`` of any dtype.
-
-    Returns:
-      ``[n, H, W, c]``, likewise.
-    """
-    crop, flip = jax.random.split(key)
-    offsets = jax.random.randint(crop, (len(images), 2), 0, 2 * PADDING + 1)
-    mirrored = jax.random.bernoulli(flip, 0.5, (len(images),))
-    return jax.vmap(_crop_and_flip_one)(images, offsets, mirrored)
-
-
-def _crop_and_flip_one(image: Array, offset: Array, mirrored: Array) -> Array:
-    """Returns one image ``u8[H, W, c]`` cropped at ``offset`` ``i32[2]`` and perhaps mirrored."""
-    height, width, _ = image.shape
-    padded = jnp.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    columns = jnp.arange(width)
-    columns = jnp.where(mirrored, columns[::-1], columns)
-    # Rows, then columns: two gathers of slices. On 2 CPU cores (900 images of 32x32, jax 0.10.2)
-    # 0.9 ms against 1.2 ms for one gather of pixels, 2.7 ms for a vmapped dynamic_slice (XLA makes
-    # a loop of it) and 57 ms for a select among all shifts.
-    rows = jnp.take(padded, offset[0] + jnp.arange(height), axis=0)
-    return jnp.take(rows, offset[1] + columns, axis=1)
-
-
-def class_counts(labels: Array, mask: Array, num_classes: int) -> Array:
-    """Returns ``f32[classes]``, the examples of each class.
-
-    Args:
-      labels: ``i32[n]``.
-      mask: ``bool[n]``, True for a real example.
-      num_classes: labels lie in ``[0, num_classes)``.
-    """
-    is_label = labels[:, None] == jnp.arange(num_classes)[None]
-    return jnp.sum(is_label & mask[:, None], axis=0).astype(jnp.float32)

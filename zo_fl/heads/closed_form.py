@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine.types import Array, PyTree
+from zo_fl.engine.types import Array, Params, PyTree
 
 _ROWS = 128  # rows of a Gram matrix computed at once: their products below its diagonal are wasted
 _CONSTANT = 1e-6  # share of the mean square: a smaller variance is rounding, the feature constant
@@ -41,7 +41,7 @@ class Moments(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Several heads, of which clients will choose one.
+    """Candidate heads, from which clients choose one.
 
     Attributes:
       kernel: ``f32[L, d, C]``.
@@ -51,9 +51,13 @@ class Heads(NamedTuple):
     kernel: Array
     bias: Array
 
+    def at(self, index: int | Array) -> Params:
+        """Returns one head, ``{"kernel": f32[d, C], "bias": f32[C]}``."""
+        return {"kernel": self.kernel[index], "bias": self.bias[index]}
+
 
 class Basis(NamedTuple):
-    """Directions onto which features are projected: ``(h - mean) @ directions`` replaces ``h``.
+    """A projection of features: ``(h - mean) @ directions`` replaces ``h``.
 
     Attributes:
       mean: ``f32[d]``.
@@ -67,27 +71,15 @@ class Basis(NamedTuple):
 MaybeBasis = Basis | tuple[()]  # ``()``: features as they are
 
 
-def no_moments(dim: int, num_classes: int) -> Moments:
-    """Returns the sums over no examples of ``dim`` features."""
-    return Moments(
-        jnp.zeros(dim * (dim + 1) // 2), jnp.zeros((dim, num_classes)), jnp.zeros(num_classes)
-    )
-
-
-def no_heads(count: int, dim: int, num_classes: int) -> Heads:
-    """Returns ``count`` heads of zeros."""
-    return Heads(jnp.zeros((count, dim, num_classes)), jnp.zeros((count, num_classes)))
-
-
 def product(left: Array, right: Array) -> Array:
-    """Returns the product of two matrices, whatever precision products have by default."""
+    """Returns the product of two matrices in full precision, not JAX's default."""
     return jnp.matmul(left, right, precision="highest")
 
 
 def gram_blocks(features: Array) -> tuple[Array, ...]:
     """Returns the upper half of the Gram matrix of ``f32[n, d]``, in blocks to be added up.
 
-    A block ``f32[rows, d - start]`` has some rows, from the column of the first one on.
+    Block ``f32[rows, d - start]`` holds rows ``start`` and following, from column ``start`` on.
     """
     return tuple(
         product(features[:, i:j].T, features[:, i:]) for i, j in _row_blocks(features.shape[1])
@@ -95,11 +87,7 @@ def gram_blocks(features: Array) -> tuple[Array, ...]:
 
 
 def pack(blocks: Iterable[Array]) -> Array:
-    """Returns the upper triangle ``f32[d (d + 1) / 2]`` of a symmetric matrix.
-
-    Args:
-      blocks: of the matrix, as ``gram_blocks`` cuts it.
-    """
+    """Returns the upper triangle ``f32[d (d + 1) / 2]`` of a matrix cut as ``gram_blocks``."""
     parts = []
     for block in blocks:
         size = len(block)
@@ -108,24 +96,24 @@ def pack(blocks: Iterable[Array]) -> Array:
 
 
 def unpack(packed: Array, dim: int) -> Array:
-    """Returns the symmetric matrix ``f32[dim, dim]`` whose upper triangle was packed."""
+    """Returns the symmetric matrix ``f32[dim, dim]`` from its packed upper triangle."""
     blocks, begin = [], 0
     for start, stop in _row_blocks(dim):
         size, beside = stop - start, dim - stop
-        end = begin + size * (size + 1) // 2
+        middle = begin + size * (size + 1) // 2
+        end = middle + size * beside
         square = jnp.zeros((size, size), packed.dtype)
-        square = square.at[np.triu_indices(size)].set(packed[begin:end])
-        begin, end = end, end + size * beside
-        right = packed[begin:end].reshape(size, beside)
-        begin = end
+        square = square.at[np.triu_indices(size)].set(packed[begin:middle])
+        right = packed[middle:end].reshape(size, beside)
         left = jnp.zeros((size, start), packed.dtype)
         blocks.append(jnp.concatenate([left, square, right], axis=1))
+        begin = end
     upper = jnp.concatenate(blocks)
     return upper + upper.T - jnp.diag(jnp.diag(upper))
 
 
 def packed_diagonal(packed: Array, dim: int) -> Array:
-    """Returns the diagonal ``f32[dim]`` of the symmetric matrix whose upper triangle was packed."""
+    """Returns the diagonal ``f32[dim]`` of a packed symmetric matrix."""
     places, begin = [], 0
     for start, stop in _row_blocks(dim):
         size = stop - start
@@ -149,7 +137,7 @@ def mean_and_covariance(moments: Moments) -> tuple[Array, Array]:
 
 
 def within_covariance(moments: Moments) -> Array:
-    """Returns ``f32[d, d]``, the covariance within classes, pooled over the classes."""
+    """Returns the covariance ``f32[d, d]`` within classes, pooled over the classes."""
     dim = moments.class_sums.shape[0]
     count = jnp.maximum(moments.class_counts.sum(), 1)
     means = moments.class_sums / jnp.maximum(moments.class_counts, 1)[None]
@@ -158,7 +146,7 @@ def within_covariance(moments: Moments) -> Array:
 
 
 def semidefinite(moments: Moments) -> Moments:
-    """Returns the sums closest to noisy ones that examples can have: no variance is negative."""
+    """Returns the closest sums to noisy ones without a negative count or variance."""
     counts = jnp.maximum(moments.class_counts, 0)
     moments = moments._replace(class_counts=counts)
     mean, covariance = mean_and_covariance(moments)
@@ -185,14 +173,13 @@ def ridge(moments: Moments, penalties: Array) -> Heads:
       penalties: ``f32[L]``, relative to the variance of a feature, 1.
     """
     mean, covariance = mean_and_covariance(moments)
-    variance = jnp.diag(covariance)
-    scale = standardizing(mean, variance)
+    scale = standardizing(mean, jnp.diag(covariance))
     count = jnp.maximum(moments.class_counts.sum(), 1)
     prior = moments.class_counts / count
     cross = (moments.class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
     weights = _solve(covariance * jnp.outer(scale, scale), cross, penalties)
     kernel = weights * scale[None, :, None]
-    return Heads(kernel, prior[None] - _shift(mean, kernel))
+    return Heads(kernel, prior[None] - _logits_of(mean, kernel))
 
 
 def discriminant(
@@ -211,25 +198,20 @@ def discriminant(
     count = jnp.maximum(class_counts.sum(), 1)
     held = class_counts > 0
     center = class_sums.sum(1) / count
-    means = jnp.where(
-        held[None], class_sums / jnp.maximum(class_counts, 1)[None] - center[:, None], 0
-    )
+    means = class_sums / jnp.maximum(class_counts, 1)[None] - center[:, None]
+    means = jnp.where(held[None], means, 0)
     log_prior = jnp.where(held, jnp.log(jnp.maximum(class_counts, 1) / count), -1e6)
     average = jnp.trace(covariance) / covariance.shape[0]
     kernel = _solve(covariance, means, shrinkages * average)
     quadratic = -0.5 * jnp.einsum("dc,ldc->lc", means, kernel, precision="highest")
-    return Heads(kernel, quadratic + log_prior[None] - _shift(center, kernel))
+    return Heads(kernel, quadratic + log_prior[None] - _logits_of(center, kernel))
 
 
 def principal_basis(moments: Moments, size: int) -> Basis:
     """Returns the ``size`` principal directions of features, partly whitened.
 
     Each is divided by ``(w + 0.02 w_1)^(1/2)``, w the variances along them: large variances do not
-    drown the others, small ones, which are noise, are not blown up.
-
-    Args:
-      moments: of the features.
-      size: k, at most d.
+    drown the others, and small ones, which are noise, are not blown up.
     """
     mean, covariance = mean_and_covariance(moments)
     variances, vectors = jnp.linalg.eigh(covariance)
@@ -239,10 +221,8 @@ def principal_basis(moments: Moments, size: int) -> Basis:
 
 
 def project(basis: MaybeBasis, features: Array) -> Array:
-    """Returns features ``f32[n, d]`` projected on a basis, ``f32[n, k]``; as they are without."""
-    if not basis:
-        return features
-    return product(features - basis.mean[None], basis.directions)
+    """Returns the projection ``f32[n, k]`` of features ``f32[n, d]``; themselves for ``()``."""
+    return product(features - basis.mean[None], basis.directions) if basis else features
 
 
 def unfold(basis: MaybeBasis, heads: Heads) -> Heads:
@@ -250,11 +230,11 @@ def unfold(basis: MaybeBasis, heads: Heads) -> Heads:
     if not basis:
         return heads
     kernel = jnp.einsum("dk,lkc->ldc", basis.directions, heads.kernel, precision="highest")
-    return Heads(kernel, heads.bias - _shift(basis.mean, kernel))
+    return Heads(kernel, heads.bias - _logits_of(basis.mean, kernel))
 
 
 def _solve(matrix: Array, right: Array, ridges: Array) -> Array:
-    """Returns ``f32[L, d, C]``, ``(matrix + ridge I)^-1 right``; NaN where that is indefinite."""
+    """Returns ``(matrix + ridge I)^-1 right``, ``f32[L, d, C]``; NaN for an indefinite matrix."""
 
     def one(ridge):
         factor = jax.scipy.linalg.cho_factor(matrix + ridge * jnp.eye(matrix.shape[0]))
@@ -263,8 +243,8 @@ def _solve(matrix: Array, right: Array, ridges: Array) -> Array:
     return jax.lax.map(one, jnp.asarray(ridges, jnp.float32))
 
 
-def _shift(center: Array, kernel: Array) -> Array:
-    """Returns ``f32[L, C]``, the logits of ``center`` without a bias."""
+def _logits_of(center: Array, kernel: Array) -> Array:
+    """Returns the logits ``f32[L, C]`` of one feature vector, without a bias."""
     return jnp.einsum("d,ldc->lc", center, kernel, precision="highest")
 
 

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine import cohorts, trees
-from zo_fl.engine import task as tasks
-from zo_fl.engine.algorithm import ClientBatch, Keeping, Problem, ServerState
-from zo_fl.engine.fields import Field
+from zo_fl.engine import activations, cohorts, losses, trees
+from zo_fl.engine.algorithm import ClientBatch, ClientResult, Keeping, Problem, ServerState
+from zo_fl.engine.fields import Field, FieldError
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, FederatedData, ModelState, Params, PyTree
+from zo_fl.engine.types import Array, Examples, ModelState, Params, PyTree
 from zo_fl.heads import closed_form
-from zo_fl.heads.closed_form import MaybeBasis, Moments, project
+from zo_fl.heads.closed_form import MaybeBasis, Moments
 
 _ROWS = 128  # feature vectors added to the sums at once
 _ON_CLIENT = jnp.float16  # dtype of features that clients keep
@@ -34,40 +33,46 @@ class Extractor(NamedTuple):
       task: the learning problem.
       dim: d, features of an example.
       microbatch: examples whose activations are held at once; 0 = all.
+      sketch: k, principal directions that replace the features; 0 = none.
     """
 
     task: Task
     dim: int
     microbatch: int
+    sketch: int
 
     @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.task.num_classes
+    def size(self) -> int:
+        """Numbers of an example: k with a sketch, d without."""
+        return self.sketch or self.dim
 
 
-def extractor(problem: Problem, microbatch: int) -> Extractor:
-    """Returns how the clients of a problem compute features."""
+def extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extractor:
+    """Returns the extractor of a problem's clients.
+
+    Raises:
+      FieldError: the sketch has more directions than the model has features.
+    """
     task = problem.task
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
-    return Extractor(task, params[task.head]["kernel"].shape[0], microbatch)
+    dim = params[task.head]["kernel"].shape[0]
+    if sketch > dim:
+        raise FieldError(
+            "sketch", f"={sketch} is more than the model's {dim} features; allowed: 0 to {dim}"
+        )
+    return Extractor(task, dim, microbatch, sketch)
 
 
-def passes(
-    share: float = 1.0, also: FederatedData | None = None
-) -> Callable[[float, float], float]:
+def passes(share: float = 1.0, more: float = 0.0) -> Callable[[float, float], float]:
     """Returns ``(clients, examples) -> forward passes`` of a round.
 
-    Args:
-      share: passes over each example in a round.
-      also: other examples of the same clients, over which they pass as well.
+    A client passes over each of its examples ``share`` times, and over ``more`` examples beside.
     """
-    more = 0.0 if also is None else float(np.asarray(also.client_sizes).mean())
     return lambda clients, examples: clients * (examples + more) * share
 
 
 def keeping(look: Extractor, on_client: bool = False) -> Keeping:
-    """Returns how features are computed once and kept, as examples ``{"kept", "label"}``.
+    """Returns the computation of features to be kept, as examples ``{"kept", "label"}``.
 
     ``kept`` is ``f16[n, d]`` on clients, and ``f32[n, d]`` where the simulation alone keeps it.
     """
@@ -76,10 +81,7 @@ def keeping(look: Extractor, on_client: bool = False) -> Keeping:
     def compute(params: Params, model_state: ModelState, examples: Examples) -> Examples:
         labels = task.labels(examples)
         at_once = min(look.microbatch or len(labels), len(labels))
-
-        def some(part):
-            return task.features(params, model_state, part, np.ones(at_once, bool)).astype(dtype)
-
+        some = lambda part: _features(task, params, model_state, part).astype(dtype)  # noqa: E731
         found = jax.lax.map(some, cohorts.batched(examples, at_once))
         return {"kept": found.reshape(-1, found.shape[-1])[: len(labels)], "label": labels}
 
@@ -97,13 +99,13 @@ def sum_over(
     """Returns the sums that ``add`` accumulates over a client's examples, some at a time.
 
     Args:
-      look: how features are computed.
+      look: computes features.
       state: the server's; its parameters compute the features.
       batch: the client's examples, or kept features.
       add: ``(sums, features f32[m, k], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
         in both.
       zeros: the sums to start from.
-      basis: of a sketch, on which features are projected, or ``()``.
+      basis: projects the features, or ``()``.
     """
     count = max(batch.mask.shape[0], 1)
     at_once = min(look.microbatch or count, count)
@@ -111,8 +113,8 @@ def sum_over(
 
     def body(sums, part):
         examples, mask = part
-        features = _of_examples(look, at_once, state, examples, basis)
-        held = jax.nn.one_hot(look.task.labels(examples), look.num_classes) * mask[:, None]
+        features = _of_examples(look.task, at_once, state, examples, basis)
+        held = jax.nn.one_hot(look.task.labels(examples), look.task.num_classes) * mask[:, None]
         # A client whose features are not finite drops out, but padding cannot make it.
         return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
@@ -121,18 +123,22 @@ def sum_over(
 
 
 def _of_examples(
-    look: Extractor, at_once: int, state: ServerState, examples: Examples, basis: MaybeBasis
+    task: Task, at_once: int, state: ServerState, examples: Examples, basis: MaybeBasis
 ) -> Array:
     """Returns the features ``f32[m, k]`` of some examples, computed ``at_once`` at a time."""
     if isinstance(examples, dict) and "kept" in examples:
-        return project(basis, examples["kept"].astype(jnp.float32))
+        return closed_form.project(basis, examples["kept"].astype(jnp.float32))
 
     def some(part):
-        mask = np.ones(at_once, bool)
-        return project(basis, look.task.features(state.params, state.model_state, part, mask))
+        return closed_form.project(basis, _features(task, state.params, state.model_state, part))
 
     features = jax.lax.map(some, cohorts.batched(examples, at_once))
     return features.reshape(-1, features.shape[-1])
+
+
+def _features(task: Task, params: Params, model_state: ModelState, examples: Examples) -> Array:
+    mask = np.ones(len(jax.tree.leaves(examples)[0]), bool)
+    return activations.features(task, params, model_state, examples, mask)
 
 
 def sums(
@@ -143,14 +149,10 @@ def sums(
     basis: MaybeBasis = (),
     bounded: Callable[[Array], Array] = lambda features: features,
 ) -> Moments:
-    """Returns a client's sums over all its examples.
+    """Returns a client's sums over all its examples; see ``sum_over`` for the other arguments.
 
     Args:
-      look: how features are computed.
-      state: the server's.
-      batch: the client's examples, or kept features.
       gram: ``f32[m, k] -> second moments`` of some features, to be added up.
-      basis: of a sketch, on which features are projected, or ``()``.
       bounded: ``f32[m, k] -> f32[m, k]``, applied to the features of each example by itself.
     """
 
@@ -162,23 +164,32 @@ def sums(
 
     dim = basis.directions.shape[1] if basis else look.dim
     second = jax.eval_shape(gram, jax.ShapeDtypeStruct((1, dim), jnp.float32))
-    class_sums, counts = jnp.zeros((dim, look.num_classes)), jnp.zeros(look.num_classes)
+    class_sums, counts = jnp.zeros((dim, look.task.num_classes)), jnp.zeros(look.task.num_classes)
     zeros = Moments(trees.zeros(second), class_sums, counts)
     return sum_over(look, state, batch, add, zeros, basis)
 
 
 def moments(look: Extractor, state: ServerState, batch: ClientBatch, *options) -> Moments:
-    """Returns sums with the packed Gram matrix, as ridge regression needs; see ``sums``."""
+    """Returns ``sums`` with the packed Gram matrix, for ridge regression."""
     found = sums(look, state, batch, closed_form.gram_blocks, *options)
     return found._replace(gram=closed_form.pack(found.gram))
 
 
 def class_counts(look: Extractor, batch: ClientBatch) -> Array:
-    """Returns ``f32[C]``, a client's examples of each class."""
-    return tasks.class_counts(look.task.labels(batch.examples), batch.mask, look.num_classes)
+    """Returns a client's examples of each class, ``f32[C]``."""
+    return losses.class_counts(look.task.labels(batch.examples), batch.mask, look.task.num_classes)
 
 
-def weight(batch: ClientBatch, *sums: PyTree) -> Array:
-    """Returns a client's weight ``f32[]``: its examples, or 0 if a sum is not finite."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(sums)]
-    return jnp.where(jnp.all(jnp.stack(finite)), jnp.sum(batch.mask).astype(jnp.float32), 0.0)
+def result(batch: ClientBatch, message: PyTree, sums: PyTree = None, **metrics) -> ClientResult:
+    """Returns a client's result, of weight 0 where it is not finite.
+
+    Args:
+      batch: the client's; its examples are the weight.
+      message: the upload.
+      sums: checked instead of the message, which may have rounded them.
+      **metrics: ``f32[]``.
+    """
+    leaves = jax.tree.leaves(message if sums is None else sums)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    weight = jnp.where(finite, jnp.sum(batch.mask).astype(jnp.float32), 0.0)
+    return ClientResult(message, weight, model_state={}, metrics=metrics)

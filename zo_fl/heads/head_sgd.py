@@ -39,7 +39,7 @@ BLOCKS: dict[str, Block] = {
 
 
 class Training(NamedTuple):
-    """How a client trains the head: ``look`` computes features, the rest are config fields."""
+    """A client's training of the head: ``look`` computes features, the rest are config fields."""
 
     look: Extractor
     epochs: int
@@ -56,11 +56,11 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
     block, rounds, epochs = head_sgd, head_sgd["num_rounds"], head_sgd["local_epochs"]
     look = features.extractor(problem, block["microbatch"])
     training = Training(look, epochs, block["batch_size"], block["lr"])
-    keeping = features.keeping(look, on_client=block["cache"])
     client = Client(partial(_update, training), one_model=True)
     passes = features.passes(1 / max(rounds, 1) if block["cache"] else epochs)
-    group = cohorts.make_group(problem, client, passes, block)._replace(keeping=keeping)
-    descending = server.descend(optax.sgd(1.0), partial(_gradient_of_all, look))
+    group = cohorts.make_group(problem, client, passes, block)
+    group = group._replace(keeping=features.keeping(look, on_client=block["cache"]))
+    descending = server.descend(optax.sgd(1.0), partial(whole_gradient, look))
     return (Phase("head_sgd", rounds, (group,), descending),)
 
 
@@ -82,28 +82,26 @@ def _update(training: Training, state: ServerState, batch: ClientBatch, own: Key
     start = state.params[training.look.task.head]
     steps = tuple(leaf.reshape(-1, leaf.shape[-1]) for leaf in order)
     (after, total), _ = jax.lax.scan(step, (start, jnp.float32(0)), steps)
-    delta = jax.tree.map(jnp.subtract, start, after)
     loss = total / jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
-    return ClientResult(delta, features.weight(batch, delta), {}, {"loss": loss})
+    return features.result(batch, jax.tree.map(jnp.subtract, start, after), loss=loss)
 
 
 def _gradient(look: Extractor, state, batch, head: Params) -> tuple[Params, Array]:
-    """Returns the sum over a mini-batch of ``h (p - y)^T`` and ``p - y``, and of the losses."""
+    """Returns the sums over a mini-batch of ``h (p - y)^T`` and ``p - y``, and of the losses."""
 
     def add(sums, seen, labels):
-        gradient, loss = sums
         logits = closed_form.product(seen, head["kernel"]) + head["bias"][None]
         real = labels.sum(-1, keepdims=True)
         error = jax.nn.softmax(logits) * real - labels
-        new = {"kernel": closed_form.product(seen.T, error), "bias": error.sum(0)}
+        gradient = {"kernel": closed_form.product(seen.T, error), "bias": error.sum(0)}
         each = -jnp.sum(jax.nn.log_softmax(logits) * labels)
-        return jax.tree.map(jnp.add, gradient, new), loss + each
+        return jax.tree.map(jnp.add, sums, (gradient, each))
 
     zeros = optax.tree.zeros_like(head), jnp.float32(0)
     return features.sum_over(look, state, batch, add, zeros)
 
 
-def _gradient_of_all(look: Extractor, delta: Params, state: ServerState, of_round: Keys):
-    """Returns the pseudo-gradient by all parameters, 0 outside of the head."""
+def whole_gradient(look: Extractor, gradient: Params, state: ServerState, of_round: Keys):
+    """Returns the gradient by all parameters, 0 outside of the head, and the strategy state."""
     zeros = optax.tree.zeros_like(state.params)
-    return zeros | {look.task.head: delta}, state.strategy_state
+    return zeros | {look.task.head: gradient}, state.strategy_state

@@ -5,22 +5,22 @@
     client j:  scalar_m = <gradient of its loss by (V, b), z_{j,m}>,  head: V^T D^T (h - mu) + b
     server:    g = sum_j (n_j / sum n) 1/S sum_m scalar_{j,m} z_{j,m},   the head follows from D g
 
-What ``zo`` with ``params = "head/*"`` does by 2 S passes of the whole model takes one here, as only
-the head is perturbed, and derivatives along z are exact, without eps. Two things make few scalars
-go further. Whitened features make the loss about equally curved in every direction, where it is
-curved along the mean most and next to nothing along others; and k principal directions leave
-k C + C coordinates, of which as many scalars say more. Losses that spare absent classes
-(``engine.losses``) keep clients of skewed labels from contradicting each other.
+``zo`` with ``params = "head/*"`` takes 2 S passes of the whole model. This method perturbs only the
+head: one pass is enough, and derivatives along z are exact, without eps. Two things make few
+scalars go further. The loss of whitened features is about equally curved in every direction; that
+of raw features is curved mostly along the mean. And with k principal directions only k C + C
+coordinates are left, so each scalar says more. Losses that spare absent classes (``engine.losses``)
+keep clients with skewed labels from contradicting each other.
 
 With ``cache`` clients keep their features, and all rounds take one pass in all.
 
-Sources: Amari 1998 for the natural gradient, of which whitening is the part that needs no labels;
+Sources: Amari 1998 for the natural gradient (whitening is its part that needs no labels);
 Baydin et al. 2022 (arXiv 2202.08587) for derivatives along directions.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import descend
 from zo_fl.engine.types import Array, Params, PyTree
-from zo_fl.heads import closed_form, features, steps
+from zo_fl.heads import closed_form, features, head_sgd, steps
 from zo_fl.heads.closed_form import Basis, Heads, Moments
 from zo_fl.heads.features import Extractor
 from zo_fl.heads.steps import Setup
@@ -54,24 +54,18 @@ BLOCKS: dict[str, Block] = {
 _ADD_DIRECTION = directions.create("rademacher", tau=1.0)
 
 
-class Whitened(NamedTuple):
-    """A phase's memory between rounds: the basis that everyone has."""
-
-    basis: Basis
-
-
 def phases(problem: Problem, *, head_zo: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns the round of the basis and those of scalars; ``head_zo`` is the config block.
+    """Returns the basis phase and the scalars phase; ``head_zo`` is the config block.
+
+    The strategy state is the basis, which everyone has.
 
     Raises:
       FieldError: a cohort that cannot be drawn, or a sketch that is too large.
     """
     block, rounds, count = head_zo, head_zo["num_rounds"], head_zo["num_directions"]
-    look = features.extractor(problem, block["microbatch"])
-    steps.check_sketch(block["sketch"], look.dim)
+    look = features.extractor(problem, block["microbatch"], block["sketch"])
     keeping = features.keeping(look, on_client=block["cache"])
-    start = partial(_start, look, block["sketch"] or look.dim)
-    setup = Setup("head_zo", problem, look, keeping, min(rounds, 1), start)
+    setup = Setup("head_zo", problem, look, keeping, min(rounds, 1), partial(_start, look))
     client = Client(
         partial(_update, look, block["loss"], count),
         partial(_decode, look, count),
@@ -91,22 +85,21 @@ def phases(problem: Problem, *, head_zo: Mapping[str, Any]) -> tuple[Phase, ...]
     )
 
 
-def _start(look: Extractor, size: int) -> Whitened:
-    return Whitened(Basis(jnp.zeros(look.dim), jnp.zeros((look.dim, size))))
+def _start(look: Extractor) -> Basis:
+    return Basis(jnp.zeros(look.dim), jnp.zeros((look.dim, look.size)))
 
 
 def _learn_from_high(look: Extractor, fresh: bool, moments: Moments, state, of_round: Keys):
     params, head = state.params, look.task.head
     if fresh:
         params = params | {head: optax.tree.zeros_like(params[head])}
-    size = state.strategy_state.basis.directions.shape[1]
-    return params, Whitened(closed_form.principal_basis(moments, size))
+    return params, closed_form.principal_basis(moments, look.size)
 
 
-def _zeros(look: Extractor, state: ServerState) -> Params:
+def _zeros(look: Extractor) -> Params:
     """Returns a head of zeros on the basis."""
-    size = state.strategy_state.basis.directions.shape[1]
-    return {"kernel": jnp.zeros((size, look.num_classes)), "bias": jnp.zeros(look.num_classes)}
+    shape = look.size, look.task.num_classes
+    return {"kernel": jnp.zeros(shape), "bias": jnp.zeros(look.task.num_classes)}
 
 
 def direction_keys(own: Keys, count: int) -> Array:
@@ -117,15 +110,14 @@ def direction_keys(own: Keys, count: int) -> Array:
 
 def _update(look: Extractor, loss: str, count: int, state, batch, own) -> ClientResult:
     gradient, mean_loss = _gradient(look, loss, state, batch)
-    zeros = _zeros(look, state)
 
     def along(key):
-        direction = _ADD_DIRECTION(zeros, key, 1.0)
+        direction = _ADD_DIRECTION(_zeros(look), key, 1.0)
         products = jax.tree.map(lambda a, b: jnp.sum(a * b), direction, gradient)
         return products["kernel"] + products["bias"]
 
     scalars = jax.lax.map(along, direction_keys(own, count))
-    return ClientResult(scalars, features.weight(batch, scalars), {}, {"loss": mean_loss})
+    return features.result(batch, scalars, loss=mean_loss)
 
 
 def _gradient(look: Extractor, loss: str, state, batch) -> tuple[Params, Array]:
@@ -133,33 +125,29 @@ def _gradient(look: Extractor, loss: str, state, batch) -> tuple[Params, Array]:
     head, adjust = state.params[look.task.head], losses.LOSSES[loss]
     counts = features.class_counts(look, batch)
 
-    def add(sums, seen, labels):
-        def total(logits):
-            logits = logits if adjust is None else adjust(logits, counts)
-            return -jnp.sum(jax.nn.log_softmax(logits) * labels)  # rows of padding have no label
+    def total(logits, labels):
+        logits = logits if adjust is None else adjust(logits, counts)
+        return -jnp.sum(jax.nn.log_softmax(logits) * labels)  # rows of padding have no label
 
+    def add(sums, seen, labels):
         logits = closed_form.product(seen, head["kernel"]) + head["bias"][None]
-        value, error = jax.value_and_grad(total)(logits)
-        white = closed_form.project(state.strategy_state.basis, seen)
+        value, error = jax.value_and_grad(total)(logits, labels)
+        white = closed_form.project(state.strategy_state, seen)
         new = {"kernel": closed_form.product(white.T, error), "bias": error.sum(0)}
         return jax.tree.map(jnp.add, sums, (new, value))
 
-    start = _zeros(look, state), jnp.float32(0)
-    sums = features.sum_over(look, state, batch, add, start)
+    sums = features.sum_over(look, state, batch, add, (_zeros(look), jnp.float32(0)))
     return optax.tree.scale(1 / jnp.maximum(jnp.sum(batch.mask), 1), sums)
 
 
 def _decode(look: Extractor, count: int, scalars: Array, state: ServerState, own: Keys) -> PyTree:
     coefficients = estimators.finite_mean_coefficients(scalars, 1.0)
-    return estimators.combine(
-        _ADD_DIRECTION, coefficients, direction_keys(own, count), _zeros(look, state)
-    )
+    drawn = direction_keys(own, count)
+    return estimators.combine(_ADD_DIRECTION, coefficients, drawn, _zeros(look))
 
 
 def _gradient_of_all(look: Extractor, mean: Params, state: ServerState, of_round: Keys):
     """Returns the gradient by all parameters, from that by the head on the basis."""
-    basis = state.strategy_state.basis
-    found = closed_form.unfold(basis, Heads(mean["kernel"][None], mean["bias"][None]))
-    head = {"kernel": found.kernel[0], "bias": found.bias[0]}
-    zeros = optax.tree.zeros_like(state.params)
-    return zeros | {look.task.head: head}, state.strategy_state
+    on_basis = Heads(mean["kernel"][None], mean["bias"][None])
+    head = closed_form.unfold(state.strategy_state, on_basis).at(0)
+    return head_sgd.whole_gradient(look, head, state, of_round)

@@ -1,10 +1,11 @@
-"""Sums as clients send them: fewer bytes a number, and nothing for classes that nobody holds.
+"""Messages of sums: fewer bytes a number, and nothing for classes that a client does not hold.
 
-Vectors are sent as halves, or as whole numbers times one scale a vector. Of a client's classes a
-bit each says whether it holds any example; columns of the others do not travel.
+Vectors are sent as halves, or as whole numbers times one scale a vector. One bit a class says
+whether the client holds any example of it; columns of the other classes do not travel.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ ENCODING = Field("float32", "number format of messages", ENCODINGS)
 
 
 class Encoded(NamedTuple):
-    """Vectors as they are sent.
+    """Encoded vectors.
 
     Attributes:
       values: ``f32``, ``f16`` or ``i8[..., k]``, or two numbers a byte: ``u8[..., k / 2]``.
@@ -33,31 +34,18 @@ class Encoded(NamedTuple):
     scale: Array | tuple[()]
 
 
-class ClassMeans(NamedTuple):
-    """A message of class means.
-
-    Attributes:
-      means: ``[C, k]``, the mean feature of each class.
-      class_counts: ``i32[C]``.
-    """
-
-    means: Encoded
-    class_counts: Array
-
-
-class SecondMoments(NamedTuple):
+class Message(NamedTuple):
     """A message of ``closed_form.Moments``.
 
     Attributes:
-      gram: ``f32[d (d + 1) / 2]``, or correlations within [-1, 1] in another encoding.
-      deviations: ``f32[d]``, the client's own; ``()`` for float32.
-      class_sums: ``f32[d, C]``.
+      gram: values ``[d (d + 1) / 2]``; below float32 correlations within [-1, 1] whose scale
+        ``f32[d]`` is the client's deviations. ``()`` beside class means.
+      class_sums: ``f32[d, C]``; or encoded means ``[C, k]``.
       class_counts: ``i32[C]``.
     """
 
-    gram: Array
-    deviations: Array | tuple[()]
-    class_sums: Array
+    gram: Any
+    class_sums: Any
     class_counts: Array
 
 
@@ -71,40 +59,29 @@ def encode(name: str, vectors: Array) -> Encoded:
 
 
 def decode(name: str, sent: Encoded, size: int) -> Array:
-    """Returns the vectors ``f32[..., size]`` that were sent."""
+    """Returns the vectors ``f32[..., size]`` of a message."""
     if name == "float32":
         return sent.values
     return _restore(name, sent.values, size) * jnp.asarray(sent.scale)[..., None]
 
 
-def encoded_bytes(name: str, size: int) -> int:
-    """Returns the bytes of one vector of ``size`` numbers, its scale included."""
-    return trees.num_bytes(jax.eval_shape(lambda: encode(name, jnp.zeros(size))))
-
-
-def encode_means(encoding: str, sums: Moments) -> ClassMeans:
-    """Returns the message of a client's class sums and counts."""
+def encode_means(encoding: str, sums: Moments) -> Message:
+    """Returns the message of a client's class means and counts."""
     means = sums.class_sums.T / jnp.maximum(sums.class_counts, 1)[:, None]
-    return ClassMeans(encode(encoding, means), sums.class_counts.astype(jnp.int32))
+    return Message((), encode(encoding, means), sums.class_counts.astype(jnp.int32))
 
 
-def decode_means(encoding: str, size: int, message: ClassMeans) -> Moments:
-    """Returns the class sums and counts that a message of vectors of ``size`` stands for."""
+def decode_means(encoding: str, size: int, message: Message) -> Moments:
+    """Returns the class sums and counts of a message of means of ``size`` numbers."""
     counts = message.class_counts.astype(jnp.float32)
-    return Moments((), decode(encoding, message.means, size).T * counts[None], counts)
+    return Moments((), decode(encoding, message.class_sums, size).T * counts[None], counts)
 
 
-def means_bytes(encoding: str, dim: int, counts: Array) -> Array:
-    """Returns the bytes ``i32[]`` of a client's means; it has ``counts`` ``f32[C]`` examples."""
-    each = encoded_bytes(encoding, dim) + 4  # and a count
-    return _bits(counts) + jnp.sum(counts > 0) * each
-
-
-def encode_moments(encoding: str, sums: Moments) -> SecondMoments:
-    """Returns the message of a client's sums."""
+def encode_moments(encoding: str, sums: Moments) -> Message:
+    """Returns the message of a client's sums with a Gram matrix."""
     counts = sums.class_counts.astype(jnp.int32)
     if encoding == "float32":
-        return SecondMoments(sums.gram, (), sums.class_sums, counts)
+        return Message(Encoded(sums.gram, ()), sums.class_sums, counts)
     count = jnp.maximum(sums.class_counts.sum(), 1)
     mean = sums.class_sums.sum(1, keepdims=True).T / count
     scatter = sums.gram / count - closed_form.packed_product(mean)
@@ -113,35 +90,34 @@ def encode_moments(encoding: str, sums: Moments) -> SecondMoments:
     inverse = jnp.where(deviations > 0, 1 / jnp.maximum(deviations, 1e-20), 0)
     shares = scatter * closed_form.packed_product(inverse[None])
     quantized = _quantize(encoding, shares * _LEVELS[encoding])
-    return SecondMoments(quantized, deviations, sums.class_sums, counts)
+    return Message(Encoded(quantized, deviations), sums.class_sums, counts)
 
 
-def decode_moments(encoding: str, message: SecondMoments) -> Moments:
-    """Returns the sums that a message stands for."""
-    counts = message.class_counts.astype(jnp.float32)
+def decode_moments(encoding: str, message: Message) -> Moments:
+    """Returns the sums of a message of ``encode_moments``."""
+    counts, gram = message.class_counts.astype(jnp.float32), message.gram
     if encoding == "float32":
-        return Moments(message.gram, message.class_sums, counts)
+        return Moments(gram.values, message.class_sums, counts)
     count = jnp.maximum(counts.sum(), 1)
     dim = message.class_sums.shape[0]
     mean = message.class_sums.sum(1, keepdims=True).T / count
-    shares = _restore(encoding, message.gram, dim * (dim + 1) // 2) / _LEVELS[encoding]
-    deviations = jnp.asarray(message.deviations)[None]
-    scatter = shares * closed_form.packed_product(deviations) + closed_form.packed_product(mean)
-    return Moments(scatter * count, message.class_sums, counts)
+    shares = _restore(encoding, gram.values, dim * (dim + 1) // 2) / _LEVELS[encoding]
+    scatter = shares * closed_form.packed_product(gram.scale[None])
+    return Moments((scatter + closed_form.packed_product(mean)) * count, message.class_sums, counts)
 
 
-def moments_bytes(encoding: str, dim: int, counts: Array) -> Array:
-    """Returns the bytes ``i32[]`` of a client's moments; it has ``counts`` ``f32[C]`` examples."""
-    shapes = jax.eval_shape(
-        lambda: encode_moments(encoding, closed_form.no_moments(dim, len(counts)))
-    )
-    fixed = trees.num_bytes((shapes.gram, shapes.deviations))
-    return fixed + _bits(counts) + jnp.sum(counts > 0) * (4 * dim + 4)
+def num_bytes(encode: Callable[[Moments], Message], sums: Moments, counts: Array) -> Array:
+    """Returns the bytes ``i32[]`` of a message without the columns of absent classes.
 
-
-def _bits(counts: Array) -> int:
-    """Returns the bytes that say which classes a client holds: a bit each."""
-    return -(-len(counts) // 8)
+    Args:
+      encode: makes the message.
+      sums: arrays or shapes that it encodes.
+      counts: ``f32[C]`` examples that the client holds of each class.
+    """
+    shapes = jax.eval_shape(encode, sums)
+    column = trees.num_bytes((shapes.class_sums, shapes.class_counts)) // len(counts)
+    bits = -(-len(counts) // 8)
+    return trees.num_bytes(shapes.gram) + bits + jnp.sum(counts > 0) * column
 
 
 def _quantize(name: str, values: Array) -> Array:

@@ -26,7 +26,7 @@ from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, PyTree
-from zo_fl.heads import closed_form, features
+from zo_fl.heads import closed_form, features, steps
 from zo_fl.models.patches import FILTERS, Patches, image_patches
 
 _FLOOR = 0.1  # added to variances along the principal directions of patches
@@ -45,7 +45,7 @@ BLOCKS: dict[str, Block] = {
 
 
 class Kernels(NamedTuple):
-    """How kernels are made.
+    """The making of kernels.
 
     Attributes:
       task: the learning problem.
@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
       windows: rows and columns of an image's patches.
       quota: patches that a client sends; 0 if kernels are drawn.
       places: ``i32[K]``, the place of each high-resource client among them.
-      senders: high-resource clients.
+      senders: number of high-resource clients.
     """
 
     task: Task
@@ -90,8 +90,7 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
     kernels = Kernels(task, module, windows, quota, places, len(high))
     client = Client(partial(_update, kernels), partial(_decode, kernels), one_model=True)
     # Patches cost as much as a few percent of a forward pass: none is counted.
-    who = cohorts.EVERYONE | {"tiers": "high"}
-    group = cohorts.make_group(problem, client, features.passes(0), who)
+    group = cohorts.make_group(problem, client, features.passes(0), steps.HIGH_TIER)
     server = assign(partial(_set_kernels, kernels))
     return (Phase("patches", patches["num_rounds"], (group,), server, evaluated=None),)
 
@@ -100,7 +99,7 @@ def _update(kernels: Kernels, state: ServerState, batch: ClientBatch, own: Keys)
     total, gram = _sums(kernels, batch)
     chosen = _random_patches(kernels, batch, keys.stream(own.client, "patches"))
     message = total, gram, jnp.sum(batch.mask).astype(jnp.float32), chosen
-    return ClientResult(message, features.weight(batch, message), {}, {})
+    return features.result(batch, message)
 
 
 def _sums(kernels: Kernels, batch: ClientBatch) -> tuple[Array, Array]:
@@ -139,7 +138,7 @@ def _random_patches(kernels: Kernels, batch: ClientBatch, key: Array) -> Array:
 
 
 def _decode(kernels: Kernels, message: PyTree, state: ServerState, own: Keys) -> PyTree:
-    """Returns a client's sums, and its patches in their place among those of all clients."""
+    """Returns a client's sums, and its patches in their place among all clients' patches."""
     *sums, chosen = message
     slots = jnp.zeros((kernels.senders, *chosen.shape))
     return *sums, slots.at[jnp.asarray(kernels.places)[own.client_id]].set(chosen)

@@ -1,33 +1,41 @@
 """Ridge regression by conjugate gradients: for features too many for a Gram matrix.
 
+The normal equations of ``closed_form.ridge`` for all classes side by side are ``A W = R`` with
+
+    A = 1/n sum x x^T + penalty I,   R = 1/n sum x y^T,   x = (h - mean) / deviation,
+
+and the server knows no more of A than its products with a few vectors:
+
     once:   the high tier sends the second moments of its features;  server: W, the covariance
             within its classes
-    then:   client j sends mean h^2, its class means and counts;  server: mean, deviation, cross
-            term R = 1/n sum h y^T, centered, P = M^-1 R,  M = W + B + (penalty + shrinkage) I,
-            B the covariance between everyone's classes
-    then:   server sends P (d x C), client j sends H_j^T H_j P of standardized features H_j,
+    then:   client j sends mean h^2, its class means and counts;  server: mean, deviation, R,
+            P = M^-1 R,  M = W + B + (penalty + shrinkage) I,  B the covariance between everyone's
+            classes
+    then:   server sends P (d x C), client j sends X_j^T X_j P,
             server: one step of conjugate gradients for each class, along M^-1 residual
 
-A message is d C numbers, where that of ``ridge`` is d (d + 1) / 2: it pays below d / (2 C)
+A message has d C numbers, one of ``ridge`` d (d + 1) / 2. The method pays below d / (2 C)
 iterations, and a few will do. The first iteration is a linear discriminant, as in
-``gaussian_head``; the others mend what everyone's covariance has and the high tier's has not. The
-server holds a matrix of d x d.
+``gaussian_head``; the others correct for the difference between everyone's covariance and the high
+tier's. The server holds a matrix of d x d.
 
-A few iterations regularize as a penalty does, and more overfit: every few of them the clients count
-what the head so far gets right of their validation examples, the best head is kept, and the method
-ends where the count has stopped rising. Every round needs everyone; a client that drops out of one
-leaves an inexact step.
+A few iterations regularize as a penalty does, and more overfit. So every few iterations the clients
+count the validation examples that the latest head gets right. The server keeps the best head, and
+the method ends when the count stops rising. Every round needs everyone; a client that drops out of
+one leaves an inexact step.
 
-Sources: DiSCO (Zhang and Xiao 2015, arXiv 1501.00263) for a preconditioner from one party's data;
-that class means make its part between classes everyone's is this project's own. The iterations
-themselves are in ``conjugate``.
+Sources: Hestenes and Stiefel 1952; DiSCO (Zhang and Xiao 2015, arXiv 1501.00263) for a
+preconditioner from one party's data. To take its part between classes from everyone's class means
+is this project's own.
 """
 
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zo_fl.engine.algorithm import (
     Client,
@@ -41,12 +49,11 @@ from zo_fl.engine.algorithm import (
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
-from zo_fl.engine.types import Array, ModelState, Params, PyTree
-from zo_fl.heads import closed_form, conjugate, features, messages, steps
+from zo_fl.engine.types import Array, ModelState, Params
+from zo_fl.heads import closed_form, features, messages, steps
 from zo_fl.heads.closed_form import Moments
-from zo_fl.heads.conjugate import Solution
 from zo_fl.heads.features import Extractor
-from zo_fl.heads.messages import Encoded
+from zo_fl.heads.messages import Encoded, Message
 from zo_fl.heads.steps import Setup
 from zo_fl.wrap.stop import require_validation
 
@@ -68,8 +75,35 @@ BLOCKS: dict[str, Block] = {
 }
 
 
+class Solution(NamedTuple):
+    """A solution so far; all in standardized features.
+
+    Attributes:
+      mean: ``f32[d]``, of the features.
+      scale: ``f32[d]``, one over the deviation; 0 for a constant feature.
+      prior: ``f32[C]``, the share of each class.
+      num_examples: ``f32[]``.
+      weights: ``f32[d, C]``.
+      residual: ``f32[d, C]``.
+      direction: ``f32[d, C]``, of the next step.
+      energy: ``f32[C]``, the residual's product with ``M^-1 residual``.
+      factor: ``f32[d, d]``, M's Cholesky factor; before the first sums the high tier's covariance
+        within classes.
+    """
+
+    mean: Array
+    scale: Array
+    prior: Array
+    num_examples: Array
+    weights: Array
+    residual: Array
+    direction: Array
+    energy: Array
+    factor: Array
+
+
 class Iterating(NamedTuple):
-    """How clients and server iterate: ``look`` computes features, the rest are config fields."""
+    """Settings of clients and server: ``look`` computes features, the rest are config fields."""
 
     look: Extractor
     encoding: str
@@ -79,35 +113,39 @@ class Iterating(NamedTuple):
 
     @property
     def encoding_of_sizes(self) -> str:
-        """Deviations divide: those of small features need digits, which halves have."""
+        """Deviations are divisors: small ones need the digits of float16."""
         return "float32" if self.encoding == "float32" else "float16"
 
 
 def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns first sums, iterations and what follows them; ``ridge_cg`` is the config block.
+    """Returns the phases of moments, sums and iterations; ``ridge_cg`` is the config block.
 
     Raises:
-      FieldError: validation examples are asked for, and there are none.
+      FieldError: clients have no validation examples to count or calibrate on.
     """
     block, rounds, every = ridge_cg, ridge_cg["num_rounds"], ridge_cg["check_every"]
     look = features.extractor(problem, block["microbatch"])
     how = Iterating(look, block["encoding"], block["penalty"], block["shrinkage"], every)
     keeping = features.keeping(look, on_client=block["cache"])
-    start = partial(conjugate.nothing, look.dim, look.num_classes)
-    setup = Setup("ridge_cg", problem, look, keeping, min(rounds, 1), start)
-    # What clients keep includes the examples that they are asked about later.
-    also = problem.validation if every and block["cache"] else None
-    first = Client(partial(_send_first, how), partial(_read_first, how), one_model=True)
-    first = first._replace(sent_bytes=partial(_first_bytes, how))
+    setup = Setup("ridge_cg", problem, look, keeping, min(rounds, 1), partial(_start, look))
+    first = Client(
+        partial(_send_first, how),
+        partial(_read_first, how),
+        one_model=True,
+        sent_bytes=partial(_first_bytes, how),
+    )
     iterate = Client(
         partial(_send_product, how),
         partial(_read_product, how),
         lambda state: state.strategy_state.direction,
         one_model=True,
     )
+    # Clients who keep features also keep those of the examples that they will be asked about.
+    asked = problem.validation if every and block["cache"] else None
+    more = 0.0 if asked is None else float(np.asarray(asked.client_sizes).mean())
+    passes = features.passes(0 if block["cache"] else 1)
     begin = assign(partial(_begin, how), init=setup.continued)
     step = assign(partial(_step, how), init=setup.continued)
-    passes = features.passes(0 if block["cache"] else 1)
     iterations = setup.phase("iterations", rounds, iterate, step, passes)
     if every and rounds:
         require_validation(problem, "check_every", f"={every}")
@@ -115,10 +153,17 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     return steps.in_order(
         setup,
         steps.high_tier_moments(setup, "moments", _learn_from_high),
-        setup.phase("sums", setup.once, first, begin, features.passes(also=also)),
+        setup.phase("sums", setup.once, first, begin, features.passes(more=more)),
         iterations,
         *((steps.temperature(setup),) if block["calibrate"] else ()),
     )
+
+
+def _start(look: Extractor) -> Solution:
+    """Returns the solution before any sums: ``W = 0``."""
+    dim, classes = look.dim, look.task.num_classes
+    shapes = (dim,), (dim,), (classes,), (), *((dim, classes),) * 3, (classes,), (dim, dim)
+    return Solution(*map(jnp.zeros, shapes))
 
 
 def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
@@ -127,31 +172,52 @@ def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
 
 
 def _send_first(how: Iterating, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    """Returns the root of the mean square of each feature, class means and counts."""
+    """Sends the root of the mean square of each feature, class means and counts."""
     squares = lambda seen: jnp.sum(seen**2, axis=0)  # noqa: E731
     sums = features.sums(how.look, state, batch, squares)
     sizes = jnp.sqrt(sums.gram / jnp.maximum(sums.class_counts.sum(), 1))
-    encoded = messages.encode(how.encoding_of_sizes, sizes)
-    message = encoded, messages.encode_means(how.encoding, sums)
-    return ClientResult(message, features.weight(batch, sums), {}, {})
+    return features.result(batch, _encode_first(how, sums._replace(gram=sizes)), sums)
 
 
-def _read_first(how: Iterating, message: PyTree, state: ServerState, own: Keys) -> Moments:
-    encoded, of_classes = message
-    sums = messages.decode_means(how.encoding, how.look.dim, of_classes)
-    sizes = messages.decode(how.encoding_of_sizes, encoded, how.look.dim)
+def _encode_first(how: Iterating, sums: Moments) -> Message:
+    sizes = messages.encode(how.encoding_of_sizes, sums.gram)
+    return messages.encode_means(how.encoding, sums)._replace(gram=sizes)
+
+
+def _read_first(how: Iterating, message: Message, state: ServerState, own: Keys) -> Moments:
+    sums = messages.decode_means(how.encoding, how.look.dim, message)
+    sizes = messages.decode(how.encoding_of_sizes, message.gram, how.look.dim)
     return sums._replace(gram=sizes**2 * sums.class_counts.sum())
 
 
 def _first_bytes(how: Iterating, batch: ClientBatch) -> Array:
     dim, counts = how.look.dim, features.class_counts(how.look, batch)
-    of_classes = messages.means_bytes(how.encoding, dim, counts)
-    return of_classes + messages.encoded_bytes(how.encoding_of_sizes, dim)
+    sums = Moments(jnp.zeros(dim), jnp.zeros((dim, len(counts))), counts)
+    return messages.num_bytes(partial(_encode_first, how), sums, counts)
 
 
 def _begin(how: Iterating, sums: Moments, state: ServerState, of_round: Keys):
-    diagonal = how.penalty + how.shrinkage
-    return state.params, conjugate.begin(state.strategy_state, sums, diagonal)
+    """Returns the solution before the first step, from everyone's sums."""
+    known: Solution = state.strategy_state
+    count = jnp.maximum(sums.class_counts.sum(), 1)
+    mean, prior = sums.class_sums.sum(1) / count, sums.class_counts / count
+    scale = closed_form.standardizing(mean, sums.gram / count - mean**2)
+    cross = (sums.class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
+    # The residual of class c, 1/n sum (h - mean) y_c, is a multiple of the mean of class c.
+    between = closed_form.product(cross / jnp.maximum(prior, 1e-9)[None], cross.T)
+    matrix = known.factor * jnp.outer(scale, scale) + between
+    diagonal = (how.penalty + how.shrinkage) * jnp.eye(len(scale))
+    known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal))
+    direction = _preconditioned(known, cross)
+    return state.params, known._replace(
+        mean=mean,
+        scale=scale,
+        prior=prior,
+        num_examples=count,
+        residual=cross,
+        direction=direction,
+        energy=jnp.sum(cross * direction, axis=0),
+    )
 
 
 def _send_product(how: Iterating, state, batch, own) -> ClientResult:
@@ -163,10 +229,10 @@ def _send_product(how: Iterating, state, batch, own) -> ClientResult:
         ahead = closed_form.product(white, known.direction)
         return sums + closed_form.product(white.T, ahead)
 
-    zeros = jnp.zeros((how.look.dim, how.look.num_classes))
+    zeros = jnp.zeros((how.look.dim, how.look.task.num_classes))
     sums = features.sum_over(how.look, state, batch, add, zeros)
     message = messages.encode(how.encoding, sums.T)  # one scale a class
-    return ClientResult(message, features.weight(batch, sums), {}, {})
+    return features.result(batch, message, sums)
 
 
 def _read_product(how: Iterating, message: Encoded, state: ServerState, own: Keys) -> Array:
@@ -174,25 +240,49 @@ def _read_product(how: Iterating, message: Encoded, state: ServerState, own: Key
 
 
 def _step(how: Iterating, sums: Array, state: ServerState, of_round: Keys):
+    """Returns the state after one step for each class, along the direction that was sent."""
     known: Solution = state.strategy_state
     ahead = sums / known.num_examples + how.penalty * known.direction
-    new = conjugate.step(known, ahead)
+    curvature = jnp.sum(known.direction * ahead, axis=0)
+    length = jnp.where(curvature > 0, known.energy / jnp.maximum(curvature, 1e-30), 0.0)
+    residual = known.residual - length[None] * ahead
+    toward = _preconditioned(known, residual)
+    energy = jnp.sum(residual * toward, axis=0)
+    ratio = energy / jnp.maximum(known.energy, 1e-30)
+    new = known._replace(
+        weights=known.weights + length[None] * known.direction,
+        residual=residual,
+        direction=toward + ratio[None] * known.direction,
+        energy=energy,
+    )
     # Without counts the model has the latest head, with them the best.
     return state.params if how.check_every else _with_head(how.look, state.params, new), new
 
 
+def _preconditioned(known: Solution, residual: Array) -> Array:
+    """Returns ``M^-1 residual``."""
+    return jax.scipy.linalg.cho_solve((known.factor, True), residual)
+
+
+def _head(known: Solution) -> Params:
+    """Returns the head ``{"kernel": f32[d, C], "bias": f32[C]}`` of the features themselves."""
+    kernel = known.weights * known.scale[:, None]
+    bias = known.prior - closed_form.product(known.mean[None], kernel)[0]
+    return {"kernel": kernel, "bias": bias}
+
+
 def _with_head(look: Extractor, params: Params, known: Solution) -> Params:
-    return params | {look.task.head: conjugate.head(known)}
+    return params | {look.task.head: _head(known)}
 
 
 def _stop(look: Extractor, every: int) -> Stop:
-    """Returns the rule by which iterations end, and the best head is kept."""
+    """Returns the rule by which iterations end and the best head is kept."""
 
     def asked(state: ServerState, data) -> tuple[Params, ModelState]:
         return _with_head(look, state.params, state.strategy_state), state.model_state
 
     def keep(state: ServerState) -> ServerState:
-        return state._replace(params=_with_head(look, state.params, state.strategy_state))
+        return state._replace(params=asked(state, None)[0])
 
-    sent = lambda state: conjugate.head(state.strategy_state)  # noqa: E731
+    sent = lambda state: _head(state.strategy_state)  # noqa: E731
     return Stop(every, PATIENCE, asked=asked, sent=sent, keep=keep)

@@ -3,8 +3,8 @@
     client j:  sums over its examples, encoded
     server:    everyone's sums so far -> one head for each candidate setting
 
-Messages add up, so a late joiner adds its own, and those of a client that asks to be forgotten can
-be subtracted. A client that is drawn again is not counted again. Until clients choose a head, the
+Messages add up, so a client may join late, and the server can subtract the sums of a client that
+asks to be forgotten. A client that is drawn twice is counted once. Until clients choose a head, the
 model has the middle one.
 """
 
@@ -16,106 +16,162 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, ServerState
+from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.types import Array, Params, PyTree
-from zo_fl.heads import closed_form, features, steps
-from zo_fl.heads.closed_form import Heads, Moments
+from zo_fl.heads import closed_form, features, messages, steps
+from zo_fl.heads.closed_form import Basis, Heads, MaybeBasis, Moments
 from zo_fl.heads.features import Extractor
+from zo_fl.heads.messages import Message
 from zo_fl.heads.steps import Setup
 from zo_fl.wrap.privacy import Release
+
+
+class Sums(NamedTuple):
+    """The server's memory between rounds.
+
+    Attributes:
+      sums: of everyone so far, of projected features if there is a basis.
+      joined: ``f32[K]``, 1 for each client in the sums.
+      basis: of the sketch, or ``()``.
+      covariance: ``f32[k, k]``, the high tier's within classes; ``()`` where no method needs it.
+      heads: a candidate for each setting.
+    """
+
+    sums: Moments
+    joined: Array
+    basis: MaybeBasis
+    covariance: Array | tuple[()]
+    heads: Heads
 
 
 class Solver(NamedTuple):
     """A method that makes heads of sums.
 
-    The method's strategy state has ``sums``, everyone's so far, ``joined``, ``f32[K]``, 1 for
-    whoever is in them, ``basis`` and ``heads``.
-
     Attributes:
-      look: how clients compute features.
+      look: computes features.
+      has_gram: whether the sums have a Gram matrix; otherwise the high tier sends a covariance.
+      candidates: heads that ``solve`` makes.
       sums: ``(state, batch, keys) -> Moments`` of a client.
       encode: ``Moments -> message``.
       decode: ``message -> Moments``.
-      num_bytes: ``class counts f32[C] -> i32[]`` bytes of a message.
-      solve: ``(Moments of everyone, strategy state) -> Heads`` of projected features.
+      solve: ``(Moments of everyone, covariance) -> Heads`` of projected features.
     """
 
     look: Extractor
+    has_gram: bool
+    candidates: int
     sums: Callable[[ServerState, ClientBatch, Keys], Moments]
-    encode: Callable[[Moments], PyTree]
-    decode: Callable[[PyTree], Moments]
-    num_bytes: Callable[[Array], Array]
+    encode: Callable[[Moments], Message]
+    decode: Callable[[Message], Moments]
     solve: Callable[[Moments, Any], Heads]
 
 
 def phases(
-    setup: Setup,
-    solver: Solver,
     name: str,
+    problem: Problem,
+    solver: Solver,
     block: Mapping[str, Any],
-    learn: Callable | None,
-    chooses: bool,
     release: Release | None = None,
 ) -> tuple[Phase, ...]:
-    """Returns the phase of the sums, and those before and after it.
+    """Returns the phase of the sums and its neighbours.
 
     Args:
-      setup: the method's.
-      solver: the method's.
-      name: the phase's.
+      name: the method's.
+      problem: task and clients.
+      solver: makes the heads.
       block: has ``num_rounds``, ``calibrate`` and ``cohorts.FIELDS``.
-      learn: see ``steps.high_tier_moments``; None where the high tier does nothing first.
-      chooses: whether there is more than one head.
       release: see ``Group``.
+
+    Raises:
+      FieldError: a cohort that cannot be drawn, or no validation examples to calibrate on.
     """
-    update, decode = partial(_update, solver), partial(_decode, solver)
-    client = Client(update, decode, _receives, one_model=True)
-    client = client._replace(sent_bytes=partial(_sent_bytes, solver))
-    init = setup.continued if learn else setup.fresh
+    look, rounds = solver.look, block["num_rounds"]
+    start = partial(_start, solver, len(problem.clients.client_sizes))
+    setup = Setup(name, problem, look, features.keeping(look), min(rounds, 1), start)
+    client = Client(
+        partial(_update, solver),
+        partial(_decode, solver),
+        lambda state: (state.params, state.model_state, state.strategy_state.basis),
+        one_model=True,
+        sent_bytes=partial(_sent_bytes, solver),
+    )
+    learns = bool(look.sketch) or not solver.has_gram
+    init = setup.continued if learns else setup.fresh
     server = assign(partial(_add_and_solve, solver), init=init)
-    main = setup.phase(name, block["num_rounds"], client, server, features.passes(), block)
-    main = main._replace(groups=(main.groups[0]._replace(release=release),))
-    before = (steps.high_tier_moments(setup, "basis", learn),) if learn else ()
-    after = (steps.best_head(setup),) if chooses else ()
-    last = (steps.temperature(setup),) if block["calibrate"] else ()
-    return steps.in_order(setup, *before, main, *after, *last)
+    own = "sums" if solver.has_gram else "means"
+    return steps.in_order(
+        setup,
+        *((steps.high_tier_moments(setup, "basis", _learn_from_high),) if learns else ()),
+        setup.phase(own, rounds, client, server, features.passes(), block, release=release),
+        *((steps.best_head(setup),) if solver.candidates > 1 else ()),
+        *((steps.temperature(setup),) if block["calibrate"] else ()),
+    )
+
+
+def _start(solver: Solver, population: int) -> Sums:
+    look, count, classes = solver.look, solver.candidates, solver.look.task.num_classes
+    return Sums(
+        _no_sums(solver),
+        jnp.zeros(population),
+        Basis(jnp.zeros(look.dim), jnp.zeros((look.dim, look.sketch))) if look.sketch else (),
+        () if solver.has_gram else jnp.zeros((look.size, look.size)),
+        Heads(jnp.zeros((count, look.dim, classes)), jnp.zeros((count, classes))),
+    )
+
+
+def _no_sums(solver: Solver) -> Moments:
+    size, classes = solver.look.size, solver.look.task.num_classes
+    gram = jnp.zeros(size * (size + 1) // 2) if solver.has_gram else ()
+    return Moments(gram, jnp.zeros((size, classes)), jnp.zeros(classes))
+
+
+def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
+    """Returns a state with the basis and the covariance within classes that the method uses."""
+    known: Sums = state.strategy_state
+    basis, covariance = known.basis, known.covariance
+    if basis:
+        basis = closed_form.principal_basis(moments, basis.directions.shape[1])
+    if not isinstance(covariance, tuple):
+        covariance = closed_form.within_covariance(moments)
+        if basis:
+            right = closed_form.product(covariance, basis.directions)
+            covariance = closed_form.product(basis.directions.T, right)
+    return state.params, known._replace(basis=basis, covariance=covariance)
 
 
 def _update(solver: Solver, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
     sums = solver.sums(state, batch, own)
+    found = features.result(batch, solver.encode(sums), sums)
     is_new = state.strategy_state.joined[batch.client_id] == 0
-    weight = features.weight(batch, sums) * is_new
-    return ClientResult(solver.encode(sums), weight, model_state={}, metrics={})
+    return found._replace(weight=found.weight * is_new)
 
 
-def _decode(solver: Solver, message: PyTree, state: ServerState, own: Keys) -> PyTree:
+def _sent_bytes(solver: Solver, batch: ClientBatch) -> Array:
+    counts = features.class_counts(solver.look, batch)
+    return messages.num_bytes(solver.encode, jax.eval_shape(lambda: _no_sums(solver)), counts)
+
+
+def _decode(solver: Solver, message: Message, state: ServerState, own: Keys) -> PyTree:
     joined = jnp.zeros_like(state.strategy_state.joined).at[own.client_id].set(1.0)
     return solver.decode(message), joined
 
 
-def _sent_bytes(solver: Solver, batch: ClientBatch) -> Array:
-    return solver.num_bytes(features.class_counts(solver.look, batch))
-
-
-def _receives(state: ServerState) -> PyTree:
-    return state.params, state.model_state, state.strategy_state.basis
-
-
 def _add_and_solve(solver: Solver, reduced: PyTree, state: ServerState, of_round: Keys):
-    before = state.strategy_state
+    before: Sums = state.strategy_state
     sums, joined = jax.tree.map(jnp.add, (before.sums, before.joined), reduced)
-    heads = closed_form.unfold(before.basis, solver.solve(sums, before))
+    heads = closed_form.unfold(before.basis, solver.solve(sums, before.covariance))
     after = before._replace(sums=sums, joined=joined, heads=heads)
     return with_middle(solver.look.task.head, state, heads, sums.class_counts), after
 
 
 def with_middle(head: str, state: ServerState, heads: Heads, class_counts: Array) -> Params:
-    """Returns parameters with the middle one of some candidates, until one is chosen.
+    """Returns parameters with the middle candidate, until one is chosen.
 
-    If that one is not finite, as rounded sums may need a larger penalty, the nearest finite one
-    takes its place, of two the later. If none is finite, neither is the head, which stops a run.
+    Rounded sums may need a larger penalty: where the middle candidate is not finite, the nearest
+    finite one takes its place, of two the later. If none is finite, neither is the head, and the
+    run stops.
 
     Args:
       head: name of the last layer.
@@ -126,9 +182,7 @@ def with_middle(head: str, state: ServerState, heads: Heads, class_counts: Array
     count = heads.bias.shape[0]
     away = np.arange(count) - count // 2
     usable = jnp.isfinite(heads.kernel).all((1, 2)) & jnp.isfinite(heads.bias).all(1)
-    middle = jnp.argmin(jnp.where(usable, 2 * np.abs(away) - (away > 0), 2 * count))
+    middle = heads.at(jnp.argmin(jnp.where(usable, 2 * np.abs(away) - (away > 0), 2 * count)))
     anyone = class_counts.sum() > 0
-    old = state.params[head]
-    kernel = jnp.where(anyone, heads.kernel[middle], old["kernel"])
-    bias = jnp.where(anyone, heads.bias[middle], old["bias"])
-    return state.params | {head: {"kernel": kernel, "bias": bias}}
+    chosen = jax.tree.map(lambda new, old: jnp.where(anyone, new, old), middle, state.params[head])
+    return state.params | {head: chosen}

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.data.federated import Federation
+from zo_fl.engine import activations
 from zo_fl.engine.algorithm import TIERS
 from zo_fl.engine.layout import AXIS, Engine
 from zo_fl.engine.task import Task
@@ -135,7 +136,7 @@ def make_seen(task: Task) -> Callable[..., Array]:
     def seen(params, model_state, examples: EvaluationSet):
         def of_batch(i):
             batch, mask = jax.tree.map(lambda leaf: leaf[i], (examples.examples, examples.mask))
-            return task.features(params, model_state, batch, mask)
+            return activations.features(task, params, model_state, batch, mask)
 
         like = jax.eval_shape(of_batch, 0)
         found = jnp.zeros((len(examples.mask), *like.shape), like.dtype)

@@ -1,7 +1,9 @@
 """Models by name: Linen modules that map images to logits.
 
-Call a module as ``module.apply(variables, x, train=..., mask=...)``. Its variables are the
-collection ``params``, and ``batch_stats`` if its norm is ``batch``.
+Call a module as ``module.apply(variables, x, train=..., mask=...)``: ``train`` is True for batch
+statistics and False for running ones, ``mask`` (``bool[n]``) is False for examples that batch
+statistics leave out. Its variables are the collection ``params``, and ``batch_stats`` if its norm
+is ``batch``.
 """
 
 import functools
@@ -16,9 +18,6 @@ from zo_fl.models.small import CNN, MLP, CNNLarge
 from zo_fl.models.vit import ViT
 
 _CONVOLUTIONAL = ("batch", "group", "none")
-_STAGED = ("resnet18", "preact_resnet18", "cnn")
-DENSE = ("mlp",)  # without convolutions: on CPUs too, several runs as one program are quicker
-_NARROWABLE = (*_STAGED, *DENSE)
 
 # name -> (module, norms that it can have)
 MODELS = {
@@ -30,7 +29,18 @@ MODELS = {
     "mlp": (MLP, ("none",)),
     "patches": (Patches, ("patch", "none")),
 }
-
+DENSE = ("mlp",)  # without convolutions: on CPUs too, several runs as one program are quicker
+_STAGED = ("resnet18", "preact_resnet18", "cnn")
+# option -> models that have it
+_OPTIONS = {
+    "norm": (*_STAGED, "patches"),
+    "conv": (*_STAGED, "cnn_large"),
+    "stages": _STAGED,
+    "width": (*_STAGED, *DENSE),
+    "share": (*_STAGED, *DENSE),
+    "kernels": ("patches",),
+    "mirror": ("patches",),
+}
 
 BLOCK: Block = {
     "name": Field("resnet18", "model to train", lambda: MODELS),
@@ -65,20 +75,13 @@ def create(
     conv: str = "auto",
     share: float = 1.0,
 ) -> nn.Module:
-    """Returns a model that is not yet initialized.
+    """Returns a model that is not yet initialized. ``BLOCK`` describes its fields.
 
     Args:
-      name: a key of ``MODELS``.
-      norm: ``batch``, ``group`` (2 groups), ``layer``, ``patch`` or ``none``; ``MODELS`` says which
-        model can have which.
-      width: factor of the hidden channels, rounded up.
-      stages: whether the last layer sees the pooled outputs of all stages.
-      kernels: number of kernels of ``patches``.
-      mirror: whether ``patches`` gives an image and its mirror image the same features.
       num_classes: width of the output.
-      conv: how convolutions are computed, one of ``conv.IMPLEMENTATIONS``.
-      share: HeteroFL's share of the hidden channels: 1 for the whole model, whose parameters have
-        those of narrower ones as leading slices.
+      conv: one of ``conv.IMPLEMENTATIONS``.
+      share: HeteroFL's share of the hidden channels; 1 for the whole model. The parameters of a
+        sub-model are leading slices of the whole model's.
 
     Returns:
       A module with ``(x: f32[n, H, W, c], *, train: bool, mask: bool[n] | None = None) ->
@@ -93,21 +96,17 @@ def create(
             f"model {name!r} cannot have norm {norm!r}, allowed for it: {', '.join(norms)};"
             " change config.model.norm or config.model.name"
         )
-    if stages and name not in _STAGED:
+    if stages and name not in _OPTIONS["stages"]:
         raise ConfigError(
             f"config.model.stages=true is not allowed for model {name!r}, allowed for: "
-            f"{', '.join(_STAGED)}"
+            f"{', '.join(_OPTIONS['stages'])}"
         )
-    if width * share != 1.0 and name not in _NARROWABLE:
+    if width * share != 1.0 and name not in _OPTIONS["width"]:
         raise ConfigError(
             f"model {name!r} comes in one width, config.model.width or HeteroFL asks for another;"
-            f" allowed: {', '.join(_NARROWABLE)}; change config.model.name"
+            f" allowed: {', '.join(_OPTIONS['width'])}; change config.model.name"
         )
-    options = {"num_classes": num_classes, "norm": norm, "conv": conv}
-    if stages:
-        options["stages"] = True
-    if name == "patches":
-        options |= {"kernels": kernels, "mirror": mirror}
-    if width * share != 1.0:
-        options |= {"width": width * share, "share": share}
-    return module(**options)
+    given = dict(norm=norm, conv=conv, stages=stages, kernels=kernels, mirror=mirror)
+    given |= dict(width=width * share, share=share)
+    options = {option: value for option, value in given.items() if name in _OPTIONS[option]}
+    return module(num_classes=num_classes, **options)

@@ -91,13 +91,9 @@ def _forward(
 ) -> Array:
     """Returns XLA's convolution ``f32[n, H', W', o]``, after it puts ``dilation - 1`` zeros between
     the entries of ``x``."""
+    both = (dilation, dilation)
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        pads,
-        lhs_dilation=(dilation, dilation),
-        dimension_numbers=_LAYOUT,
+        x, kernel, strides, pads, lhs_dilation=both, dimension_numbers=_LAYOUT
     )
 
 

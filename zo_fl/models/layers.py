@@ -123,23 +123,16 @@ def _per_channel(values: Array) -> Array:
 class BatchNorm(nn.Module):
     """Normalization by the statistics of a batch, or by running statistics.
 
-    There are two differences from ``flax.linen.BatchNorm``. A batch without a real example (of a
+    It differs from ``flax.linen.BatchNorm`` in two ways. A batch without a real example (of a
     padding client) is normalized by the running statistics and does not change them; its own mean
     would be NaN. And ``train=True`` updates the running statistics only if ``batch_stats`` is
-    mutable, so a zeroth-order probe can use batch statistics without updating any.
-
-    The running variance is the biased one, as in flax (PyTorch's is unbiased).
+    mutable, so a zeroth-order probe can use batch statistics without updating any. The running
+    variance is the biased one, as in flax (PyTorch's is unbiased).
     """
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-        """Returns ``f32[n, H, W, c]``, normalized over all axes but the last.
-
-        Args:
-          x: ``f32[n, H, W, c]``.
-          train: True for batch statistics, False for running ones.
-          mask: ``bool[n]``, False for examples that the statistics leave out.
-        """
+        """Returns ``x: f32[n, H, W, c]``, normalized over all axes but the last."""
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -193,10 +186,7 @@ class GroupNorm(nn.Module):
     """Normalization of each example over space and a group of channels.
 
     Equals ``flax.linen.GroupNorm``, but sums over space first, which saves a five-dimensional copy
-    of the activations.
-
-    Attributes:
-      num_groups: number of groups of neighbouring channels; must divide the number of channels.
+    of the activations. ``num_groups`` must divide the number of channels.
     """
 
     num_groups: int = NUM_GROUPS
@@ -227,26 +217,13 @@ class GroupNorm(nn.Module):
 
 
 def normalize(
-    kind: str,
-    name: str,
-    x: Array,
-    *,
-    train: bool,
-    mask: Array | None = None,
-    share: float = 1.0,
+    kind: str, name: str, x: Array, *, train: bool, mask: Array | None = None, share: float = 1.0
 ) -> Array:
-    """Returns ``x`` after a norm, or rescaled by ``share`` if the norm is ``none``.
+    """Returns ``x: f32[n, H, W, c]`` after a norm ``kind``, or rescaled if that is ``none``.
 
-    Call it inside a compact method: the norm becomes a submodule of the caller.
-
-    Args:
-      kind: ``batch``, ``group`` or ``none``.
-      name: name of the submodule.
-      x: ``f32[n, H, W, c]``.
-      train: True for batch statistics, False for running ones.
-      mask: ``bool[n]``, False for examples that batch statistics leave out.
-      share: HeteroFL's share of the whole model's channels. In training it divides the activations
-        of a sub-model by it. A norm cancels such a factor, so the division is left out there.
+    Call it inside a compact method: the norm becomes the submodule ``name`` of the caller. In
+    training HeteroFL divides the activations of a sub-model by its ``share``. A norm cancels such a
+    factor, so only a model without one is rescaled.
     """
     if kind == "batch":
         return BatchNorm(name=name)(x, train=train, mask=mask)

@@ -35,7 +35,6 @@ class Patches(nn.Module):
     Attributes:
       num_classes: width of the output.
       norm: ``none``, or ``patch``: each patch has mean 0 and, almost, variance 1.
-      conv: unused; every model has it.
       kernels: number of kernels; each gives 8 features.
       size: height and width of a patch.
       mirror: whether an image and its mirror image have the same features.
@@ -43,7 +42,6 @@ class Patches(nn.Module):
 
     num_classes: int
     norm: str = "none"
-    conv: str = "auto"
     kernels: int = 256
     size: int = 6
     mirror: bool = True

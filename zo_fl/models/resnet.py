@@ -21,11 +21,6 @@ STAGES = (64, 128, 256, 512)
 BLOCKS_PER_STAGE = 2
 
 
-def hidden_sizes(width: float) -> tuple[int, ...]:
-    """Returns the channels of the four stages, ``ceil(width * size)`` as in HeteroFL."""
-    return tuple(math.ceil(width * size) for size in STAGES)
-
-
 class BasicBlock(nn.Module):
     """conv-norm-relu-conv-norm, plus the input, then relu.
 
@@ -56,17 +51,11 @@ class BasicBlock(nn.Module):
         return jax.lax.optimization_barrier(nn.relu(x + y))
 
 
-class PreactBlock(nn.Module):
-    """norm-relu-conv-norm-relu-conv, plus the input, with the attributes of ``BasicBlock``.
+class PreactBlock(BasicBlock):
+    """norm-relu-conv-norm-relu-conv, plus the input.
 
     Where the shape changes, the shortcut is a convolution of the first norm-relu, without a norm.
     """
-
-    features: int
-    stride: int
-    norm: str
-    conv: str
-    share: float
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -105,15 +94,9 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-        """Returns logits ``f32[n, num_classes]``.
-
-        Args:
-          x: ``f32[n, H, W, c]`` normalized images.
-          train: True for batch statistics, False for running ones.
-          mask: ``bool[n]``, False for examples that batch statistics leave out.
-        """
+        """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
-        sizes = hidden_sizes(self.width)
+        sizes = [math.ceil(self.width * size) for size in STAGES]  # as in HeteroFL
         block = PreactBlock if self.preact else BasicBlock
         x = _conv(sizes[0], self.norm, self.conv, "stem", x, 3, 1)
         if not self.preact:

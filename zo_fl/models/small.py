@@ -37,13 +37,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-        """Returns logits ``f32[n, num_classes]``.
-
-        Args:
-          x: ``f32[n, H, W, c]`` normalized images.
-          train: True for batch statistics, False for running ones.
-          mask: ``bool[n]``, False for examples that batch statistics leave out.
-        """
+        """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         outputs = []
         for index, features in enumerate(self.features):
@@ -67,16 +61,12 @@ class MLP(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      norm: only ``none``.
-      conv: unused; every model has it.
       hidden_size: units of the hidden layer.
       width: factor of these units, rounded up.
       share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
     """
 
     num_classes: int
-    norm: str = "none"
-    conv: str = "auto"
     hidden_size: int = 64
     width: float = 1.0
     share: float = 1.0
@@ -96,12 +86,10 @@ class CNNLarge(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      norm: only ``none``.
       conv: one of ``conv.IMPLEMENTATIONS``.
     """
 
     num_classes: int
-    norm: str = "none"
     conv: str = "auto"
 
     @nn.compact

@@ -77,8 +77,6 @@ class ViT(nn.Module):
 
     Attributes:
       num_classes: width of the output.
-      norm: only ``layer``.
-      conv: unused (the patch embedding is a matrix product); every model has it.
       hidden_size: width of a token.
       num_layers: number of blocks.
       num_heads: number of heads of each attention.
@@ -87,8 +85,6 @@ class ViT(nn.Module):
     """
 
     num_classes: int
-    norm: str = "layer"
-    conv: str = "auto"
     hidden_size: int = 512
     num_layers: int = 6
     num_heads: int = 8
@@ -97,13 +93,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-        """Returns logits ``f32[n, num_classes]``.
-
-        Args:
-          x: ``f32[n, H, W, c]`` normalized images.
-          train: unused; there are neither dropout nor running statistics.
-          mask: unused; examples do not affect each other.
-        """
+        """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
         del train, mask
         n, width = x.shape[0], self.hidden_size
         x = Dense(width, name="patches")(self._split(x))

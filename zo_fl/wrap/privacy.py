@@ -2,13 +2,11 @@
 
     scalars   its loss difference lies within [-bound, bound]: a message of S scalars, means over n
               examples, moves by bound sqrt(S) / n at most
-    sums      its features have a length of bound at most: of (G / bound^2, B / bound, n) it moves
-              each part by 1 at most, all by sqrt(3)
+    sums      its features have a length of bound at most, see ``heads.ridge``
 
 Gaussian noise of ``noise`` times that hides whether an example was there or counted as nothing (the
 number of a client's examples is public). A message that the server reads by itself has all of the
-noise. Of sums each client adds its share, noise / sqrt(cohort), as under secure aggregation, where
-the server sees their sum alone; who drops out takes its share along.
+noise.
 
 ``host.privacy`` computes (epsilon, delta) of all rounds of a phase, by ``dp-accounting``. Not
 covered: a phase that promises nothing, such as a first-order warm-up, and what a simulation logs
@@ -87,33 +85,3 @@ def noisy_scalars(privacy: Privacy, scalars: Array, weights: Array, key: Array) 
         return scalars
     most = privacy.bound * math.sqrt(len(scalars)) * jnp.max(weights)
     return scalars + privacy.noise * most * jax.random.normal(key, scalars.shape)
-
-
-def bounded_features(privacy: Privacy, features: Array) -> Array:
-    """Returns features ``f32[m, d]``, none longer than the bound."""
-    if not privacy.bound:
-        return features
-    lengths = jnp.linalg.norm(features, axis=1, keepdims=True)
-    return features * jnp.minimum(1.0, privacy.bound / jnp.maximum(lengths, 1e-30))
-
-
-def noisy_sums(
-    privacy: Privacy, sums: tuple[Array, Array, Array], cohort: int, key: Array
-) -> tuple[Array, Array, Array]:
-    """Returns a client's sums of bounded features, with its share of the noise.
-
-    Args:
-      privacy: bound and noise.
-      sums: of products of two features, of features, of counts.
-      cohort: clients that add up.
-      key: ``key[]``.
-    """
-    if not privacy.noise:
-        return sums
-    share = privacy.noise * math.sqrt(3) / math.sqrt(cohort)
-    scales = (privacy.bound**2, privacy.bound, 1.0)
-    first, second, third = (
-        part + share * scale * jax.random.normal(own, part.shape)
-        for part, scale, own in zip(sums, scales, jax.random.split(key, 3), strict=True)
-    )
-    return first, second, third
