@@ -47,7 +47,7 @@ class Extractor(NamedTuple):
         return self.sketch or self.dim
 
 
-def extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extractor:
+def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extractor:
     """Returns the extractor of a problem's clients.
 
     Raises:
@@ -71,16 +71,16 @@ def passes(share: float = 1.0, more: float = 0.0) -> Callable[[float, float], fl
     return lambda clients, examples: clients * (examples + more) * share
 
 
-def keeping(look: Extractor, on_client: bool = False) -> Keeping:
+def keeping(extractor: Extractor, on_client: bool = False) -> Keeping:
     """Returns the computation of features to be kept, as examples ``{"kept", "label"}``.
 
     ``kept`` is ``f16[n, d]`` on clients, and ``f32[n, d]`` where the simulation alone keeps it.
     """
-    task, dtype = look.task, _ON_CLIENT if on_client else jnp.float32
+    task, dtype = extractor.task, _ON_CLIENT if on_client else jnp.float32
 
     def compute(params: Params, model_state: ModelState, examples: Examples) -> Examples:
         labels = task.labels(examples)
-        at_once = min(look.microbatch or len(labels), len(labels))
+        at_once = min(extractor.microbatch or len(labels), len(labels))
         some = lambda part: _features(task, params, model_state, part).astype(dtype)  # noqa: E731
         found = jax.lax.map(some, cohorts.batched(examples, at_once))
         return {"kept": found.reshape(-1, found.shape[-1])[: len(labels)], "label": labels}
@@ -89,7 +89,7 @@ def keeping(look: Extractor, on_client: bool = False) -> Keeping:
 
 
 def sum_over(
-    look: Extractor,
+    extractor: Extractor,
     state: ServerState,
     batch: ClientBatch,
     add: Callable[[PyTree, Array, Array], PyTree],
@@ -99,7 +99,7 @@ def sum_over(
     """Returns the sums that ``add`` accumulates over a client's examples, some at a time.
 
     Args:
-      look: computes features.
+      extractor: computes features.
       state: the server's; its parameters compute the features.
       batch: the client's examples, or kept features.
       add: ``(sums, features f32[m, k], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
@@ -107,14 +107,14 @@ def sum_over(
       zeros: the sums to start from.
       basis: projects the features, or ``()``.
     """
-    count = max(batch.mask.shape[0], 1)
-    at_once = min(look.microbatch or count, count)
+    task, count = extractor.task, max(batch.mask.shape[0], 1)
+    at_once = min(extractor.microbatch or count, count)
     rows = at_once * max(1, min(_ROWS, count) // at_once)
 
     def body(sums, part):
         examples, mask = part
-        features = _of_examples(look.task, at_once, state, examples, basis)
-        held = jax.nn.one_hot(look.task.labels(examples), look.task.num_classes) * mask[:, None]
+        features = _of_examples(task, at_once, state, examples, basis)
+        held = jax.nn.one_hot(task.labels(examples), task.num_classes) * mask[:, None]
         # A client whose features are not finite drops out, but padding cannot make it.
         return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
@@ -142,7 +142,7 @@ def _features(task: Task, params: Params, model_state: ModelState, examples: Exa
 
 
 def sums(
-    look: Extractor,
+    extractor: Extractor,
     state: ServerState,
     batch: ClientBatch,
     gram: Callable[[Array], PyTree] = lambda features: (),
@@ -162,22 +162,23 @@ def sums(
         class_sums = before.class_sums + closed_form.product(features.T, labels)
         return Moments(second, class_sums, before.class_counts + labels.sum(0))
 
-    dim = basis.directions.shape[1] if basis else look.dim
+    classes = extractor.task.num_classes
+    dim = basis.directions.shape[1] if basis else extractor.dim
     second = jax.eval_shape(gram, jax.ShapeDtypeStruct((1, dim), jnp.float32))
-    class_sums, counts = jnp.zeros((dim, look.task.num_classes)), jnp.zeros(look.task.num_classes)
-    zeros = Moments(trees.zeros(second), class_sums, counts)
-    return sum_over(look, state, batch, add, zeros, basis)
+    zeros = Moments(trees.zeros(second), jnp.zeros((dim, classes)), jnp.zeros(classes))
+    return sum_over(extractor, state, batch, add, zeros, basis)
 
 
-def moments(look: Extractor, state: ServerState, batch: ClientBatch, *options) -> Moments:
+def moments(extractor: Extractor, state: ServerState, batch: ClientBatch, *options) -> Moments:
     """Returns ``sums`` with the packed Gram matrix, for ridge regression."""
-    found = sums(look, state, batch, closed_form.gram_blocks, *options)
+    found = sums(extractor, state, batch, closed_form.gram_blocks, *options)
     return found._replace(gram=closed_form.pack(found.gram))
 
 
-def class_counts(look: Extractor, batch: ClientBatch) -> Array:
+def class_counts(extractor: Extractor, batch: ClientBatch) -> Array:
     """Returns a client's examples of each class, ``f32[C]``."""
-    return losses.class_counts(look.task.labels(batch.examples), batch.mask, look.task.num_classes)
+    task = extractor.task
+    return losses.class_counts(task.labels(batch.examples), batch.mask, task.num_classes)
 
 
 def result(batch: ClientBatch, message: PyTree, sums: PyTree = None, **metrics) -> ClientResult:

@@ -52,23 +52,23 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
       FieldError: a sketch that is too large, or clients without validation examples.
     """
     block, encoding = gaussian_head, gaussian_head["encoding"]
-    look = features.extractor(problem, block["microbatch"], block["sketch"])
+    extractor = features.make_extractor(problem, block["microbatch"], block["sketch"])
     if block["num_rounds"]:
         require_validation(problem, "num_rounds", f"={block['num_rounds']}")
     solver = Solver(
-        look,
+        extractor,
         has_gram=False,
         candidates=len(SHRINKAGES),
-        sums=partial(_sums, look),
+        sums=partial(_sums, extractor),
         encode=partial(messages.encode_means, encoding),
-        decode=partial(messages.decode_means, encoding, look.size),
+        decode=partial(messages.decode_means, encoding, extractor.size),
         solve=_solve,
     )
     return sums.phases("gaussian_head", problem, solver, block)
 
 
-def _sums(look: Extractor, state: ServerState, batch: ClientBatch, own: Keys) -> Moments:
-    return features.sums(look, state, batch, basis=state.strategy_state.basis)
+def _sums(extractor: Extractor, state: ServerState, batch: ClientBatch, own: Keys) -> Moments:
+    return features.sums(extractor, state, batch, basis=state.strategy_state.basis)
 
 
 def _solve(total: Moments, covariance: Array) -> Heads:

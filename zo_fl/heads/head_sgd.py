@@ -39,9 +39,9 @@ BLOCKS: dict[str, Block] = {
 
 
 class Training(NamedTuple):
-    """A client's training of the head: ``look`` computes features, the rest are config fields."""
+    """A client's training of the head, by fields of the config."""
 
-    look: Extractor
+    extractor: Extractor
     epochs: int
     batch_size: int
     lr: Any
@@ -54,13 +54,13 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
       FieldError: a cohort that cannot be drawn.
     """
     block, rounds, epochs = head_sgd, head_sgd["num_rounds"], head_sgd["local_epochs"]
-    look = features.extractor(problem, block["microbatch"])
-    training = Training(look, epochs, block["batch_size"], block["lr"])
+    extractor = features.make_extractor(problem, block["microbatch"])
+    training = Training(extractor, epochs, block["batch_size"], block["lr"])
     client = Client(partial(_update, training), one_model=True)
     passes = features.passes(1 / max(rounds, 1) if block["cache"] else epochs)
     group = cohorts.make_group(problem, client, passes, block)
-    group = group._replace(keeping=features.keeping(look, on_client=block["cache"]))
-    descending = server.descend(optax.sgd(1.0), partial(whole_gradient, look))
+    group = group._replace(keeping=features.keeping(extractor, on_client=block["cache"]))
+    descending = server.descend(optax.sgd(1.0), partial(whole_gradient, extractor))
     return (Phase("head_sgd", rounds, (group,), descending),)
 
 
@@ -74,19 +74,19 @@ def _update(training: Training, state: ServerState, batch: ClientBatch, own: Key
         rows, mask = where
         examples = jax.tree.map(lambda leaf: leaf[rows], batch.examples)
         part = batch._replace(examples=examples, mask=mask)
-        gradient, loss = _gradient(training.look, state, part, head)
+        gradient, loss = _gradient(training.extractor, state, part, head)
         count = jnp.maximum(mask.sum(), 1)
         head = jax.tree.map(lambda w, g: w - training.lr * g / count, head, gradient)
         return (head, total + loss), None
 
-    start = state.params[training.look.task.head]
+    start = state.params[training.extractor.task.head]
     steps = tuple(leaf.reshape(-1, leaf.shape[-1]) for leaf in order)
     (after, total), _ = jax.lax.scan(step, (start, jnp.float32(0)), steps)
     loss = total / jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
     return features.result(batch, jax.tree.map(jnp.subtract, start, after), loss=loss)
 
 
-def _gradient(look: Extractor, state, batch, head: Params) -> tuple[Params, Array]:
+def _gradient(extractor: Extractor, state, batch, head: Params) -> tuple[Params, Array]:
     """Returns the sums over a mini-batch of ``h (p - y)^T`` and ``p - y``, and of the losses."""
 
     def add(sums, seen, labels):
@@ -98,10 +98,10 @@ def _gradient(look: Extractor, state, batch, head: Params) -> tuple[Params, Arra
         return jax.tree.map(jnp.add, sums, (gradient, each))
 
     zeros = optax.tree.zeros_like(head), jnp.float32(0)
-    return features.sum_over(look, state, batch, add, zeros)
+    return features.sum_over(extractor, state, batch, add, zeros)
 
 
-def whole_gradient(look: Extractor, gradient: Params, state: ServerState, of_round: Keys):
+def whole_gradient(extractor: Extractor, gradient: Params, state: ServerState, of_round: Keys):
     """Returns the gradient by all parameters, 0 outside of the head, and the strategy state."""
     zeros = optax.tree.zeros_like(state.params)
-    return zeros | {look.task.head: gradient}, state.strategy_state
+    return zeros | {extractor.task.head: gradient}, state.strategy_state

@@ -63,21 +63,21 @@ def phases(problem: Problem, *, head_zo: Mapping[str, Any]) -> tuple[Phase, ...]
       FieldError: a cohort that cannot be drawn, or a sketch that is too large.
     """
     block, rounds, count = head_zo, head_zo["num_rounds"], head_zo["num_directions"]
-    look = features.extractor(problem, block["microbatch"], block["sketch"])
-    keeping = features.keeping(look, on_client=block["cache"])
-    setup = Setup("head_zo", problem, look, keeping, min(rounds, 1), partial(_start, look))
+    extractor = features.make_extractor(problem, block["microbatch"], block["sketch"])
+    keeping, start = features.keeping(extractor, block["cache"]), partial(_start, extractor)
+    setup = Setup("head_zo", problem, extractor, keeping, rounds, start)
     client = Client(
-        partial(_update, look, block["loss"], count),
-        partial(_decode, look, count),
+        partial(_update, extractor, block["loss"], count),
+        partial(_decode, extractor, count),
         lambda state: (state.params, state.model_state, state.strategy_state),
         replays=True,
         one_model=True,
     )
-    gradient = partial(_gradient_of_all, look)
+    gradient = partial(_gradient_of_all, extractor)
     server = descend(optax.sgd(block["lr"]), gradient, init=setup.continued)
     # Where features are kept, one pass in all is spread over the rounds.
     passes = features.passes(1 / max(rounds, 1) if block["cache"] else 1)
-    learn = partial(_learn_from_high, look, block["fresh"])
+    learn = partial(_learn_from_high, extractor, block["fresh"])
     return steps.in_order(
         setup,
         steps.high_tier_moments(setup, "basis", learn),
@@ -85,21 +85,21 @@ def phases(problem: Problem, *, head_zo: Mapping[str, Any]) -> tuple[Phase, ...]
     )
 
 
-def _start(look: Extractor) -> Basis:
-    return Basis(jnp.zeros(look.dim), jnp.zeros((look.dim, look.size)))
+def _start(extractor: Extractor) -> Basis:
+    return Basis(jnp.zeros(extractor.dim), jnp.zeros((extractor.dim, extractor.size)))
 
 
-def _learn_from_high(look: Extractor, fresh: bool, moments: Moments, state, of_round: Keys):
-    params, head = state.params, look.task.head
+def _learn_from_high(extractor: Extractor, fresh: bool, moments: Moments, state, of_round: Keys):
+    params, head = state.params, extractor.task.head
     if fresh:
         params = params | {head: optax.tree.zeros_like(params[head])}
-    return params, closed_form.principal_basis(moments, look.size)
+    return params, closed_form.principal_basis(moments, extractor.size)
 
 
-def _zeros(look: Extractor) -> Params:
+def _zeros(extractor: Extractor) -> Params:
     """Returns a head of zeros on the basis."""
-    shape = look.size, look.task.num_classes
-    return {"kernel": jnp.zeros(shape), "bias": jnp.zeros(look.task.num_classes)}
+    shape = extractor.size, extractor.task.num_classes
+    return {"kernel": jnp.zeros(shape), "bias": jnp.zeros(extractor.task.num_classes)}
 
 
 def direction_keys(own: Keys, count: int) -> Array:
@@ -108,11 +108,11 @@ def direction_keys(own: Keys, count: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(count))
 
 
-def _update(look: Extractor, loss: str, count: int, state, batch, own) -> ClientResult:
-    gradient, mean_loss = _gradient(look, loss, state, batch)
+def _update(extractor: Extractor, loss: str, count: int, state, batch, own) -> ClientResult:
+    gradient, mean_loss = _gradient(extractor, loss, state, batch)
 
     def along(key):
-        direction = _ADD_DIRECTION(_zeros(look), key, 1.0)
+        direction = _ADD_DIRECTION(_zeros(extractor), key, 1.0)
         products = jax.tree.map(lambda a, b: jnp.sum(a * b), direction, gradient)
         return products["kernel"] + products["bias"]
 
@@ -120,10 +120,10 @@ def _update(look: Extractor, loss: str, count: int, state, batch, own) -> Client
     return features.result(batch, scalars, loss=mean_loss)
 
 
-def _gradient(look: Extractor, loss: str, state, batch) -> tuple[Params, Array]:
+def _gradient(extractor: Extractor, loss: str, state, batch) -> tuple[Params, Array]:
     """Returns a client's mean gradient by the head on the basis, and its mean loss ``f32[]``."""
-    head, adjust = state.params[look.task.head], losses.LOSSES[loss]
-    counts = features.class_counts(look, batch)
+    head, adjust = state.params[extractor.task.head], losses.LOSSES[loss]
+    counts = features.class_counts(extractor, batch)
 
     def total(logits, labels):
         logits = logits if adjust is None else adjust(logits, counts)
@@ -136,18 +136,20 @@ def _gradient(look: Extractor, loss: str, state, batch) -> tuple[Params, Array]:
         new = {"kernel": closed_form.product(white.T, error), "bias": error.sum(0)}
         return jax.tree.map(jnp.add, sums, (new, value))
 
-    sums = features.sum_over(look, state, batch, add, (_zeros(look), jnp.float32(0)))
+    sums = features.sum_over(extractor, state, batch, add, (_zeros(extractor), jnp.float32(0)))
     return optax.tree.scale(1 / jnp.maximum(jnp.sum(batch.mask), 1), sums)
 
 
-def _decode(look: Extractor, count: int, scalars: Array, state: ServerState, own: Keys) -> PyTree:
+def _decode(
+    extractor: Extractor, count: int, scalars: Array, state: ServerState, own: Keys
+) -> PyTree:
     coefficients = estimators.finite_mean_coefficients(scalars, 1.0)
     drawn = direction_keys(own, count)
-    return estimators.combine(_ADD_DIRECTION, coefficients, drawn, _zeros(look))
+    return estimators.combine(_ADD_DIRECTION, coefficients, drawn, _zeros(extractor))
 
 
-def _gradient_of_all(look: Extractor, mean: Params, state: ServerState, of_round: Keys):
+def _gradient_of_all(extractor: Extractor, mean: Params, state: ServerState, of_round: Keys):
     """Returns the gradient by all parameters, from that by the head on the basis."""
     on_basis = Heads(mean["kernel"][None], mean["bias"][None])
     head = closed_form.unfold(state.strategy_state, on_basis).at(0)
-    return head_sgd.whole_gradient(look, head, state, of_round)
+    return head_sgd.whole_gradient(extractor, head, state, of_round)

@@ -72,17 +72,17 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
       FieldError: a sketch that is too large, noise that hides nothing, or a choice without
         validation examples.
     """
-    look = features.extractor(problem, ridge["microbatch"], ridge["sketch"])
+    extractor = features.make_extractor(problem, ridge["microbatch"], ridge["sketch"])
     penalties = np.array(ridge["penalties"], np.float32)
     encoding, private = ridge["encoding"], take(Privacy, ridge)
     _check_private(ridge)
     if ridge["num_rounds"] and len(penalties) > 1:
         require_validation(problem, "penalties", f"={ridge['penalties']!r}")
     solver = Solver(
-        look,
+        extractor,
         has_gram=True,
         candidates=len(penalties),
-        sums=partial(_sums, look, private, cohorts.cohort_size(problem, ridge)),
+        sums=partial(_sums, extractor, private, cohorts.cohort_size(problem, ridge)),
         encode=partial(messages.encode_moments, encoding),
         decode=partial(messages.decode_moments, encoding),
         solve=partial(_solve, penalties, bool(private.noise)),
@@ -104,10 +104,10 @@ def _check_private(ridge: Mapping[str, Any]) -> None:
             raise FieldError(field, f"{problem}; allowed with noise: {words}")
 
 
-def _sums(look: Extractor, private: Privacy, cohort: int, state, batch, own: Keys) -> Moments:
+def _sums(extractor: Extractor, private: Privacy, cohort: int, state, batch, own: Keys) -> Moments:
     """Returns a client's sums of bounded features, with its share of the noise."""
     bounded = partial(bounded_features, private)
-    exact = features.moments(look, state, batch, state.strategy_state.basis, bounded)
+    exact = features.moments(extractor, state, batch, state.strategy_state.basis, bounded)
     return noisy_sums(private, exact, cohort, keys.stream(own.client, "privacy"))
 
 

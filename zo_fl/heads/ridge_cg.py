@@ -103,9 +103,9 @@ class Solution(NamedTuple):
 
 
 class Iterating(NamedTuple):
-    """Settings of clients and server: ``look`` computes features, the rest are config fields."""
+    """The settings of clients and server, from fields of the config."""
 
-    look: Extractor
+    extractor: Extractor
     encoding: str
     penalty: float
     shrinkage: float
@@ -124,10 +124,10 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
       FieldError: clients have no validation examples to count or calibrate on.
     """
     block, rounds, every = ridge_cg, ridge_cg["num_rounds"], ridge_cg["check_every"]
-    look = features.extractor(problem, block["microbatch"])
-    how = Iterating(look, block["encoding"], block["penalty"], block["shrinkage"], every)
-    keeping = features.keeping(look, on_client=block["cache"])
-    setup = Setup("ridge_cg", problem, look, keeping, min(rounds, 1), partial(_start, look))
+    extractor = features.make_extractor(problem, block["microbatch"])
+    how = Iterating(extractor, block["encoding"], block["penalty"], block["shrinkage"], every)
+    keeping, start = features.keeping(extractor, block["cache"]), partial(_start, extractor)
+    setup = Setup("ridge_cg", problem, extractor, keeping, rounds, start)
     first = Client(
         partial(_send_first, how),
         partial(_read_first, how),
@@ -149,7 +149,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     iterations = setup.phase("iterations", rounds, iterate, step, passes)
     if every and rounds:
         require_validation(problem, "check_every", f"={every}")
-        iterations = iterations._replace(stop=_stop(look, every))
+        iterations = iterations._replace(stop=_stop(extractor, every))
     return steps.in_order(
         setup,
         steps.high_tier_moments(setup, "moments", _learn_from_high),
@@ -159,9 +159,9 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     )
 
 
-def _start(look: Extractor) -> Solution:
+def _start(extractor: Extractor) -> Solution:
     """Returns the solution before any sums: ``W = 0``."""
-    dim, classes = look.dim, look.task.num_classes
+    dim, classes = extractor.dim, extractor.task.num_classes
     shapes = (dim,), (dim,), (classes,), (), *((dim, classes),) * 3, (classes,), (dim, dim)
     return Solution(*map(jnp.zeros, shapes))
 
@@ -174,7 +174,7 @@ def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
 def _send_first(how: Iterating, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
     """Sends the root of the mean square of each feature, class means and counts."""
     squares = lambda seen: jnp.sum(seen**2, axis=0)  # noqa: E731
-    sums = features.sums(how.look, state, batch, squares)
+    sums = features.sums(how.extractor, state, batch, squares)
     sizes = jnp.sqrt(sums.gram / jnp.maximum(sums.class_counts.sum(), 1))
     return features.result(batch, _encode_first(how, sums._replace(gram=sizes)), sums)
 
@@ -185,13 +185,13 @@ def _encode_first(how: Iterating, sums: Moments) -> Message:
 
 
 def _read_first(how: Iterating, message: Message, state: ServerState, own: Keys) -> Moments:
-    sums = messages.decode_means(how.encoding, how.look.dim, message)
-    sizes = messages.decode(how.encoding_of_sizes, message.gram, how.look.dim)
+    sums = messages.decode_means(how.encoding, how.extractor.dim, message)
+    sizes = messages.decode(how.encoding_of_sizes, message.gram, how.extractor.dim)
     return sums._replace(gram=sizes**2 * sums.class_counts.sum())
 
 
 def _first_bytes(how: Iterating, batch: ClientBatch) -> Array:
-    dim, counts = how.look.dim, features.class_counts(how.look, batch)
+    dim, counts = how.extractor.dim, features.class_counts(how.extractor, batch)
     sums = Moments(jnp.zeros(dim), jnp.zeros((dim, len(counts))), counts)
     return messages.num_bytes(partial(_encode_first, how), sums, counts)
 
@@ -229,14 +229,14 @@ def _send_product(how: Iterating, state, batch, own) -> ClientResult:
         ahead = closed_form.product(white, known.direction)
         return sums + closed_form.product(white.T, ahead)
 
-    zeros = jnp.zeros((how.look.dim, how.look.task.num_classes))
-    sums = features.sum_over(how.look, state, batch, add, zeros)
+    zeros = jnp.zeros((how.extractor.dim, how.extractor.task.num_classes))
+    sums = features.sum_over(how.extractor, state, batch, add, zeros)
     message = messages.encode(how.encoding, sums.T)  # one scale a class
     return features.result(batch, message, sums)
 
 
 def _read_product(how: Iterating, message: Encoded, state: ServerState, own: Keys) -> Array:
-    return messages.decode(how.encoding, message, how.look.dim).T
+    return messages.decode(how.encoding, message, how.extractor.dim).T
 
 
 def _step(how: Iterating, sums: Array, state: ServerState, of_round: Keys):
@@ -256,7 +256,7 @@ def _step(how: Iterating, sums: Array, state: ServerState, of_round: Keys):
         energy=energy,
     )
     # Without counts the model has the latest head, with them the best.
-    return state.params if how.check_every else _with_head(how.look, state.params, new), new
+    return state.params if how.check_every else _with_head(how.extractor, state.params, new), new
 
 
 def _preconditioned(known: Solution, residual: Array) -> Array:
@@ -271,15 +271,15 @@ def _head(known: Solution) -> Params:
     return {"kernel": kernel, "bias": bias}
 
 
-def _with_head(look: Extractor, params: Params, known: Solution) -> Params:
-    return params | {look.task.head: _head(known)}
+def _with_head(extractor: Extractor, params: Params, known: Solution) -> Params:
+    return params | {extractor.task.head: _head(known)}
 
 
-def _stop(look: Extractor, every: int) -> Stop:
+def _stop(extractor: Extractor, every: int) -> Stop:
     """Returns the rule by which iterations end and the best head is kept."""
 
     def asked(state: ServerState, data) -> tuple[Params, ModelState]:
-        return _with_head(look, state.params, state.strategy_state), state.model_state
+        return _with_head(extractor, state.params, state.strategy_state), state.model_state
 
     def keep(state: ServerState) -> ServerState:
         return state._replace(params=asked(state, None)[0])

@@ -51,18 +51,23 @@ class Setup(NamedTuple):
     Attributes:
       name: the method's.
       problem: task and clients.
-      look: computes features.
+      extractor: computes features.
       keeping: keeps features.
-      once: rounds of the phases before and after the method's own: 1, or 0 if that has none.
+      rounds: of the method's own phase.
       start: makes the first strategy state.
     """
 
     name: str
     problem: Problem
-    look: Extractor
+    extractor: Extractor
     keeping: Keeping
-    once: int
+    rounds: int
     start: Callable[[], PyTree]
+
+    @property
+    def once(self) -> int:
+        """Rounds of the phases before and after the method's own: 1, or 0 if that has none."""
+        return min(self.rounds, 1)
 
     def fresh(self, params: Params, before: PyTree) -> PyTree:
         """Returns the strategy state at the start of the method's first phase."""
@@ -101,13 +106,13 @@ def high_tier_moments(
     learn: Callable[[Moments, ServerState, Keys], tuple[Params, PyTree]],
 ) -> Phase:
     """Returns the phase in which the server learns from the high tier's second moments."""
-    client = Client(partial(_send_moments, setup.look), one_model=True)
+    client = Client(partial(_send_moments, setup.extractor), one_model=True)
     server = assign(learn, init=setup.fresh)
     return setup.phase(name, setup.once, client, server, features.passes(), HIGH_TIER)
 
 
-def _send_moments(look: Extractor, state, batch, own) -> ClientResult:
-    return features.result(batch, features.moments(look, state, batch))
+def _send_moments(extractor: Extractor, state, batch, own) -> ClientResult:
+    return features.result(batch, features.moments(extractor, state, batch))
 
 
 def best_head(setup: Setup) -> Phase:
@@ -125,7 +130,7 @@ def temperature(setup: Setup) -> Phase:
     """
     if setup.once:
         require_validation(setup.problem, "calibrate", "=True")
-    head = setup.look.task.head
+    head = setup.extractor.task.head
     return _asking(
         setup, "calibrate", _losses_when_scaled, _scale_logits, lambda state: state.params[head]
     )
@@ -144,12 +149,12 @@ def _asking(
     """
     problem = setup.problem
     asked = setup._replace(problem=problem._replace(clients=problem.validation or problem.clients))
-    client = Client(partial(update, setup.look), receives=receives, one_model=True)
-    server = assign(partial(function, setup.look.task.head), init=setup.continued)
+    client = Client(partial(update, setup.extractor), receives=receives, one_model=True)
+    server = assign(partial(function, setup.extractor.task.head), init=setup.continued)
     return asked.phase(name, setup.once, client, server, features.passes(), on_validation=True)
 
 
-def _count_right(look: Extractor, state, batch, own) -> ClientResult:
+def _count_right(extractor: Extractor, state, batch, own) -> ClientResult:
     """Sends ``i32[L]``, the number of the client's examples that each head gets right."""
     heads: Heads = state.strategy_state.heads
 
@@ -162,7 +167,7 @@ def _count_right(look: Extractor, state, batch, own) -> ClientResult:
         return counts + right.sum(0, dtype=jnp.int32)
 
     zeros = jnp.zeros(heads.bias.shape[0], jnp.int32)
-    return features.result(batch, features.sum_over(look, state, batch, add, zeros))
+    return features.result(batch, features.sum_over(extractor, state, batch, add, zeros))
 
 
 def _take_best(head: str, counts: Array, state: ServerState, of_round: Keys):
@@ -170,9 +175,9 @@ def _take_best(head: str, counts: Array, state: ServerState, of_round: Keys):
     return state.params | {head: best}, state.strategy_state
 
 
-def _losses_when_scaled(look: Extractor, state, batch, own) -> ClientResult:
+def _losses_when_scaled(extractor: Extractor, state, batch, own) -> ClientResult:
     """Sends ``f32[T]``, the sum of the client's losses at each temperature."""
-    head = state.params[look.task.head]
+    head = state.params[extractor.task.head]
 
     def add(losses, seen, labels):
         logits = seen @ head["kernel"] + head["bias"][None]
@@ -181,7 +186,7 @@ def _losses_when_scaled(look: Extractor, state, batch, own) -> ClientResult:
         return losses + each.sum(0)
 
     zeros = jnp.zeros(len(TEMPERATURES))
-    return features.result(batch, features.sum_over(look, state, batch, add, zeros))
+    return features.result(batch, features.sum_over(extractor, state, batch, add, zeros))
 
 
 def _scale_logits(head: str, losses: Array, state: ServerState, of_round: Keys):

@@ -50,7 +50,7 @@ class Solver(NamedTuple):
     """A method that makes heads of sums.
 
     Attributes:
-      look: computes features.
+      extractor: computes features.
       has_gram: whether the sums have a Gram matrix; otherwise the high tier sends a covariance.
       candidates: heads that ``solve`` makes.
       sums: ``(state, batch, keys) -> Moments`` of a client.
@@ -59,7 +59,7 @@ class Solver(NamedTuple):
       solve: ``(Moments of everyone, covariance) -> Heads`` of projected features.
     """
 
-    look: Extractor
+    extractor: Extractor
     has_gram: bool
     candidates: int
     sums: Callable[[ServerState, ClientBatch, Keys], Moments]
@@ -87,9 +87,9 @@ def phases(
     Raises:
       FieldError: a cohort that cannot be drawn, or no validation examples to calibrate on.
     """
-    look, rounds = solver.look, block["num_rounds"]
+    extractor, rounds = solver.extractor, block["num_rounds"]
     start = partial(_start, solver, len(problem.clients.client_sizes))
-    setup = Setup(name, problem, look, features.keeping(look), min(rounds, 1), start)
+    setup = Setup(name, problem, extractor, features.keeping(extractor), rounds, start)
     client = Client(
         partial(_update, solver),
         partial(_decode, solver),
@@ -97,7 +97,7 @@ def phases(
         one_model=True,
         sent_bytes=partial(_sent_bytes, solver),
     )
-    learns = bool(look.sketch) or not solver.has_gram
+    learns = bool(extractor.sketch) or not solver.has_gram
     init = setup.continued if learns else setup.fresh
     server = assign(partial(_add_and_solve, solver), init=init)
     own = "sums" if solver.has_gram else "means"
@@ -111,18 +111,20 @@ def phases(
 
 
 def _start(solver: Solver, population: int) -> Sums:
-    look, count, classes = solver.look, solver.candidates, solver.look.task.num_classes
+    extractor, count = solver.extractor, solver.candidates
+    classes = extractor.task.num_classes
+    dim, size, sketch = extractor.dim, extractor.size, extractor.sketch
     return Sums(
         _no_sums(solver),
-        jnp.zeros(population),
-        Basis(jnp.zeros(look.dim), jnp.zeros((look.dim, look.sketch))) if look.sketch else (),
-        () if solver.has_gram else jnp.zeros((look.size, look.size)),
-        Heads(jnp.zeros((count, look.dim, classes)), jnp.zeros((count, classes))),
+        joined=jnp.zeros(population),
+        basis=Basis(jnp.zeros(dim), jnp.zeros((dim, sketch))) if sketch else (),
+        covariance=() if solver.has_gram else jnp.zeros((size, size)),
+        heads=Heads(jnp.zeros((count, dim, classes)), jnp.zeros((count, classes))),
     )
 
 
 def _no_sums(solver: Solver) -> Moments:
-    size, classes = solver.look.size, solver.look.task.num_classes
+    size, classes = solver.extractor.size, solver.extractor.task.num_classes
     gram = jnp.zeros(size * (size + 1) // 2) if solver.has_gram else ()
     return Moments(gram, jnp.zeros((size, classes)), jnp.zeros(classes))
 
@@ -149,7 +151,7 @@ def _update(solver: Solver, state: ServerState, batch: ClientBatch, own: Keys) -
 
 
 def _sent_bytes(solver: Solver, batch: ClientBatch) -> Array:
-    counts = features.class_counts(solver.look, batch)
+    counts = features.class_counts(solver.extractor, batch)
     return messages.num_bytes(solver.encode, jax.eval_shape(lambda: _no_sums(solver)), counts)
 
 
@@ -163,7 +165,7 @@ def _add_and_solve(solver: Solver, reduced: PyTree, state: ServerState, of_round
     sums, joined = jax.tree.map(jnp.add, (before.sums, before.joined), reduced)
     heads = closed_form.unfold(before.basis, solver.solve(sums, before.covariance))
     after = before._replace(sums=sums, joined=joined, heads=heads)
-    return with_middle(solver.look.task.head, state, heads, sums.class_counts), after
+    return with_middle(solver.extractor.task.head, state, heads, sums.class_counts), after
 
 
 def with_middle(head: str, state: ServerState, heads: Heads, class_counts: Array) -> Params:
