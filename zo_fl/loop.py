@@ -16,8 +16,7 @@ import numpy as np
 from zo_fl.compiled import Compiled
 from zo_fl.engine.algorithm import ServerState, Stop
 from zo_fl.engine.types import PyTree
-from zo_fl.host.folder import Position
-from zo_fl.host.schedule import Schedule, ScheduledPhase, chunks
+from zo_fl.host.schedule import Position, Schedule, ScheduledPhase, chunks
 from zo_fl.host.screen import Progress, Stopwatch
 
 
@@ -54,7 +53,7 @@ def first_state(compiled: Compiled, position: Position) -> ServerState:
     """
     schedule = compiled.planned.ended(position.ended)
     phase = schedule.at(max(position.done, 1)).phase
-    return compiled.start(phase, compiled.first(), 0)
+    return compiled.start(phase, compiled.first, 0)
 
 
 def rounds(
@@ -150,10 +149,10 @@ def _ask(
     """Returns state, position and what was measured after a question of the phase's ``Stop``."""
     stop = phase.phase.stop
     assert isinstance(stop, Stop)
-    count, accuracy = compiled.count_right(phase.phase, state)
+    count, accuracy = compiled.count_right(phase.phase, stop, state)
     if count > position.best:
         position = position._replace(best=count, waited=0)
-        state = compiled.keep(phase.phase, state)
+        state = compiled.keep(stop, state)
     else:
         position = position._replace(waited=position.waited + 1)
     if position.waited >= stop.patience and position.done < phase.end:

@@ -16,7 +16,7 @@ from zo_fl.engine import task
 from zo_fl.engine.errors import ConfigError
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Dataset, ModelState, Params
-from zo_fl.host import folder, processes
+from zo_fl.host import files, processes
 
 _FOLDER, _FACTS = "model", "model.json"
 _BATCH = 500
@@ -82,7 +82,7 @@ def save(
         "own": None if module is None else describe(module),
     }
     if processes.is_first():
-        folder.write_json(path / _FACTS, facts)
+        files.write_json(path / _FACTS, facts)
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
@@ -98,7 +98,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     """
     path = Path(path)
     saved, facts, summary = (
-        folder.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
+        files.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
     )
     if saved is None or facts is None or summary is None:
         raise ConfigError(f"{path} holds no finished run with a model; finish it, or run it again")

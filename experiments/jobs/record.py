@@ -7,7 +7,7 @@ from typing import Any
 
 from zo_fl.config.sweeps import Sweep
 from zo_fl.engine.errors import ConfigError
-from zo_fl.host import folder
+from zo_fl.host import files
 
 from .plan import Overrides, distinct, point_folder
 
@@ -34,7 +34,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         if earlier:  # a damaged one is lost: the command says it all
             content = _extend(path, earlier, json.loads(json.dumps(content)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder.write_json(path, content)
+        files.write_json(path, content)
     except OSError as error:
         raise ConfigError(
             f"cannot write to the folder {path.parent} ({error.strerror}); change --workdir"

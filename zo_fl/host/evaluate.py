@@ -1,6 +1,6 @@
 """Mean loss and accuracy of a model over a fixed set of examples, as one jitted program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -62,30 +62,30 @@ def make_set(
     return EvaluationSet(batches, mask, num_batches, np.array(count, np.int32))
 
 
-def make_sets(federation: Federation, batch_size: int, engine: Engine) -> dict[str, EvaluationSet]:
-    """Returns the official test split, ``test``, and all clients' validation examples, ``val``.
+def make_sets(
+    federation: Federation, batch_size: int, engine: Engine, tiers: Iterable[str] = ()
+) -> dict[str, EvaluationSet]:
+    """Returns the official test split, ``test``, and clients' validation examples.
 
-    Both have the shapes of the larger one, so that the model is compiled once for both.
+    ``val`` are those of all clients. ``val high`` and the like are those of the clients of some
+    tiers, keys of ``TIERS``. ``test`` and ``val`` have the shapes of the larger one, so that the
+    model is compiled once for both.
     """
-    dataset, rows = federation.dataset, federation.val_indices
-    val = jax.tree.map(lambda leaf: leaf[rows], dataset.train)
-    found = {"test": dataset.test, "val": val}
-    capacity = max(map(_count, found.values()))
-    return {name: make_set(one, batch_size, engine, capacity) for name, one in found.items()}
+    validation, train = federation.validation, federation.dataset.train
 
+    def rows_of(rows: np.ndarray) -> Examples:
+        return jax.tree.map(lambda leaf: leaf[rows], train)
 
-def make_validation(
-    federation: Federation, batch_size: int, engine: Engine, tiers: str
-) -> EvaluationSet:
-    """Returns the validation examples of the clients of some tiers, a key of ``TIERS``."""
-    validation = federation.validation
-    of_tiers = np.isin(np.asarray(validation.client_tiers), TIERS[tiers])
-    held = (
-        np.arange(validation.client_indices.shape[1]) < np.asarray(validation.client_sizes)[:, None]
-    )
-    rows = np.sort(np.asarray(validation.client_indices)[held & of_tiers[:, None]])
-    examples = jax.tree.map(lambda leaf: leaf[rows], federation.dataset.train)
-    return make_set(examples, batch_size, engine)
+    whole = {"test": federation.dataset.test, "val": rows_of(federation.val_indices)}
+    capacity = max(map(_count, whole.values()))
+    sets = {name: make_set(one, batch_size, engine, capacity) for name, one in whole.items()}
+    clients, sizes = np.asarray(validation.client_indices), np.asarray(validation.client_sizes)
+    held = np.arange(clients.shape[1]) < sizes[:, None]
+    for name in tiers:
+        of_tiers = np.isin(np.asarray(validation.client_tiers), TIERS[name])
+        rows = np.sort(clients[held & of_tiers[:, None]])
+        sets[f"val {name}"] = make_set(rows_of(rows), batch_size, engine)
+    return sets
 
 
 def _count(examples: Examples) -> int:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process alone may write to.
+"""Files that are written whole or not at all, and folders that belong to one process.
 
 The operating system holds a folder's lock while its process lives, and releases it when the process
 is killed. Between machines this works on file systems with POSIX locks (NFS from version 4 on;
@@ -11,13 +11,15 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from zo_fl.engine.errors import ConfigError
+from zo_fl.host.units import is_number
 
 _LOCK, _OWNER = ".lock", ".owner.json"
 _POLL_SECONDS = 0.1
@@ -78,6 +80,50 @@ def write_whole(path: Path, content: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as indented JSON, whole or not at all; see ``as_json``.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    write_whole(path, json.dumps(as_json(content), indent=2, allow_nan=False) + "\n")
+
+
+def as_json(content: Any) -> Any:
+    """Returns NumPy and JAX scalars as Python's, and floats that are not finite as None."""
+    if isinstance(content, Mapping):
+        return {name: as_json(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [as_json(value) for value in content]
+    content = content.item() if hasattr(content, "item") else content
+    return None if isinstance(content, float) and not is_number(content) else content
+
+
+def read_json(path: Path, *names: str) -> dict[str, Any] | None:
+    """Returns the object in a JSON file, or None if there is no file.
+
+    Args:
+      path: the file.
+      *names: that the object must have.
+
+    Raises:
+      ConfigError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content:
+        why = "not a JSON object"
+    elif missing := [name for name in names if name not in content]:
+        why = f"no {missing[0]}"
+    else:
+        return content
+    raise ConfigError(f"{path} is damaged: {why}; mend it, or choose another folder")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 from zo_fl.engine.errors import ConfigError
-from zo_fl.host.files import storing, write_whole
+from zo_fl.host.files import as_json, storing, write_whole
 from zo_fl.host.units import is_number
 
 FILE_NAME = "metrics.jsonl"
@@ -112,16 +112,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             "--workdir"
         )
     return [row for row in rows if row is not None]
-
-
-def as_json(content: Any) -> Any:
-    """Returns content as JSON has it: NumPy and JAX scalars as Python's, NaN as None."""
-    if isinstance(content, Mapping):
-        return {name: as_json(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [as_json(value) for value in content]
-    content = content.item() if hasattr(content, "item") else content
-    return None if isinstance(content, float) and not is_number(content) else content
 
 
 def _keep(path: Path, done: int) -> list[int]:
