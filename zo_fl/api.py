@@ -147,7 +147,7 @@ def execute(
     together: Any = None,
     quiet: bool = False,
 ) -> list[Summary]:
-    """Runs what is left of a run, or of several as one program, and returns their summaries.
+    """Runs or resumes a run, or several as one program, and returns their summaries.
 
     Args:
       built: the experiment of the first config.
@@ -180,7 +180,7 @@ def execute(
                 run_folder.open(position.done, made_by)
                 stack.callback(run_folder.close)
             stack.enter_context(screen)
-            for chunk in loop.rounds(compiled, state, position, options, clock, screen):
+            for chunk in loop.rounds(compiled, state, position, clock, screen):
                 state, schedule, done = chunk.state, chunk.schedule, chunk.position.done
                 _record(compiled, chunk, alive, screen, on_round)
                 for i in [i for i, one in alive.items() if one.record.divergence is not None]:

@@ -1,13 +1,12 @@
 """The compiled side of a run: first states, chunks of rounds, evaluation, and their data.
 
-All states lie alike, on the engine's mesh, between chunks; a phase may have a layout of its own
-(``Engine.of``), to which its states go and from which they come back.
+Between chunks all states lie alike, on the engine's mesh. A phase may have a layout of its own
+(``Engine.of``): its states are moved there for a chunk and back.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from zo_fl.host.features import FeatureCache
 from zo_fl.host.schedule import Schedule, ScheduledPhase, make_schedule
 
 Model = tuple[PyTree, PyTree]  # parameters and statistics
-Compiling = Callable[[str], AbstractContextManager[Any]]
 RunChunk = Callable[[ServerState, FederatedData, int], tuple]
 
 
@@ -42,6 +40,7 @@ class Compiled:
         run. States, keys, metrics and accuracies then have a leading axis of runs.
 
     Attributes:
+      options: the config block ``run``.
       planned: the schedule, if no phase ends early.
       replicated: the sharding of states.
       run_key: ``key[]``.
@@ -55,7 +54,7 @@ class Compiled:
         shared: Path | None = None,
         together: Any = None,
     ):
-        self._built, self._options, self._together = built, options, together
+        self._built, self.options, self._together = built, options, together
         self._lift: Callable[..., Callable] = jax.vmap if together else _as_is
         engine, federation = built.engine, built.federation
         self.replicated = engine.replicated
@@ -109,7 +108,7 @@ class Compiled:
         return measured
 
     def count_right(self, phase: Phase, stop: Stop, state: ServerState) -> tuple[int, float]:
-        """Returns how many validation examples a phase's ``Stop`` finds right, and their share."""
+        """Returns the count of right validation examples for a phase's ``Stop``, and the share."""
         model = self.model_of(stop.asked or phase.model, state)
         name = "val" if stop.tiers == "all" else f"val {stop.tiers}"
         accuracy = float(self._measure(phase, name, model, asks=True)["accuracy"])
@@ -144,16 +143,13 @@ class Compiled:
             data = jax.device_put(data, engine.replicated)
         return itertools.repeat(data)
 
-    def chunk(
-        self, phase: ScheduledPhase, state: ServerState, data: FederatedData, compiling: Compiling
-    ) -> RunChunk:
+    def chunk(self, phase: ScheduledPhase, state: ServerState, data: FederatedData) -> RunChunk:
         """Returns a phase's compiled chunk: ``(state, data, rounds) -> (state, metrics[, sent])``.
 
         Args:
           phase: of the rounds; ``sent`` is there if they replay.
           state: one of its states.
           data: of its feed.
-          compiling: entered with the phase's name while its program is compiled.
         """
         engine, home = self._engine_of(phase.phase), self.replicated
         recorded = home if phase.phase.replays and not self._together else None
@@ -163,7 +159,7 @@ class Compiled:
             varied = self._built.phases_with(numbers) if numbers else self._built.phases
             return make_algorithm([p for p in varied if p.num_rounds][phase.place], engine)
 
-        chunk = make_chunk(algorithm_of, self._options["rounds_per_jit"], recorded)
+        chunk = make_chunk(algorithm_of, self.options["rounds_per_jit"], recorded)
         there = engine.replicated
         run_key = jax.device_put(self.run_key, there)
         jitted = jax.jit(
@@ -172,9 +168,8 @@ class Compiled:
             out_shardings=None if recorded is None else (None, None, recorded),
             compiler_options=engine.compiler_options,
         )
-        with compiling(phase.phase.name):
-            like = jax.device_put(state, there)
-            program = jitted.lower(like, data, run_key, np.int32(1), numbers).compile()
+        like = jax.device_put(state, there)
+        program = jitted.lower(like, data, run_key, np.int32(1), numbers).compile()
 
         def run(state: ServerState, data: FederatedData, num_rounds: int) -> tuple:
             state = jax.device_put(state, there)

@@ -34,7 +34,7 @@ class Experiment(NamedTuple):
       phases: what to run, in order.
       data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
       validation: likewise, each client with its validation examples.
-      engine: how clients are laid out on the devices.
+      engine: the layout of clients on the devices.
       seed: root of all randomness but the partition's.
       phases_with: ``{dotted field: value} -> phases`` with other values of fields that may vary
         (``Field.varies``), which may be traced.
@@ -87,24 +87,28 @@ def assemble(
 
     Args:
       config: resolved.
-      federation: data, and who holds them.
-      engine: how clients are laid out on the devices.
-      width: share of the channels that the config's model has here.
+      federation: data and clients.
+      engine: the layout of clients on the devices.
+      width: share of the channels of the config's model.
       model: instead of the config's.
 
     Raises:
       ConfigError: whatever is wrong with the config, before anything is traced.
     """
+    dataset = federation.dataset
 
     def make_task(share: float) -> Task:
         if model is None:
-            return named_task(config["model"], federation.dataset, width * share)
+            block, classes = config["model"], dataset.num_classes
+            module = models.create(**block, num_classes=classes, width=width * share)
+            shape = dataset.train["image"].shape[1:]
+            return task.classification(module, shape, classes, dataset.mean, dataset.std)
         if share != 1.0:
             raise ConfigError(
                 f"{type(model).__name__} has no narrow form, which HeteroFL needs; "
                 "change config.algorithm"
             )
-        return own_task(model, federation.dataset)
+        return own_task(model, dataset)
 
     learning = make_task(1.0)
     data, validation = federation.clients, federation.validation
@@ -146,7 +150,7 @@ def assemble(
 
 
 def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
-    """Checks that no phase evaluates what it makes of data: they stay on the host."""
+    """Checks that no phase needs data for the model that it evaluates: they stay on the host."""
     model = jax.eval_shape(learning.init, keys.run_key(0))
     for phase in phases:
         if phase.num_rounds:
@@ -155,18 +159,11 @@ def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
             )
 
 
-def named_task(block: Mapping[str, Any], dataset: Dataset, width: float = 1.0) -> Task:
-    """Returns the task of the model that a config names; ``block`` is ``config.model``."""
-    module = models.create(**block, num_classes=dataset.num_classes, width=width)
-    shape = dataset.train["image"].shape[1:]
-    return task.classification(module, shape, dataset.num_classes, dataset.mean, dataset.std)
-
-
 def own_task(module: nn.Module, dataset: Dataset) -> Task:
     """Returns the task of any Linen module ``(x, train, mask) -> logits``; it may leave out two.
 
-    Its last layer is the submodule ``head``, or what its attribute ``last_layer`` names; methods
-    that treat the last layer apart need it.
+    Its last layer is the submodule ``head``, or the one that its attribute ``last_layer`` names;
+    methods that treat the last layer apart need it.
 
     Raises:
       ConfigError: it cannot take the data set's images, has another number of outputs, or
@@ -202,7 +199,7 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
 
 
 def _check_statistics(learning: Task, examples: Any, module: nn.Module) -> None:
-    """Checks that batch statistics are moved as the methods that average them expect."""
+    """Checks the momentum of batch statistics; methods that average them rely on it."""
     name = type(module).__name__
     params, statistics = learning.init(keys.run_key(0))
     moved = [

@@ -1,4 +1,4 @@
-"""A run's trained model: saved at its end, loaded to predict."""
+"""The trained model of a run: saved at its end, loaded to predict."""
 
 import dataclasses
 import importlib
@@ -129,7 +129,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """Returns where a module's class is defined, and its fields if these are JSON."""
+    """Returns file, class and, if they are JSON, fields of a module; ``_import`` reads it."""
     fields = {
         field.name: getattr(module, field.name)
         for field in dataclasses.fields(module)

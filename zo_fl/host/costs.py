@@ -1,7 +1,7 @@
 """The cost of a round, from the shapes of the real messages.
 
     uplink     cohort x (message + uploaded statistics)
-    downlink   receivers x (what the update is rebuilt from + the new statistics)
+    downlink   receivers x (new model, or scalars to rebuild it, + the new statistics)
 
 The cohort receives a first-order round as the new model (HeteroFL's narrow clients: their slice of
 it). The whole population receives a zeroth-order round as scalars, because every client must follow

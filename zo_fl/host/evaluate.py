@@ -24,8 +24,7 @@ class EvaluationSet(NamedTuple):
       mask: ``bool[b, B]``, False for padding.
       num_batches: ``i32[]`` batches up to the last example; later ones are skipped.
       size: ``i32[]`` examples.
-      features: ``f32[b, B, d]`` by ``make_seen``, of a model of which only the last layer has
-        changed since; or ``()``.
+      features: ``f32[b, B, d]`` by ``make_seen``, while only the last layer changes; or ``()``.
     """
 
     examples: Examples
@@ -42,9 +41,9 @@ def make_set(
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
-      batch_size: of examples, rounded up to a multiple of the number of devices.
-      engine: knows the devices.
-      capacity: examples to make room for, at least M; sets of equal room share a program.
+      batch_size: examples, rounded up to a multiple of the number of devices.
+      engine: of the devices.
+      capacity: examples that there is room for, at least M; sets of equal room share a program.
     """
     count = _count(examples)
     room = max(count if capacity is None else capacity, 1)
@@ -101,7 +100,7 @@ def make_evaluate(
 
     Args:
       task: the learning problem, at the precision of the evaluation.
-      compiler_options: see ``jax.jit``; an engine has those of its devices.
+      compiler_options: see ``jax.jit`` and ``Engine``.
     """
 
     def evaluate(params, model_state, examples: EvaluationSet):
@@ -126,11 +125,7 @@ def make_evaluate(
 
 
 def make_seen(task: Task) -> Callable[..., Array]:
-    """Returns ``(params, model_state, evaluation_set) -> f32[b, B, d]``, the last layer's inputs.
-
-    Args:
-      task: the learning problem, at the precision of the evaluation.
-    """
+    """Returns ``(params, model_state, set) -> f32[b, B, d]``, the inputs of the last layer."""
 
     def seen(params, model_state, examples: EvaluationSet):
         def of_batch(i):

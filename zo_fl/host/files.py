@@ -27,9 +27,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StorageError(OSError):
-    """A file or folder that cannot be written; the message says which one and why, in one line.
+    """A file or folder cannot be written; the message says which one and why, in one line.
 
-    What was there is still there. Once it can be written, the same command goes on.
+    Its old content is still there. Once it can be written, the same command goes on.
     """
 
     def __str__(self) -> str:
@@ -37,17 +37,17 @@ class StorageError(OSError):
 
     @property
     def remedy(self) -> str:
-        """What to do about it, in a few words."""
+        """Advice, in a few words."""
         return "make room for it" if self.errno in _FULL else "make it writable"
 
 
 @contextmanager
 def storing(path: Path, *, any_error: bool = False) -> Iterator[None]:
-    """Turns an error of the block into a ``StorageError`` that names the path.
+    """Turns an OSError of the block into a ``StorageError`` that names the path.
 
     Args:
       path: file or folder that the block writes.
-      any_error: whether to turn every exception, not only OSError: for libraries that raise others.
+      any_error: whether to turn every exception: for libraries that raise others.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file so that every reader, whenever it looks, sees the old one or the new one.
 
     Raises:
-      StorageError: it cannot be written; what was there is still there.
+      StorageError: it cannot be written; the old one is still there.
     """
     temporary = path.with_name(path.name + ".partial")
     with storing(path):
@@ -131,7 +131,8 @@ def owned(folder: Path) -> Iterator[None]:
     """Holds a folder, made if missing, for the block.
 
     Raises:
-      ConfigError: another process, or thread, holds it, says which one; or it cannot be made.
+      ConfigError: another process, or thread, holds it, and the message says which; or it cannot
+        be made.
       StorageError: the folder is there and cannot be written.
     """
     lock, is_new = FileLock(folder / _LOCK), not folder.exists()

@@ -126,10 +126,10 @@ class RunFolder:
         self.checkpoints.save(at.done, state, saved, keep=schedule.is_kept(at.done))
 
     def open(self, done: int, made_by: Mapping[str, Any]) -> None:
-        """Opens metrics and ledger, and drops what they say of rounds after ``done``.
+        """Opens metrics and ledger, and drops their rounds after ``done``.
 
-        Warns of lost rows, of a damaged ledger, and if the run began with something else than
-        ``made_by``, its provenance now.
+        Warns of lost rows, of a damaged ledger, and of a run that began with another provenance
+        than ``made_by``.
         """
         with processes.agreed():
             if processes.is_first():
@@ -150,7 +150,7 @@ class RunFolder:
                 file.close()
 
     def write(self, rows: list[dict[str, Any]], sent: PyTree | None, phase: str) -> None:
-        """Writes the rows of a chunk, and what clients sent in its rounds.
+        """Writes the rows of a chunk of rounds, and its records.
 
         Args:
           rows: one for each round.
@@ -273,7 +273,7 @@ def create(path: Path, made: Mapping[str, Any], partition: Mapping[str, Any]) ->
 
 
 def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
-    """Waits for what another process has created: a network file system may show it late.
+    """Waits for a folder of another process: a network file system may show it late.
 
     Raises:
       ConfigError: it does not show.

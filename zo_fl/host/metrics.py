@@ -39,8 +39,8 @@ class MetricsWriter:
 
     Args:
       folder: of the run; made if missing.
-      resume_after: rounds that are done. Later rows of a killed process are dropped, as they will
-        be written again; so are lines that are no row.
+      resume_after: rounds that are done. Later rows are dropped, as they will be written again; so
+        are lines that are no row.
 
     Attributes:
       lost: rounds up to ``resume_after`` that have no row any more.
@@ -59,7 +59,7 @@ class MetricsWriter:
             # Not SummaryWriter: its thread may be late, and hangs at the end if the disk is full.
             # A name of its own, as two starts within a second would overwrite each other.
             self._events = EventsWriter(str(events / "events"), f".{time.time_ns()}")
-            # TensorBoard hides what earlier files say about this step and later ones.
+            # With it TensorBoard hides this step and later ones in earlier files.
             self._add(step=resume_after + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -115,7 +115,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _keep(path: Path, done: int) -> list[int]:
-    """Keeps the rows of rounds 1 to ``done``, once each; returns the rounds that have none."""
+    """Keeps the rows of rounds 1 to ``done``, once each; returns the rounds without a row."""
     found = ((_row(line), line) for line in _lines(path))
     kept = {row["round"]: line for row, line in found if row is not None and row["round"] <= done}
     if path.exists():

@@ -33,11 +33,11 @@ def position_of(done: int, saved: Mapping[str, Any]) -> Position:
 
 
 class ScheduledPhase(NamedTuple):
-    """A phase, the rounds it covers (``start < round <= end``) and what they cost.
+    """A phase, its rounds (``start < round <= end``) and their costs.
 
     Attributes:
       place: among the run's phases that have rounds.
-      phase: what is done.
+      phase: the description.
       start: rounds of the run that are done when it begins.
       end: rounds of the run that are done when it ends.
       round: cost of a round.
