@@ -144,7 +144,6 @@ def execute(
     model: nn.Module | None = None,
     shared: Path | None = None,
     on_round: OnRound | None = None,
-    together: Any = None,
     quiet: bool = False,
 ) -> list[Summary]:
     """Runs or resumes a run, or several as one program, and returns their summaries.
@@ -157,7 +156,6 @@ def execute(
       model: the user's own.
       shared: see ``run``.
       on_round: see ``run``.
-      together: the mapping over several runs; see ``Compiled``.
       quiet: no progress output.
 
     Raises:
@@ -168,7 +166,7 @@ def execute(
     made_by = _create(built, runs, model)
     if not quiet:
         print(format_summary(built.federation.summary), flush=True)
-    compiled = Compiled(built, options, shared, together)
+    compiled = Compiled(built, options, shared, tuple(runs.values()))
     folders = [RunFolder(path, clock, title(resolved)) for path, resolved in runs.items()]
     alive, summaries = dict(enumerate(folders)), {}
     with deferred_signals() as interrupted:

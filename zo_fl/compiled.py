@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from zo_fl import config as configs
 from zo_fl.engine import algorithm, keys
 from zo_fl.engine.algorithm import Evaluated, Phase, ServerState, Stop
 from zo_fl.engine.layout import Engine
@@ -36,14 +37,14 @@ class Compiled:
       built: the experiment.
       options: the config block ``run``.
       shared: folder in which runs leave features for each other, or None.
-      together: the mapping over several runs as one program (``run_many.Together``), None for one
-        run. States, keys, metrics and accuracies then have a leading axis of runs.
+      runs: their configs, if several runs that differ in seed and numbers are one program. States,
+        keys, metrics and accuracies then have a leading axis of runs.
 
     Attributes:
       options: the config block ``run``.
       planned: the schedule, if no phase ends early.
       replicated: the sharding of states.
-      run_key: ``key[]``.
+      run_key: ``key[]``, or ``key[runs]``.
       first: the run's first weights.
     """
 
@@ -52,10 +53,12 @@ class Compiled:
         built: Experiment,
         options: Mapping[str, Any],
         shared: Path | None = None,
-        together: Any = None,
+        runs: Sequence[Mapping[str, Any]] = (),
     ):
-        self._built, self.options, self._together = built, options, together
-        self._lift: Callable[..., Callable] = jax.vmap if together else _as_is
+        self._built, self.options, self._together = built, options, len(runs) > 1
+        self._lift: Callable[..., Callable] = jax.vmap if self._together else _as_is
+        differ = configs.numbers_that_differ(runs) if self._together else {}
+        self._numbers = {field: np.asarray(of, np.float32) for field, of in differ.items()}
         engine, federation = built.engine, built.federation
         self.replicated = engine.replicated
 
@@ -67,7 +70,12 @@ class Compiled:
             "out_shardings": self.replicated,
             "compiler_options": engine.compiler_options_once,
         }
-        make_key = together.run_keys if together else lambda: keys.run_key(built.seed)
+
+        def make_key():
+            if not self._together:
+                return keys.run_key(built.seed)
+            return jnp.stack([keys.run_key(one["seed"]) for one in runs])
+
         self.run_key = jax.jit(make_key, **once)()
         self.first: Model = jax.jit(self._lift(first_weights), **once)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, jax.eval_shape(keys.run_key, 0))
@@ -153,7 +161,7 @@ class Compiled:
         """
         engine, home = self._engine_of(phase.phase), self.replicated
         recorded = home if phase.phase.replays and not self._together else None
-        numbers = self._together.numbers if self._together else {}
+        numbers = self._numbers
 
         def algorithm_of(numbers) -> FederatedAlgorithm:
             varied = self._built.phases_with(numbers) if numbers else self._built.phases

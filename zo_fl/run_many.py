@@ -10,39 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from zo_fl import api, experiment
 from zo_fl import config as configs
 from zo_fl.api import Config, Summary
 from zo_fl.config import warm_starts
-from zo_fl.engine import keys
 from zo_fl.engine.errors import ConfigError
-from zo_fl.engine.types import Array
 from zo_fl.experiment import Experiment
 from zo_fl.host import devices, processes
 from zo_fl.host.screen import Stopwatch
-
-
-class Together:
-    """The mapping over runs that differ in their seed and in some numbers.
-
-    Args:
-      resolved: a config each.
-
-    Attributes:
-      numbers: dotted field -> ``f32[runs]``, the values in which they differ.
-    """
-
-    def __init__(self, resolved: Sequence[Config]):
-        self._seeds = [one["seed"] for one in resolved]
-        differ = configs.numbers_that_differ(resolved)
-        self.numbers = {field: np.asarray(of, np.float32) for field, of in differ.items()}
-
-    def run_keys(self) -> Array:
-        """Returns the runs' keys ``key[runs]``."""
-        return jnp.stack([keys.run_key(seed) for seed in self._seeds])
 
 
 def run_seeds(
@@ -156,7 +131,7 @@ def _run(
         _check(built)
     with api.owned(paths):
         runs = dict(zip(paths, resolved, strict=True))
-        return api.execute(built, runs, clock, donor, together=Together(resolved), quiet=quiet)
+        return api.execute(built, runs, clock, donor, quiet=quiet)
 
 
 def _check(built: Experiment) -> None:
