@@ -76,10 +76,12 @@ class FeatureCache:
         return examples._replace(features=self._get(name, self._see, (*model, examples), where))
 
     def _is_kept(self, keeping: Keeping | None, asks: bool) -> bool:
+        """Returns whether features are kept here; drops those of another ``Keeping``."""
         if keeping is not self._keeping:
             self._keeping, self._kept = keeping, {}
-        on_client = keeping is not None and asks and keeping.on_client
-        return on_client or (keeping is not None and self._folder is not None)
+        if keeping is None:
+            return False
+        return self._folder is not None or (asks and keeping.on_client)
 
     def _get(self, name: str, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
         """Returns ``compute(*arguments)``, computed once; the folder may have it already."""

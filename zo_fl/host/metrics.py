@@ -11,7 +11,7 @@ The file is standard JSON: a float that is not finite, which JSON lacks, is null
 import json
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _TAGS = {
 }
 
 
-class MetricsWriter:
+class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """Appends rows to ``metrics.jsonl`` and to TensorBoard events in ``tb/``. A context manager.
 
     Args:
@@ -87,9 +87,6 @@ class MetricsWriter:
         for file in (self._file, self._events):
             with suppress(OSError):  # it was raised when it was written; closing tries it again
                 file.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -48,7 +48,7 @@ def epsilon(noise: float, times: int) -> float:
 
 
 def _releases(phase: Phase) -> list[Release]:
-    """Returns the releases of a phase's groups; none if some group promises nothing."""
+    """Returns the releases of a phase's groups, none if some group promises nothing."""
     found = [group.release for group in phase.groups]
     return [] if None in found else found
 

@@ -1,4 +1,4 @@
-"""The tables that a command prints at the end of one run or of several."""
+"""The table at the end of a run, and of several."""
 
 import statistics
 import textwrap
