@@ -31,7 +31,7 @@ class Experiment(NamedTuple):
     Attributes:
       federation: data set, clients and validation examples, on the host.
       task: model and loss.
-      phases: what to run, in order.
+      phases: in order.
       data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
       validation: likewise, each client with its validation examples.
       engine: the layout of clients on the devices.
@@ -70,7 +70,7 @@ def build(
       model: any Linen module, instead of the one that the config names; see ``own_task``.
 
     Raises:
-      ConfigError: whatever is wrong with the config, before anything is traced.
+      ConfigError: the config is wrong; raised before anything is traced.
     """
     engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
     return assemble(config, federated.load(**config["data"], dataset=dataset), engine, model=model)
@@ -83,7 +83,7 @@ def assemble(
     width: float = 1.0,
     model: nn.Module | None = None,
 ) -> Experiment:
-    """Returns the experiment of a config on a federation that need not be the config's own.
+    """Returns the experiment of a config on any federation.
 
     Args:
       config: resolved.
@@ -93,7 +93,7 @@ def assemble(
       model: instead of the config's.
 
     Raises:
-      ConfigError: whatever is wrong with the config, before anything is traced.
+      ConfigError: the config is wrong; raised before anything is traced.
     """
     dataset = federation.dataset
 

@@ -40,7 +40,7 @@ class TrainedModel(NamedTuple):
     task: Task
 
     def logits(self, images: Any) -> np.ndarray:
-        """Returns ``f32[n, classes]`` of images like those of training, in batches."""
+        """Returns logits ``f32[n, classes]`` of images like those of training."""
         return _in_batches(self._logits, np.asarray(images))
 
     def predict(self, images: Any) -> np.ndarray:
@@ -90,11 +90,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
 
     Args:
       path: the run's folder.
-      model: the module it was trained with, where that was the user's own and cannot be imported
-        again from where it was defined.
+      model: the user's own module, if the run had one and it cannot be imported again.
 
     Raises:
-      ConfigError: there is no finished run, or its module is not to be had.
+      ConfigError: there is no finished run, or its module cannot be made.
     """
     path = Path(path)
     saved, facts, summary = (
@@ -106,7 +105,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     if model is None and facts["own"] is not None:
         model = _import(facts["own"], path)
     if model is None:
-        # Of the fields that there are: version 0.2 had two more, which no model needs.
+        # Only the known fields: version 0.2 had two more, which no model needs.
         block = {name: config["model"][name] for name in models.BLOCK}
         model = models.create(**block, num_classes=facts["num_classes"])
     learning = task.classification(

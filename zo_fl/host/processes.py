@@ -29,7 +29,7 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Returns whether this process prints, and writes the files that are written once."""
+    """Returns whether this process prints, and writes all files but its part of checkpoints."""
     return not several() or jax.process_index() == 0
 
 
