@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from zo_fl.host import folder
-    from zo_fl.host.files import write_whole
+    from zo_fl.host.files import write_json, write_whole
 
     from .inspection import diagnosis, diagnosis_page
     from .inspection.states import Replay
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     cli.enable_compilation_cache()
     found = diagnosis.of(Replay(path), flags.FLAGS.rounds)
     write_whole(path / "diagnosis.html", diagnosis_page.page(found))
-    folder.write_json(path / "diagnosis.json", diagnosis_page.to_json(found))
+    write_json(path / "diagnosis.json", diagnosis_page.to_json(found))
     console = Console(highlight=False)
     for table in diagnosis_page.tables(found):
         table.print(console)

@@ -72,7 +72,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Runs the experiment of the flags and returns the exit status."""
     from zo_fl import api, config
-    from zo_fl.host import processes, screen
+    from zo_fl.host import processes, summary_table
 
     del argv
     given = cli.given_config()
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
             print(f"{str(stop) or 'stopped at once'}; {resume}", file=sys.stderr)
         return signals.INTERRUPTED
     if processes.is_first():
-        print(screen.summary_table(summary | {"workdir": str(path)}))
+        print(summary_table.of_run(summary | {"workdir": str(path)}))
         if summary["diverged_round"] is not None:
             hint = "lower config.warmup.lr or config.zo.lr"
             print(f"stopped: {summary['divergence']}; {hint}", file=sys.stderr)
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
 def _run_together(resolved, path: Path) -> int:
     """Runs several seeds or values as one program and returns the exit status."""
     from zo_fl import run_many
-    from zo_fl.host import processes, screen
+    from zo_fl.host import processes, summary_table
 
     given = flags.FLAGS
     if bool(given.vmap_seeds) + bool(given.vmap_values) + bool(given.also) > 1:
@@ -126,13 +126,13 @@ def _run_together(resolved, path: Path) -> int:
     if processes.is_first():
         if given.also:
             for folder, summary in zip(folders, summaries, strict=True):
-                print(screen.summary_table(summary | {"workdir": str(folder)}))
+                print(summary_table.of_run(summary | {"workdir": str(folder)}))
         elif field:
             names = [f"{field}={value:g}" for value in values]
-            print(screen.runs_table(dict(zip(names, summaries, strict=True)), path))
+            print(summary_table.of_runs(dict(zip(names, summaries, strict=True)), path))
         else:
             names = [f"seed {resolved['seed'] + i}" for i in range(len(summaries))]
-            print(screen.runs_table(dict(zip(names, summaries, strict=True)), path, mean=True))
+            print(summary_table.of_runs(dict(zip(names, summaries, strict=True)), path, mean=True))
     return int(any(summary["diverged_round"] is not None for summary in summaries))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -81,6 +82,27 @@ def test_stopped_and_resumed_seeds_end_bit_identical(together, tmp_path, monkeyp
     run_many.run_seeds(*arguments, quiet=True)
     for seed in ("0", "1"):
         assert rows_of(tmp_path / seed) == rows_of(together[0] / seed)
+
+
+@pytest.mark.slow
+def test_seeds_go_on_from_the_latest_round_of_which_all_have_a_checkpoint(
+    together, tmp_path, monkeypatch
+):
+    path, other = tmp_path / "one", tmp_path / "other"
+    stopped_at(monkeypatch, 5, run_many.run_seeds, tiny.config(**SEEDS), path, 2)
+    rounds = path / "1" / "checkpoints" / "rounds"
+    newest = max(rounds.iterdir(), key=lambda one: int(one.name))
+    assert int(newest.name) > 3
+    for file in newest.rglob("progress/metadata"):
+        file.write_bytes(b"{}")
+    shutil.copytree(path, other)
+    run_many.run_seeds(tiny.config(**SEEDS), path, 2, quiet=True)
+    for seed in ("0", "1"):
+        assert rows_of(path / seed) == rows_of(together[0] / seed)
+    for where in ("rounds", "pivot"):
+        shutil.rmtree(other / "0" / "checkpoints" / where / "3")
+    with pytest.raises(ConfigError, match="no checkpoint of the same round"):
+        run_many.run_seeds(tiny.config(**SEEDS), other, 2, quiet=True)
 
 
 @pytest.mark.slow

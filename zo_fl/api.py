@@ -5,8 +5,10 @@
 Of several processes (``host.processes``) each runs all of this on its own part of the devices.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Dataset
 from zo_fl.experiment import Experiment
-from zo_fl.host import checkpoint, devices, files, folder, processes
-from zo_fl.host.folder import Position, RunFolder, position_of
-from zo_fl.host.screen import Planned, Progress, Stopwatch
+from zo_fl.host import devices, files, folder, processes
+from zo_fl.host.folder import RunFolder
+from zo_fl.host.schedule import Position
+from zo_fl.host.screen import Progress, Stopwatch
 from zo_fl.host.signals import deferred_signals
 from zo_fl.loop import Chunk
 
 Config = dict[str, Any]
+Summary = dict[str, Any]
 OnRound = Callable[[dict[str, Any]], object]
 
 
@@ -47,7 +51,7 @@ def run(
     warm_start: str | Path | None = None,
     shared: str | Path | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Summary:
     """Runs or resumes an experiment in a folder, and returns its summary.
 
     Args:
@@ -56,16 +60,16 @@ def run(
       path: the run's folder. An unfinished run in it is resumed, a finished one only reported.
       dataset: from ``zo_fl.dataset``, instead of the one that the config names.
       model: any Linen module ``(x, train, mask) -> logits`` (it may leave out ``mask``, or both),
-        instead of the one that the config names. Its last layer is the submodule ``head``, or what
-        its attribute ``last_layer`` names.
+        instead of the one that the config names. Its last layer is the submodule ``head``, or the
+        one that its attribute ``last_layer`` names.
       changes: fields of the config, dotted: ``{"zo.num_directions": 9}``.
       on_round: called with each row of ``metrics.jsonl``, in order, as it is written.
       warm_start: folder of a finished run of the same data, model, seed and settings whose phases
         are the first of this one's: a new run starts after them instead of repeating them, and ends
         as if it had. A run that has begun goes on from its own checkpoints.
       shared: folder in which runs leave features for each other, where a method looks at a model
-        that it does not change: they are computed once, also those that it is evaluated on. Up to
-        five files, the largest as the training set's features in float32.
+        that it does not change: they are computed once, also those for evaluation. Up to five
+        files, the largest as the training set's features in float32.
       quiet: no progress output.
 
     Returns:
@@ -100,27 +104,10 @@ def run(
         summary = finished(resolved, path, model)
         if summary is not None:
             return summary
-        made_by = begin(built, resolved, path, model, quiet)
-        compiled = Compiled(built, resolved["run"], None if shared is None else Path(shared))
-        run_folder = RunFolder(path, clock)
-        with deferred_signals() as interrupted:
-            if donor is not None:
-                adopt(compiled, run_folder, donor, lambda at: loop.first_state(compiled, at))
-            position, state = resume(compiled, run_folder)
-            screen = Progress(planned(compiled), position.done, quiet=is_quiet(quiet))
-            chunks = loop.rounds(compiled, state, position, resolved["run"], clock, screen)
-            told = on_round or (lambda row: None)
-            run_folder.open(position.done, made_by)
-            with closing(run_folder), screen:
-                last = follow(chunks, run_folder, resolved["run"], screen, interrupted, told)
-            if last is not None:
-                position, state = last.position, last.state
-            schedule = compiled.planned.ended(position.ended)
-            if run_folder.record.divergence is None:
-                trained = compiled.model_of(schedule.phases[-1].phase.model, state)
-                with clock.during("saving"):
-                    saved_model.save(path, trained, built.federation.dataset, model)
-            return run_folder.finish(title(resolved), schedule, position.done)
+        place = None if shared is None else Path(shared)
+        runs = {path: resolved}
+        (summary,) = execute(built, runs, clock, donor, model, place, on_round, quiet=quiet)
+        return summary
 
 
 def resolve(config: Any, changes: Mapping[str, Any] | None = None) -> Config:
@@ -130,8 +117,8 @@ def resolve(config: Any, changes: Mapping[str, Any] | None = None) -> Config:
     return configs.resolve(configs.changed(resolved, changes)) if changes else resolved
 
 
-def finished(resolved: Config, path: Path, model: nn.Module | None) -> dict[str, Any] | None:
-    """Returns the summary of a finished run, None if it is not; the folder is checked."""
+def finished(resolved: Config, path: Path, model: nn.Module | None) -> Summary | None:
+    """Checks a folder, and returns the summary of the run in it, None if it is not finished."""
     with processes.agreed():
         folder.check(path, configs.identity, resolved, in_words(model))
         summary = folder.finished(path)
@@ -149,122 +136,137 @@ def owned(paths: Sequence[Path]) -> ExitStack:
     return stack
 
 
-def begin(
-    built: Experiment, resolved: Config, path: Path, model: nn.Module | None, quiet: bool
+def execute(
+    built: Experiment,
+    runs: Mapping[Path, Config],
+    clock: Stopwatch,
+    donor: Path | None = None,
+    model: nn.Module | None = None,
+    shared: Path | None = None,
+    on_round: OnRound | None = None,
+    quiet: bool = False,
+) -> list[Summary]:
+    """Runs or resumes a run, or several as one program, and returns their summaries.
+
+    Args:
+      built: the experiment of the first config.
+      runs: folder, owned by this process -> config, resolved.
+      clock: started with the command.
+      donor: folder of a finished run that they start after, which ``warm_starts`` checked.
+      model: the user's own.
+      shared: see ``run``.
+      on_round: see ``run``.
+      quiet: no progress output.
+
+    Raises:
+      ConfigError, Interrupted, StorageError: see ``run``.
+    """
+    quiet = quiet or not processes.is_first()
+    options = next(iter(runs.values()))["run"]
+    made_by = _create(built, runs, model)
+    if not quiet:
+        print(format_summary(built.federation.summary), flush=True)
+    compiled = Compiled(built, options, shared, tuple(runs.values()))
+    folders = [RunFolder(path, clock, title(resolved)) for path, resolved in runs.items()]
+    alive, summaries = dict(enumerate(folders)), {}
+    with deferred_signals() as interrupted:
+        position, state = _resume(compiled, folders, donor)
+        schedule = compiled.planned.ended(position.ended)
+        screen = Progress(schedule, position.done, quiet)
+        with ExitStack() as stack:
+            for run_folder in folders:
+                run_folder.open(position.done, made_by)
+                stack.callback(run_folder.close)
+            stack.enter_context(screen)
+            for chunk in loop.rounds(compiled, state, position, clock, screen):
+                state, schedule, done = chunk.state, chunk.schedule, chunk.position.done
+                _record(compiled, chunk, alive, screen, on_round)
+                for i in [i for i, one in alive.items() if one.record.divergence is not None]:
+                    # Now: it will not be resumed with the others.
+                    summaries[i] = alive.pop(i).finish(schedule, done)
+                if not alive:
+                    break
+                stops = processes.any_of(interrupted())
+                if stops or done % options["checkpoint_every"] == 0 or done == chunk.phase.end:
+                    for i, run_folder in alive.items():
+                        run_folder.save(compiled.take(state, i), chunk.position, schedule)
+                if stops:
+                    raise Interrupted(f"stopped after round {done} of {schedule.end}")
+        if alive:
+            trained = compiled.model_of(schedule.phases[-1].phase.model, state)
+            for i, run_folder in alive.items():
+                with clock.during("saving"):
+                    own = compiled.take(trained, i)
+                    saved_model.save(run_folder.path, own, built.federation.dataset, model)
+                summaries[i] = run_folder.finish(schedule, schedule.end)
+    return [summaries[i] for i in range(len(folders))]
+
+
+def _create(
+    built: Experiment, runs: Mapping[Path, Config], model: nn.Module | None
 ) -> dict[str, Any]:
-    """Makes a run's folder, prints who holds what, and returns the provenance."""
+    """Makes the folders of runs, and returns the provenance."""
     made_by = devices.provenance(__version__)
     with processes.agreed():
         if processes.is_first():
-            made = {"config": resolved, "model": in_words(model), "provenance": made_by}
-            folder.create(path, made, built.federation.summary)
+            for path, resolved in runs.items():
+                made = {"config": resolved, "model": in_words(model), "provenance": made_by}
+                folder.create(path, made, built.federation.summary)
     with processes.agreed():
-        folder.wait_until_seen(path)
-    if not is_quiet(quiet):
-        print(format_summary(built.federation.summary), flush=True)
+        for path in runs:
+            folder.wait_until_seen(path)
     return made_by
 
 
-def adopt(
-    compiled: Compiled,
-    run_folder: RunFolder,
-    donor: Path,
-    like: Callable[[Position], ServerState],
-) -> None:
-    """Starts a run that has not begun after a finished warm-up, which ``warm_starts`` checked.
+def _resume(
+    compiled: Compiled, folders: Sequence[RunFolder], donor: Path | None
+) -> tuple[Position, ServerState]:
+    """Returns the latest position that all runs have saved, and the state there; or the start."""
 
-    Args:
-      compiled: the run.
-      run_folder: its folder.
-      donor: the warm-up's folder.
-      like: a position -> a state with the shapes of the one there.
+    def like(i: int, at: Position) -> ServerState:
+        return compiled.take(loop.first_state(compiled, at), i)
 
-    Raises:
-      ConfigError: the warm-up's checkpoint is missing, damaged, or of another structure.
-    """
-    if run_folder.checkpoints.latest_round() is not None:
-        return
-    saved = checkpoint.Checkpoints(donor, read_only=True)
-    done = saved.latest_round()
-    if done is None:
-        raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
-    try:
-        position = position_of(done, saved.progress(done))
-        state, progress = saved.restore(done, like(position))
-    except checkpoint.Damaged as damaged:
-        raise ConfigError(f"{damaged}; change --warm_start") from None
-    schedule = compiled.planned.ended(position.ended)
-    run_folder.adopt(donor, state, progress, position, schedule)
-
-
-def resume(compiled: Compiled, run_folder: RunFolder) -> tuple[Position, ServerState]:
-    """Returns the newest position whose state can be restored, and the state; or the start."""
-    while (position := run_folder.newest()).done:
-        state = run_folder.restore(position.done, loop.first_state(compiled, position))
-        if state is not None:
-            return position, state
+    for i, run_folder in enumerate(folders):
+        if donor is not None:
+            run_folder.adopt(donor, compiled.planned, functools.partial(like, i))
+    while (position := min(run_folder.newest() for run_folder in folders)).done:
+        if any(position.done not in one.checkpoints.rounds() for one in folders):
+            raise ConfigError(
+                f"runs side by side: {folders[0].path} and others have no checkpoint of the same "
+                "round any more; finish each alone, or start again with another --workdir"
+            )
+        saved = [one.restore(position.done, like(i, position)) for i, one in enumerate(folders)]
+        states = [state for state in saved if state is not None]
+        if len(states) == len(folders):
+            return position, compiled.stack(states)
     return position, loop.first_state(compiled, position)
 
 
-def follow(
-    chunks: Iterable[Chunk],
-    run_folder: RunFolder,
-    options: Mapping[str, Any],
+def _record(
+    compiled: Compiled,
+    chunk: Chunk,
+    folders: Mapping[int, RunFolder],
     screen: Progress,
-    interrupted: Callable[[], bool],
-    on_round: OnRound,
-) -> Chunk | None:
-    """Logs, shows and saves what a run does, until it ends or diverges; returns the last chunk.
-
-    Raises:
-      Interrupted: ``interrupted`` said so; the run is saved.
-    """
-    last = None
-    for last in chunks:
-        rows = write(last, run_folder)
-        show(last, rows, [run_folder], screen)
-        for row in rows:
-            on_round(row)
-        if run_folder.record.divergence is not None:
-            return last
-        done, stops = last.position.done, processes.any_of(interrupted())
-        if stops or done % options["checkpoint_every"] == 0 or done == last.phase.end:
-            run_folder.save(last.state, last.position, last.schedule)
-        if stops:
-            raise Interrupted(f"stopped after round {done} of {last.schedule.end}")
-    return last
-
-
-def write(chunk: Chunk, run_folder: RunFolder) -> list[dict[str, Any]]:
-    """Writes the rows of a chunk, and what was sent in it; returns the rows."""
-    measured = {name: float(value) for name, value in chunk.measured.items()}
-    each = chunk.seconds / len(chunk.rounds)
-    record, phase = run_folder.record, chunk.phase
-    rows = record.rows(chunk.schedule, phase, chunk.rounds, chunk.metrics, measured, each)
-    run_folder.write(rows, chunk.sent, phase.phase.name)
-    return rows
-
-
-def show(
-    chunk: Chunk, rows: list[dict[str, Any]], folders: Sequence[RunFolder], screen: Progress
+    on_round: OnRound | None,
 ) -> None:
-    """Shows how far a run is, by some rows, and the warnings of all runs of its program."""
-    for run_folder in folders:
-        for text in run_folder.record.news():
+    """Writes and shows a chunk of rounds of some runs, by their number."""
+    each, written = chunk.seconds / len(chunk.rounds), []
+    for i, run_folder in folders.items():
+        metrics, measured = compiled.take((chunk.metrics, chunk.measured), i)
+        measured = {name: float(value) for name, value in measured.items()}
+        record = run_folder.record
+        rows = record.rows(chunk.schedule, chunk.phase, chunk.rounds, metrics, measured, each)
+        run_folder.write(rows, chunk.sent, chunk.phase.phase.name)
+        written.append(rows)
+        for text in record.news():
             screen.message(f"warning: {text}")
     if chunk.position.ended:
-        screen.plan(_planned(chunk.schedule.phases))
-    images = chunk.phase.round.forward_passes * len(rows)
-    screen.update(rows, round(images), chunk.seconds)
-
-
-def planned(compiled: Compiled) -> list[Planned]:
-    """Returns the phases of a run, for the time that is left."""
-    return _planned(compiled.planned.phases)
-
-
-def _planned(phases) -> list[Planned]:
-    return [Planned(p.phase.name, p.end - p.start, p.round.pass_equivalents) for p in phases]
+        screen.plan(chunk.schedule)
+    images = chunk.phase.round.forward_passes * len(chunk.rounds)
+    screen.update(written[0], round(images), chunk.seconds)
+    if on_round is not None:
+        for row in itertools.chain(*written):
+            on_round(row)
 
 
 def title(resolved: Config) -> str:
@@ -275,11 +277,6 @@ def title(resolved: Config) -> str:
     )
 
 
-def is_quiet(quiet: bool) -> bool:
-    """Returns whether this process prints nothing."""
-    return quiet or not processes.is_first()
-
-
 def in_words(model: nn.Module | None) -> str | None:
-    """Returns a user's own model in words, its class and its attributes; None without one."""
+    """Returns the class and the attributes of a user's own model; None without one."""
     return None if model is None else " ".join(repr(model).split())

@@ -1,25 +1,24 @@
 """The compiled side of a run: first states, chunks of rounds, evaluation, and their data.
 
-All states lie alike, on the engine's mesh, between chunks; a phase may have a layout of its own
-(``Engine.of``), to which its states go and from which they come back.
+Between chunks all states lie alike, on the engine's mesh. A phase may have a layout of its own
+(``Engine.of``): its states are moved there for a chunk and back.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jax.sharding import Sharding
 
+from zo_fl import config as configs
 from zo_fl.engine import algorithm, keys
-from zo_fl.engine.algorithm import Phase, ServerState
-from zo_fl.engine.layout import AXIS, Engine
+from zo_fl.engine.algorithm import Evaluated, Phase, ServerState, Stop
+from zo_fl.engine.layout import Engine
 from zo_fl.engine.round import FederatedAlgorithm, make_algorithm
 from zo_fl.engine.types import Array, FederatedData, PyTree
 from zo_fl.experiment import Experiment
@@ -28,7 +27,6 @@ from zo_fl.host.features import FeatureCache
 from zo_fl.host.schedule import Schedule, ScheduledPhase, make_schedule
 
 Model = tuple[PyTree, PyTree]  # parameters and statistics
-Compiling = Callable[[str], AbstractContextManager[Any]]
 RunChunk = Callable[[ServerState, FederatedData, int], tuple]
 
 
@@ -39,13 +37,15 @@ class Compiled:
       built: the experiment.
       options: the config block ``run``.
       shared: folder in which runs leave features for each other, or None.
-      together: what several runs as one program are mapped by (``run_many.Together``), None for
-        one run. States, keys, metrics and accuracies then have a leading axis of runs.
+      runs: their configs, if several runs that differ in seed and numbers are one program. States,
+        keys, metrics and accuracies then have a leading axis of runs.
 
     Attributes:
+      options: the config block ``run``.
       planned: the schedule, if no phase ends early.
-      replicated: how states lie.
-      run_key: ``key[]``.
+      replicated: the sharding of states.
+      run_key: ``key[]``, or ``key[runs]``.
+      first: the run's first weights.
     """
 
     def __init__(
@@ -53,11 +53,14 @@ class Compiled:
         built: Experiment,
         options: Mapping[str, Any],
         shared: Path | None = None,
-        together: Any = None,
+        runs: Sequence[Mapping[str, Any]] = (),
     ):
-        self._built, self._options, self._together = built, options, together
-        self._lift: Callable[..., Callable] = together.lift if together else _as_is
-        self.replicated = built.engine.replicated
+        self._built, self.options, self._together = built, options, len(runs) > 1
+        self._lift: Callable[..., Callable] = jax.vmap if self._together else _as_is
+        differ = configs.numbers_that_differ(runs) if self._together else {}
+        self._numbers = {field: np.asarray(of, np.float32) for field, of in differ.items()}
+        engine, federation = built.engine, built.federation
+        self.replicated = engine.replicated
 
         def first_weights(key):
             return built.task.init(keys.stream(key, "init"))
@@ -65,41 +68,37 @@ class Compiled:
         # Made under jit: of several processes, none can send an array to another's devices.
         once = {
             "out_shardings": self.replicated,
-            "compiler_options": built.engine.compiler_options_once,
+            "compiler_options": engine.compiler_options_once,
         }
-        make_key = together.run_keys if together else lambda: keys.run_key(built.seed)
+
+        def make_key():
+            if not self._together:
+                return keys.run_key(built.seed)
+            return jnp.stack([keys.run_key(one["seed"]) for one in runs])
+
         self.run_key = jax.jit(make_key, **once)()
-        self._initial = jax.jit(self._lift(first_weights), **once)(self.run_key)
+        self.first: Model = jax.jit(self._lift(first_weights), **once)(self.run_key)
         params, model_state = jax.eval_shape(built.task.init, jax.eval_shape(keys.run_key, 0))
-        federation = built.federation
         self.planned: Schedule = make_schedule(
             built.phases, params, model_state, federation.clients, federation.validation
         )
-        compiler_options = built.engine.compiler_options
-        measure = evaluate.make_evaluate(built.task, compiler_options)
+        measure = evaluate.make_evaluate(built.task, engine.compiler_options)
         self._evaluate = self._lift(measure, (0, 0, None))
+        asked = {p.phase.stop.tiers for p in self.planned.phases if p.phase.stop is not None}
         size = options["eval_batch_size"]
-        self._sets = evaluate.make_sets(federation, size, built.engine)
-        self._asked: dict[str, evaluate.EvaluationSet] = {}
-        self._features = FeatureCache(built.task, shared, self.replicated, compiler_options)
-        self._models: dict[Any, Callable] = {}
-
-    def first(self) -> Model:
-        """Returns the run's first weights."""
-        return self._initial
+        self._sets = evaluate.make_sets(federation, size, engine, asked - {"all"})
+        self._features = FeatureCache(built.task, engine, shared)
+        self._programs: dict[Callable, Callable] = {}
 
     def start(self, phase: Phase, model: Model, done: int, before: PyTree = None) -> ServerState:
-        """Returns a phase's first state; the arguments are ``algorithm.start``'s."""
-        begin = functools.partial(algorithm.start, phase)
-        lifted = self._lift(begin, (0, 0, None, 0))
-        return jax.jit(lifted, out_shardings=self.replicated)(*model, np.int32(done), before)
+        """Returns a phase's first state; the arguments are those of ``algorithm.start``."""
+        begin = self._lift(functools.partial(algorithm.start, phase), (0, 0, None, 0))
+        return jax.jit(begin, out_shardings=self.replicated)(*model, np.int32(done), before)
 
-    def model_of(self, of: Callable, state: ServerState) -> Model:
+    def model_of(self, of: Evaluated, state: ServerState) -> Model:
         """Returns ``of(state, data)``, the parameters and statistics of a state."""
         data = None if self._built.engine.streamed else self._built.data
-        if of not in self._models:
-            self._models[of] = jax.jit(self._lift(of, (0, None)))
-        return self._models[of](state, data)
+        return self._programs.setdefault(of, jax.jit(self._lift(of, (0, None))))(state, data)
 
     def hand_over(
         self, before: ScheduledPhase, phase: ScheduledPhase, state: ServerState
@@ -111,45 +110,32 @@ class Compiled:
     def evaluate(self, phase: Phase, model: Model) -> dict[str, np.ndarray]:
         """Returns ``test_loss``, ``test_accuracy``, ``val_loss``, ``val_accuracy`` of a model."""
         measured = {}
-        for name, examples in self._sets.items():
-            examples = self._seen(phase, name, model, examples)
-            values = jax.device_get(self._evaluate(*model, examples))
+        for name in ("test", "val"):
+            values = self._measure(phase, name, model)
             measured |= {f"{name}_{key}": value for key, value in values.items()}
         return measured
 
-    def count_right(self, phase: Phase, state: ServerState) -> tuple[int, float]:
-        """Returns how many validation examples a phase's ``Stop`` finds right, and their share."""
-        stop = phase.stop
-        assert stop is not None, "the phase asks nothing"
+    def count_right(self, phase: Phase, stop: Stop, state: ServerState) -> tuple[int, float]:
+        """Returns the count of right validation examples for a phase's ``Stop``, and the share."""
         model = self.model_of(stop.asked or phase.model, state)
-        examples, name = self._sets["val"], "val"
-        if stop.tiers != "all":
-            if stop.tiers not in self._asked:
-                federation, size = self._built.federation, self._options["eval_batch_size"]
-                self._asked[stop.tiers] = evaluate.make_validation(
-                    federation, size, self._built.engine, stop.tiers
-                )
-            examples, name = self._asked[stop.tiers], f"val {stop.tiers}"
-        examples = self._seen(phase, name, model, examples, asks=True)
-        accuracy = float(jax.device_get(self._evaluate(*model, examples))["accuracy"])
-        return round(accuracy * int(examples.size)), accuracy
+        name = "val" if stop.tiers == "all" else f"val {stop.tiers}"
+        accuracy = float(self._measure(phase, name, model, asks=True)["accuracy"])
+        return round(accuracy * int(self._sets[name].size)), accuracy
 
-    def keep(self, phase: Phase, state: ServerState) -> ServerState:
-        """Returns the state after the best answer so far to a phase's ``Stop``."""
-        assert phase.stop is not None, "the phase asks nothing"
-        if phase.stop.keep is None:
+    def keep(self, stop: Stop, state: ServerState) -> ServerState:
+        """Returns the state after the best answer so far to a ``Stop``."""
+        if stop.keep is None:
             return state
-        if phase.stop.keep not in self._models:
-            self._models[phase.stop.keep] = jax.jit(phase.stop.keep)
-        return self._models[phase.stop.keep](state)
+        return self._programs.setdefault(stop.keep, jax.jit(stop.keep))(state)
 
-    def _seen(self, phase: Phase, name: str, model: Model, examples, asks: bool = False):
-        """Returns an evaluation set, with its features where the phase's are kept."""
-        if self._together:
-            return examples
-        where = self._built.engine.sharding(P(None, AXIS))
-        seen = self._features.of_set(phase.keeping, name, model, examples, where, asks)
-        return examples if seen is None else examples._replace(features=seen)
+    def _measure(
+        self, phase: Phase, name: str, model: Model, asks: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Returns loss and accuracy on an evaluation set, by features where the phase keeps any."""
+        examples = self._sets[name]
+        if not self._together:
+            examples = self._features.of_set(phase.keeping, name, model, examples, asks)
+        return jax.device_get(self._evaluate(*model, examples))
 
     def feed(
         self, phase: Phase, state: ServerState, cuts: Sequence[tuple[int, int]]
@@ -160,44 +146,38 @@ class Compiled:
         if engine.streamed:
             return streaming.stream(data, phase.groups, engine, self.run_key, cuts)
         if not self._together:
-            data = self._features.data_of(phase, state, data)
+            data = self._features.data_of(phase.keeping, state, data)
         if engine != built.engine:
             data = jax.device_put(data, engine.replicated)
         return itertools.repeat(data)
 
-    def chunk(
-        self, phase: ScheduledPhase, state: ServerState, data: FederatedData, compiling: Compiling
-    ) -> RunChunk:
-        """Returns a phase's chunk of rounds, compiled: ``(state, data, rounds) -> (state, metrics,
-        ...)``, at last what was sent, where rounds replay.
+    def chunk(self, phase: ScheduledPhase, state: ServerState, data: FederatedData) -> RunChunk:
+        """Returns a phase's compiled chunk: ``(state, data, rounds) -> (state, metrics[, sent])``.
 
         Args:
-          phase: of the rounds.
+          phase: of the rounds; ``sent`` is there if they replay.
           state: one of its states.
           data: of its feed.
-          compiling: entered with the phase's name while its program is compiled.
         """
         engine, home = self._engine_of(phase.phase), self.replicated
         recorded = home if phase.phase.replays and not self._together else None
-        capacity, options = self._options["rounds_per_jit"], engine.compiler_options
-        numbers = self._together.numbers if self._together else {}
+        numbers = self._numbers
 
         def algorithm_of(numbers) -> FederatedAlgorithm:
             varied = self._built.phases_with(numbers) if numbers else self._built.phases
             return make_algorithm([p for p in varied if p.num_rounds][phase.place], engine)
 
-        chunk = make_chunk(algorithm_of, capacity, recorded)
+        chunk = make_chunk(algorithm_of, self.options["rounds_per_jit"], recorded)
         there = engine.replicated
         run_key = jax.device_put(self.run_key, there)
         jitted = jax.jit(
             self._lift(chunk, (0, None, 0, None, 0)),
             donate_argnums=0,
             out_shardings=None if recorded is None else (None, None, recorded),
-            compiler_options=options,
+            compiler_options=engine.compiler_options,
         )
-        with compiling(phase.phase.name):
-            like = jax.device_put(state, there)
-            program = jitted.lower(like, data, run_key, np.int32(1), numbers).compile()
+        like = jax.device_put(state, there)
+        program = jitted.lower(like, data, run_key, np.int32(1), numbers).compile()
 
         def run(state: ServerState, data: FederatedData, num_rounds: int) -> tuple:
             state = jax.device_put(state, there)
@@ -207,9 +187,20 @@ class Compiled:
         return run
 
     def _engine_of(self, phase: Phase) -> Engine:
-        """Returns the layout of a phase's clients; of several runs side by side it is the run's."""
+        """Returns the layout of a phase's clients; several runs at once have that of the run."""
         engine = self._built.engine
         return engine if self._together else engine.of(phase.groups)
+
+    def take(self, tree: PyTree, i: int) -> PyTree:
+        """Returns the part of run ``i`` in states, metrics or models of all runs."""
+        return jax.tree.map(lambda leaf: leaf[i], tree) if self._together else tree
+
+    def stack(self, states: Sequence[ServerState]) -> ServerState:
+        """Returns the states of all runs as one."""
+        if not self._together:
+            return states[0]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return jax.device_put(stacked, self.replicated)
 
 
 def _as_is(function: Callable, in_axes: Any = 0) -> Callable:
@@ -226,17 +217,17 @@ def make_chunk(
     The number of rounds is an argument: one program serves every chunk.
 
     Args:
-      algorithm_of: what a round does, given numbers that are arguments of the program.
+      algorithm_of: ``numbers -> algorithm``, whose rounds are run.
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
-      recorded: None for no third output; otherwise there is one, of each round what clients sent
-        and the statistics after it, as in ``recorded_shapes`` with a leading ``capacity``.
+      recorded: sharding of a third output, ``recorded_shapes`` with a leading ``capacity``; None
+        for no such output.
     """
 
     def run_chunk(state: ServerState, data, run_key, num_rounds, numbers):
         made = algorithm_of(numbers)
 
-        # Under jit the round is traced once, for its shapes and for the loop; inlined, nothing of
-        # that is left in the program.
+        # Under jit the round is traced once, for its shapes and for the loop; inlined, the program
+        # shows nothing of it.
         @functools.partial(jax.jit, inline=True)
         def one(state, data, run_key):
             state, metrics, sent = made.round(state, data, run_key)
@@ -259,6 +250,6 @@ def make_chunk(
 def recorded_shapes(
     algorithm: FederatedAlgorithm, state: ServerState, data: PyTree, run_key: Array
 ) -> PyTree:
-    """Returns the shapes of what a recorded round leaves: ``(records, model_state)``."""
+    """Returns the shapes of a round's record: ``(sent, model_state)``."""
     after, _, sent = jax.eval_shape(algorithm.round, state, data, run_key)
     return sent, after.model_state

@@ -31,10 +31,10 @@ class Experiment(NamedTuple):
     Attributes:
       federation: data set, clients and validation examples, on the host.
       task: model and loss.
-      phases: what to run, in order.
+      phases: in order.
       data: the federation's arrays: on the devices, replicated, or still on the host if streamed.
       validation: likewise, each client with its validation examples.
-      engine: how clients are laid out on the devices.
+      engine: the layout of clients on the devices.
       seed: root of all randomness but the partition's.
       phases_with: ``{dotted field: value} -> phases`` with other values of fields that may vary
         (``Field.varies``), which may be traced.
@@ -70,7 +70,7 @@ def build(
       model: any Linen module, instead of the one that the config names; see ``own_task``.
 
     Raises:
-      ConfigError: whatever is wrong with the config, before anything is traced.
+      ConfigError: the config is wrong; raised before anything is traced.
     """
     engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
     return assemble(config, federated.load(**config["data"], dataset=dataset), engine, model=model)
@@ -82,27 +82,31 @@ def assemble(
     engine: Engine,
     model: nn.Module | None = None,
 ) -> Experiment:
-    """Returns the experiment of a config on a federation that need not be the config's own.
+    """Returns the experiment of a config on any federation.
 
     Args:
       config: resolved.
-      federation: data, and who holds them.
-      engine: how clients are laid out on the devices.
+      federation: data and clients.
+      engine: the layout of clients on the devices.
       model: instead of the config's.
 
     Raises:
-      ConfigError: whatever is wrong with the config, before anything is traced.
+      ConfigError: the config is wrong; raised before anything is traced.
     """
+    dataset = federation.dataset
 
     def make_task(share: float) -> Task:
         if model is None:
-            return named_task(config["model"], federation.dataset, share)
+            classes = dataset.num_classes
+            module = models.create(**config["model"], num_classes=classes, share=share)
+            shape = dataset.train["image"].shape[1:]
+            return image_task.classification(module, shape, classes, dataset.mean, dataset.std)
         if share != 1.0:
             raise ConfigError(
                 f"{type(model).__name__} has no narrow form, which HeteroFL needs; "
                 "change config.algorithm"
             )
-        return own_task(model, federation.dataset)
+        return own_task(model, dataset)
 
     learning = make_task(1.0)
     data, validation = federation.clients, federation.validation
@@ -144,7 +148,7 @@ def assemble(
 
 
 def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
-    """Checks that no phase evaluates what it makes of data: they stay on the host."""
+    """Checks that no phase needs data for the model that it evaluates: they stay on the host."""
     model = jax.eval_shape(learning.init, keys.run_key(0))
     for phase in phases:
         if phase.num_rounds:
@@ -153,18 +157,11 @@ def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
             )
 
 
-def named_task(block: Mapping[str, Any], dataset: Dataset, share: float = 1.0) -> Task:
-    """Returns the task of the model that a config names; ``block`` is ``config.model``."""
-    module = models.create(**block, num_classes=dataset.num_classes, share=share)
-    shape = dataset.train["image"].shape[1:]
-    return image_task.classification(module, shape, dataset.num_classes, dataset.mean, dataset.std)
-
-
 def own_task(module: nn.Module, dataset: Dataset) -> Task:
     """Returns the task of any Linen module ``(x, train, mask) -> logits``; it may leave out two.
 
-    Its last layer is the submodule ``head``, or what its attribute ``last_layer`` names; methods
-    that treat the last layer apart need it.
+    Its last layer is the submodule ``head``, or the one that its attribute ``last_layer`` names;
+    methods that treat the last layer apart need it.
 
     Raises:
       ConfigError: it cannot take the data set's images, has another number of outputs, or
@@ -200,7 +197,7 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
 
 
 def _check_statistics(learning: Task, examples: Any, module: nn.Module) -> None:
-    """Checks that batch statistics are moved as the methods that average them expect."""
+    """Checks the momentum of batch statistics; methods that average them rely on it."""
     name = type(module).__name__
     params, statistics = learning.init(keys.run_key(0))
     moved = [

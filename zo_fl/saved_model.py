@@ -1,4 +1,4 @@
-"""A run's trained model: saved at its end, loaded to predict."""
+"""The trained model of a run: saved at its end, loaded to predict."""
 
 import dataclasses
 import importlib
@@ -16,7 +16,7 @@ from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Dataset, ModelState, Params
-from zo_fl.host import folder, processes
+from zo_fl.host import files, processes
 
 _FOLDER, _FACTS = "model", "model.json"
 _BATCH = 500
@@ -40,7 +40,7 @@ class TrainedModel(NamedTuple):
     task: Task
 
     def logits(self, images: Any) -> np.ndarray:
-        """Returns ``f32[n, classes]`` of images like those of training, in batches."""
+        """Returns logits ``f32[n, classes]`` of images like those of training."""
         return _in_batches(self._logits, np.asarray(images))
 
     def predict(self, images: Any) -> np.ndarray:
@@ -82,7 +82,7 @@ def save(
         "own": None if module is None else describe(module),
     }
     if processes.is_first():
-        folder.write_json(path / _FACTS, facts)
+        files.write_json(path / _FACTS, facts)
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
@@ -90,15 +90,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
 
     Args:
       path: the run's folder.
-      model: the module it was trained with, where that was the user's own and cannot be imported
-        again from where it was defined.
+      model: the user's own module, if the run had one and it cannot be imported again.
 
     Raises:
-      ConfigError: there is no finished run, or its module is not to be had.
+      ConfigError: there is no finished run, or its module cannot be made.
     """
     path = Path(path)
     saved, facts, summary = (
-        folder.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
+        files.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
     )
     if saved is None or facts is None or summary is None:
         raise ConfigError(f"{path} holds no finished run with a model; finish it, or run it again")
@@ -106,7 +105,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     if model is None and facts["own"] is not None:
         model = _import(facts["own"], path)
     if model is None:
-        # Of the fields that there are: version 0.2 had two more, which no model needs.
+        # Only the known fields: version 0.2 had two more, which no model needs.
         block = {name: config["model"][name] for name in models.BLOCK}
         model = models.create(**block, num_classes=facts["num_classes"])
     learning = image_task.classification(
@@ -129,7 +128,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """Returns where a module's class is defined, and its fields if these are JSON."""
+    """Returns file, class and, if they are JSON, fields of a module; ``_import`` reads it."""
     fields = {
         field.name: getattr(module, field.name)
         for field in dataclasses.fields(module)

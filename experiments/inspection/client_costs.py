@@ -11,7 +11,7 @@ from zo_fl import experiment, models
 from zo_fl.engine.algorithm import Group, Phase
 from zo_fl.experiment import Experiment
 from zo_fl.host import units
-from zo_fl.host.schedule import group_traffic, phase_cost
+from zo_fl.host.costs import group_traffic, phase_cost
 
 from . import client_step
 
@@ -95,7 +95,7 @@ def _group_rows(
     step = client_step.compile_step(*step_of)
     memory = client_step.step_memory(step, *step_of)
     traffic = group_traffic(group, phase, params, model_state, data)
-    received = traffic.broadcast if phase.replays else traffic.downlink // group.cohort_size
+    received = traffic.broadcast if phase.replays else traffic.received
     name, paper = ", ".join(filter(None, (phase.name, group.name))), PAPER.get(phase.name, {})
     lines = (
         ("uplink", "uplink", formulas.uplink, traffic.uplink // group.cohort_size),

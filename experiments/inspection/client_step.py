@@ -25,7 +25,7 @@ from zo_fl.engine import keys, trees
 from zo_fl.engine.algorithm import Group, Phase, start
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.types import LOW, FederatedData
-from zo_fl.host.schedule import first_client
+from zo_fl.host.costs import first_client
 
 
 class Activations(NamedTuple):

@@ -14,10 +14,9 @@ from zo_fl.compiled import Compiled, recorded_shapes
 from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
-from zo_fl.host import folder, ledger
+from zo_fl.host import files, folder, ledger
 from zo_fl.host.checkpoint import Checkpoints
-from zo_fl.host.folder import Position, position_of
-from zo_fl.host.schedule import Schedule, ScheduledPhase
+from zo_fl.host.schedule import Position, Schedule, ScheduledPhase, position_of
 
 
 class Replay:
@@ -37,7 +36,7 @@ class Replay:
 
     def __init__(self, path: str | Path):
         path = Path(path)
-        saved = folder.read_json(path / folder.CONFIG, "config")
+        saved = files.read_json(path / folder.CONFIG, "config")
         if saved is None:
             raise ConfigError(f"{path} holds no run; change --workdir")
         if saved.get("model"):

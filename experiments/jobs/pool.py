@@ -186,7 +186,7 @@ def _usable(warmup: Path | None) -> Path | None:
     """Returns the warm-up to start from; not a diverged one, which the run repeats itself."""
     if warmup is None:
         return None
-    summary: Any = run_folder.read_json(warmup / "summary.json") or {}
+    summary: Any = files.read_json(warmup / "summary.json") or {}
     return warmup if summary.get("diverged_round") is None else None
 
 

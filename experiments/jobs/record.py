@@ -12,7 +12,7 @@ from typing import Any
 from zo_fl import config as configs
 from zo_fl.config.sweeps import Sweep
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.folder import write_json
+from zo_fl.host.files import write_json
 from zo_fl.host.metrics import read_metrics
 
 from .plan import Overrides, distinct, point_folder

@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from zo_fl.engine import statistics, trees
-from zo_fl.host.schedule import phase_cost
+from zo_fl.host.costs import phase_cost
 
 pytestmark = pytest.mark.slow
 

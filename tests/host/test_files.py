@@ -1,10 +1,12 @@
 import errno
+import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zo_fl.engine.fields import ConfigError
@@ -45,6 +47,13 @@ def test_a_folder_that_cannot_be_written_says_why(tmp_path):
     with pytest.raises(ConfigError, match="cannot write .*file/run.*change --workdir"):
         with files.owned(tmp_path / "file" / "run"):
             pass
+
+
+def test_json_files_have_null_for_what_json_lacks(tmp_path):
+    content = {"best": np.float32("nan"), "all": [1.5, np.inf], "n": np.int32(3)}
+    files.write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"best": None, "all": [1.5, None], "n": 3} and "NaN" not in text
 
 
 HOLD = """

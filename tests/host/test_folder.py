@@ -1,7 +1,6 @@
 """Folders that something has damaged: where a run goes on, what it says, what it keeps."""
 
 import gc
-import json
 import shutil
 
 import chex
@@ -20,7 +19,8 @@ from zo_fl.compiled import Compiled
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import devices, folder, ledger
 from zo_fl.host.checkpoint import Checkpoints
-from zo_fl.host.folder import Position, RunFolder
+from zo_fl.host.folder import RunFolder
+from zo_fl.host.schedule import Position
 from zo_fl.host.screen import Stopwatch
 
 pytestmark = [
@@ -226,13 +226,6 @@ def test_torn_json_files_are_one_line_and_nothing_is_overwritten(path, name, con
         api.run(config(), path, quiet=True)
     assert "\n" not in str(caught.value)
     assert {one: one.read_bytes() for one in path.rglob("*") if one.is_file()} == before
-
-
-def test_json_files_have_null_for_what_json_lacks(tmp_path):
-    content = {"best": np.float32("nan"), "all": [1.5, np.inf], "n": np.int32(3)}
-    folder.write_json(tmp_path / "a.json", content)
-    text = (tmp_path / "a.json").read_text()
-    assert json.loads(text) == {"best": None, "all": [1.5, None], "n": 3} and "NaN" not in text
 
 
 def damage_file(file, share, how):

@@ -58,13 +58,13 @@ def test_the_last_phase_may_take_the_rounds_that_are_saved(schedule):
 
 def test_questions_are_billed_with_the_round_that_they_follow(schedule):
     each, question = schedule.phases[1].round.uplink, schedule.phases[1].question.uplink
-    sent = [schedule.traffic(done)[0] for done in range(2, 23)]
+    sent = [schedule.cost_by(done).uplink for done in range(2, 23)]
     steps = [later - earlier for earlier, later in itertools.pairwise(sent)]
     assert steps[:8] == [each, each, each, each + question] * 2 and question == 8 * 4
     # Ended between two questions, the last round is followed by one.
-    assert schedule.ended([(1, 9)]).traffic(9)[0] == sent[0] + 7 * each + 2 * question
-    low = [schedule.of_low_client(done) for done in (5, 6)]  # it has no part in first-order rounds
-    assert low[1][0] - low[0][0] == 4 and low[1][1] > low[0][1]
+    assert schedule.ended([(1, 9)]).cost_by(9).uplink == sent[0] + 7 * each + 2 * question
+    low = [schedule.cost_by(done) for done in (5, 6)]  # it has no part in first-order rounds
+    assert low[1].low_uplink - low[0].low_uplink == 4 and low[1].low_passes > low[0].low_passes
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_a_client_is_traced_once_for_its_bill_and_its_rounds(name):
 
     client = group.client._replace(update=update)
     phase = phase._replace(groups=(group._replace(client=client),))
-    assert schedule_of(built, [phase]).traffic(1)[0] > 0 and traced == [name]
+    assert schedule_of(built, [phase]).cost_by(1).uplink > 0 and traced == [name]
     chunk = make_chunk(lambda numbers: make_algorithm(phase, built.engine), capacity=2)
     state = tiny.start(built, phase)
     jax.jit(chunk).lower(state, built.data, built.run_key, np.int32(1), {})

@@ -13,7 +13,7 @@ from zo_fl.engine import cohorts, keys, trees
 from zo_fl.engine.algorithm import Cohort
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.round import make_algorithm
-from zo_fl.host.schedule import phase_cost
+from zo_fl.host.costs import phase_cost
 from zo_fl.methods import METHODS
 
 QUICK = ("fedavg", "zo")

@@ -10,7 +10,7 @@ from tests import tiny
 from zo_fl import models
 from zo_fl.engine import trees
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.schedule import phase_cost
+from zo_fl.host.costs import phase_cost
 from zo_fl.sgd import heterofl
 
 slow = pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from zo_fl.host.schedule import phase_cost
+from zo_fl.host.costs import phase_cost
 from zo_fl.zo import directions, fedkseed
 
 BLOCK = tiny.config()["fedkseed"]

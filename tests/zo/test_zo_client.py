@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from zo_fl.engine import keys, trees
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.schedule import phase_cost
+from zo_fl.host.costs import phase_cost
 from zo_fl.zo import client
 
 

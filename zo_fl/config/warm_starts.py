@@ -11,7 +11,7 @@ from typing import Any
 from zo_fl import config as configs
 from zo_fl import methods
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host import folder
+from zo_fl.host import files
 
 # What decides which rounds are evaluated, and how.
 _CADENCE = ("eval_every", "eval_batch_size")
@@ -47,8 +47,8 @@ def check(config: Mapping[str, Any], donor: Path) -> None:
     Raises:
       ConfigError: it does not; says which field differs.
     """
-    summary = folder.read_json(donor / "summary.json")
-    saved = folder.read_json(donor / "config.json")
+    summary = files.read_json(donor / "summary.json")
+    saved = files.read_json(donor / "config.json")
     if summary is None or saved is None or summary["diverged_round"] is not None:
         raise ConfigError(f"{donor} holds no finished run; change --warm_start")
     earlier = configs.read_by(saved["config"])

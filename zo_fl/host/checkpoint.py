@@ -1,16 +1,14 @@
 """Checkpoints of a run, by orbax: the latest two, and some for ever.
 
     FOLDER/checkpoints/rounds/ROUND     the latest two
-    FOLDER/checkpoints/pivot/ROUND      the end of the warm-up, from which other runs may start, and
-                                        later states from which rounds are replayed
-    FOLDER/checkpoints/damaged/         checkpoints that could not be restored
+    FOLDER/checkpoints/pivot/ROUND      kept for ever: other runs or a replay may start from it
+    FOLDER/checkpoints/damaged/         could not be restored
 
 A checkpoint is a state (a tree of arrays) and a small JSON dict. It is written under a temporary
-name and renamed when it is whole, so a save that was killed leaves nothing that a reader finds.
-Later damage (a disk that lies, a copy that was cut short) shows when it is restored: the SHA-256 of
-every array, and of the dict, is saved with it and compared.
-
-Of several processes all take part in saving and restoring, on a file system that they share.
+name and renamed when it is whole, so no reader finds a save that was killed. Later damage (a disk
+that lies, a copy that was cut short) shows when it is restored: the SHA-256 of every array, and of
+the dict, is saved with it and compared. Several processes save and restore together, on a file
+system that they share.
 """
 
 import hashlib
@@ -31,42 +29,41 @@ from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import files, processes
 
-_KEPT, _ALL = 2, 10**6
 _MOST_LISTED = 50  # rounds that processes tell each other
 _ARRAYS, _DIGEST = "_arrays", "_digest"  # in the dict, beside what was given
 
 
 class Damaged(ConfigError):
-    """A checkpoint that cannot be read, or is not what was saved; says which and why."""
+    """A checkpoint cannot be read, or is not what was saved; the message says which and why."""
 
 
 class Checkpoints:
     """The checkpoints in a run's folder.
 
     Args:
-      folder: of the run. What a killed process left half-written there is removed.
-      read_only: removes nothing, as the folder may be that of a process that is saving.
+      folder: of the run. Half-written checkpoints of a killed process are removed.
+      read_only: removes nothing, as another process may be saving there.
     """
 
     def __init__(self, folder: str | Path, read_only: bool = False):
         root = Path(folder).absolute() / "checkpoints"
         # A filter, because orbax logs from threads of its own too. Adding it again changes nothing.
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self._rounds = _manager(root / "rounds", _KEPT, read_only)
-        self._pivot = _manager(root / "pivot", _ALL, read_only)
+        self._rounds = _manager(root / "rounds", 2, read_only)
+        self._pivot = _manager(root / "pivot", None, read_only)
         self._damaged = root / "damaged"
 
     def save(
         self, round_idx: int, state: PyTree, progress: dict[str, Any], *, keep: bool = False
     ) -> None:
-        """Saves a state; returns when it is on disk. A round that is saved already is left alone.
+        """Saves a state, unless its round is saved already; returns when it is on disk.
 
         Blocking, because the caller donates ``state`` to its next chunk of rounds.
 
         Args:
           round_idx: rounds done; larger than in earlier calls.
           state: tree of arrays, whole on every process; may contain NamedTuples and empty dicts.
-          progress: what else to remember, as JSON.
+          progress: JSON, saved beside the state.
           keep: never to be deleted.
 
         Raises:
@@ -101,12 +98,11 @@ class Checkpoints:
             and shardings to restore to. No sharding means the default device.
 
         Raises:
-          ConfigError: the checkpoint is of a state of another structure, shape or dtype.
+          ConfigError: the saved state has another structure, shape or dtype.
           Damaged: it cannot be read, or differs from what was saved.
         """
-        path, content = self._path(round_idx), self._content(round_idx)
-        known = content.pop(_ARRAYS)
-        # By hand, because orbax converts dtypes silently and reports the rest in many lines.
+        path, (known, progress) = self._path(round_idx), self._beside(round_idx)
+        # By hand: orbax converts dtypes silently, and reports the rest in many lines.
         _check(path, {name: kind for name, (kind, _) in known.items()}, like)
         abstract = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
         with _reading(path):
@@ -116,7 +112,7 @@ class Checkpoints:
         bad = [name for name, value in known.items() if found[name] != value]
         if bad:
             raise Damaged(f"{path}: {bad[0]} is not what was saved")
-        return state, content
+        return state, progress
 
     def progress(self, round_idx: int) -> dict[str, Any]:
         """Returns the ``progress`` saved after ``round_idx`` rounds.
@@ -124,12 +120,10 @@ class Checkpoints:
         Raises:
           Damaged: it cannot be read, or differs from what was saved.
         """
-        content = self._content(round_idx)
-        del content[_ARRAYS]
-        return content
+        return self._beside(round_idx)[1]
 
     def set_aside(self, round_idx: int) -> Path:
-        """Moves a damaged checkpoint to where nothing looks for it; returns where to."""
+        """Moves a damaged checkpoint out of the way; returns its new path."""
         manager, path = self._manager_of(round_idx), self._path(round_idx)
         target = self._damaged / f"{path.parent.name}-{round_idx}-{time.time_ns()}"
         with processes.agreed():
@@ -141,7 +135,7 @@ class Checkpoints:
         return target
 
     def has_set_aside(self) -> bool:
-        """Returns whether some were damaged."""
+        """Returns whether some checkpoints were damaged."""
         return self._damaged.exists()
 
     def _manager_of(self, round_idx: int) -> ocp.CheckpointManager:
@@ -150,8 +144,8 @@ class Checkpoints:
     def _path(self, round_idx: int) -> Path:
         return Path(self._manager_of(round_idx).directory) / str(round_idx)
 
-    def _content(self, round_idx: int) -> dict[str, Any]:
-        """Returns the saved dict of a round, digests of its arrays included."""
+    def _beside(self, round_idx: int) -> tuple[dict[str, list[str]], dict[str, Any]]:
+        """Returns the digests of a round's arrays, and its ``progress``."""
         path = self._path(round_idx)
         with _reading(path):
             items = ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -159,10 +153,10 @@ class Checkpoints:
             is_whole = content.pop(_DIGEST) == _digest_of(content)
         if not is_whole:
             raise Damaged(f"{path}: what is beside the arrays is not what was saved")
-        return content
+        return content.pop(_ARRAYS), content
 
 
-def _manager(path: Path, num_kept: int, read_only: bool) -> ocp.CheckpointManager:
+def _manager(path: Path, num_kept: int | None, read_only: bool) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=LatestN(num_kept),
         cleanup_tmp_directories=not read_only,
@@ -237,5 +231,5 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Filters what orbax logs below an error: it is about clusters, and a page a save."""
+    """Drops orbax's messages below an error: they are about clusters, and a page a save."""
     return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts

@@ -22,7 +22,7 @@ def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | Non
     finite leave gaps.
 
     Args:
-      rows: what ``read_metrics`` returns.
+      rows: of ``read_metrics``.
       path: the picture to write.
       title: above it, one line.
       pivot_round: rounds done at the pivot, or None.

@@ -1,4 +1,4 @@
-"""The machine of a run: its devices, how clients are laid out on them, and what is installed."""
+"""The machine of a run: its devices, the layout of clients on them, and its provenance."""
 
 import datetime
 import functools
@@ -28,8 +28,8 @@ _NUMERICS = ("jax_default_matmul_precision", "jax_threefry_partitionable", "jax_
 def prepare() -> bool:
     """Makes JAX see a CPU's cores as devices, for ``Engine.of``; returns whether it does.
 
-    Call it before anything asks JAX for its devices: later it does nothing. It also does nothing
-    where the user has said how many devices a CPU is, or where several processes take part.
+    It does nothing once JAX was asked for its devices, where the user has set the number of devices
+    of a CPU, or where several processes take part.
     """
     said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if said or getattr(jax.config, "jax_num_cpu_devices") != -1:  # noqa: B009
@@ -45,7 +45,7 @@ def prepare() -> bool:
 
 
 def make_engine(run: Mapping[str, Any]) -> Engine:
-    """Returns how clients are laid out; ``run`` is the config block.
+    """Returns the layout of clients; ``run`` is the config block.
 
     Raises:
       ConfigError: there are no such devices.
@@ -61,10 +61,7 @@ def make_engine(run: Mapping[str, Any]) -> Engine:
 
 
 def make_mesh(num_devices: int = 0) -> Mesh:
-    """Returns a mesh of one axis, ``"clients"``, of JAX's own choice of devices.
-
-    Args:
-      num_devices: how many of them; 0 = all.
+    """Returns a mesh of one axis, ``"clients"``, of JAX's first ``num_devices``; 0 = all.
 
     Raises:
       ConfigError: there are not as many.
@@ -89,14 +86,13 @@ def is_streamed(data: str) -> bool:
 
 
 def provenance(version: str) -> dict[str, Any]:
-    """Returns versions, devices and settings of a run, as JSON; nothing in it tells who ran it.
+    """Returns the provenance of a run as JSON, without user or machine names.
 
     Args:
-      version: of this package; what is installed may be another one than the checkout in use.
+      version: of this package in use; another one may be installed.
 
     Returns:
-      ``started`` (UTC), ``versions``, ``devices``, ``numerics``, and ``git``, the revision of the
-      checkout and whether files were changed since; None outside of one.
+      ``started`` (UTC), ``versions``, ``devices``, ``numerics``, and ``git``, see ``git_state``.
     """
     devices = jax.devices()
     versions = {"python": platform.python_version(), "zo_fl": version}

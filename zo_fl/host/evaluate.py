@@ -1,6 +1,6 @@
 """Mean loss and accuracy of a model over a fixed set of examples, as one jitted program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,7 @@ class EvaluationSet(NamedTuple):
       mask: ``bool[b, B]``, False for padding.
       num_batches: ``i32[]`` batches up to the last example; later ones are skipped.
       size: ``i32[]`` examples.
-      features: ``f32[b, B, d]`` by ``make_seen``, of a model of which only the last layer has
-        changed since; or ``()``.
+      features: ``f32[b, B, d]`` by ``make_seen``, while only the last layer changes; or ``()``.
     """
 
     examples: Examples
@@ -43,9 +42,9 @@ def make_set(
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
-      batch_size: of examples, rounded up to a multiple of the number of devices.
-      engine: knows the devices.
-      capacity: examples to make room for, at least M; sets of equal room share a program.
+      batch_size: examples, rounded up to a multiple of the number of devices.
+      engine: of the devices.
+      capacity: examples that there is room for, at least M; sets of equal room share a program.
     """
     count = _count(examples)
     room = max(count if capacity is None else capacity, 1)
@@ -63,30 +62,30 @@ def make_set(
     return EvaluationSet(batches, mask, num_batches, np.array(count, np.int32))
 
 
-def make_sets(federation: Federation, batch_size: int, engine: Engine) -> dict[str, EvaluationSet]:
-    """Returns the official test split, ``test``, and all clients' validation examples, ``val``.
+def make_sets(
+    federation: Federation, batch_size: int, engine: Engine, tiers: Iterable[str] = ()
+) -> dict[str, EvaluationSet]:
+    """Returns the official test split, ``test``, and clients' validation examples.
 
-    Both have the shapes of the larger one, so that the model is compiled once for both.
+    ``val`` are those of all clients. ``val high`` and the like are those of the clients of some
+    tiers, keys of ``TIERS``. ``test`` and ``val`` have the shapes of the larger one, so that the
+    model is compiled once for both.
     """
-    dataset, rows = federation.dataset, federation.val_indices
-    val = jax.tree.map(lambda leaf: leaf[rows], dataset.train)
-    found = {"test": dataset.test, "val": val}
-    capacity = max(map(_count, found.values()))
-    return {name: make_set(one, batch_size, engine, capacity) for name, one in found.items()}
+    validation, train = federation.validation, federation.dataset.train
 
+    def rows_of(rows: np.ndarray) -> Examples:
+        return jax.tree.map(lambda leaf: leaf[rows], train)
 
-def make_validation(
-    federation: Federation, batch_size: int, engine: Engine, tiers: str
-) -> EvaluationSet:
-    """Returns the validation examples of the clients of some tiers, a key of ``TIERS``."""
-    validation = federation.validation
-    of_tiers = np.isin(np.asarray(validation.client_tiers), TIERS[tiers])
-    held = (
-        np.arange(validation.client_indices.shape[1]) < np.asarray(validation.client_sizes)[:, None]
-    )
-    rows = np.sort(np.asarray(validation.client_indices)[held & of_tiers[:, None]])
-    examples = jax.tree.map(lambda leaf: leaf[rows], federation.dataset.train)
-    return make_set(examples, batch_size, engine)
+    whole = {"test": federation.dataset.test, "val": rows_of(federation.val_indices)}
+    capacity = max(map(_count, whole.values()))
+    sets = {name: make_set(one, batch_size, engine, capacity) for name, one in whole.items()}
+    clients, sizes = np.asarray(validation.client_indices), np.asarray(validation.client_sizes)
+    held = np.arange(clients.shape[1]) < sizes[:, None]
+    for name in tiers:
+        of_tiers = np.isin(np.asarray(validation.client_tiers), TIERS[name])
+        rows = np.sort(clients[held & of_tiers[:, None]])
+        sets[f"val {name}"] = make_set(rows_of(rows), batch_size, engine)
+    return sets
 
 
 def _count(examples: Examples) -> int:
@@ -102,7 +101,7 @@ def make_evaluate(
 
     Args:
       task: the learning problem, at the precision of the evaluation.
-      compiler_options: see ``jax.jit``; an engine has those of its devices.
+      compiler_options: see ``jax.jit`` and ``Engine``.
     """
 
     def evaluate(params, model_state, examples: EvaluationSet):
@@ -127,11 +126,7 @@ def make_evaluate(
 
 
 def make_seen(task: Task) -> Callable[..., Array]:
-    """Returns ``(params, model_state, evaluation_set) -> f32[b, B, d]``, the last layer's inputs.
-
-    Args:
-      task: the learning problem, at the precision of the evaluation.
-    """
+    """Returns ``(params, model_state, set) -> f32[b, B, d]``, the inputs of the last layer."""
 
     def seen(params, model_state, examples: EvaluationSet):
         def of_batch(i):

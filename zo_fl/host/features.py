@@ -1,65 +1,57 @@
-"""Features that are computed once and looked at instead of examples (``Phase.keeping``).
+"""Features that are computed once and used instead of examples (``Phase.keeping``).
 
-Runs share them through a folder: the first that needs an array computes it. A file is named after
-everything that decides what is in it. Only the latest few are left, because such arrays are large
-and runs that share are run one after the other.
+Runs share them through a folder: the first run that needs an array computes it. The name of a file
+is a hash of the program and of its arguments. Only the latest few files stay, because such arrays
+are large and runs that share are run one after the other.
 """
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Sharding
+from jax.sharding import PartitionSpec as P
 
-from zo_fl.engine.algorithm import Keeping, Phase, ServerState
+from zo_fl.engine.algorithm import Keeping, ServerState
+from zo_fl.engine.layout import AXIS, Engine
 from zo_fl.engine.task import Task
-from zo_fl.engine.types import Examples, FederatedData, PyTree
+from zo_fl.engine.types import FederatedData, PyTree
 from zo_fl.host import evaluate
 from zo_fl.host.evaluate import EvaluationSet
 
-_LEFT = 5  # files: of the clients, of their validation, of two evaluations; one to spare
+_LEFT = 5  # files: clients, their validation, two evaluations; one to spare
 
 
 class FeatureCache:
     """Features of one run, of one ``Keeping`` at a time.
 
     Args:
-      task: whose last layer no feature depends on.
-      folder: of what runs share, or None.
-      sharding: where arrays go.
-      compiler_options: of the engine.
+      task: no feature depends on its last layer.
+      engine: where arrays go.
+      folder: shared by runs, or None.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        folder: Path | None,
-        sharding: Sharding,
-        compiler_options: Mapping[str, Any],
-    ):
-        self._head, self._folder, self._sharding = task.head, folder, sharding
-        self._see, self._options = evaluate.make_seen(task), dict(compiler_options)
-        self._kept: tuple[Keeping, Examples] | None = None
-        self._of_sets: tuple[Keeping, dict[str, PyTree]] | None = None
+    def __init__(self, task: Task, engine: Engine, folder: Path | None):
+        self._head, self._engine, self._folder = task.head, engine, folder
+        self._see = evaluate.make_seen(task)
+        self._keeping: Keeping | None = None
+        self._kept: dict[str, PyTree] = {}
 
-    def data_of(self, phase: Phase, state: ServerState, data: FederatedData) -> FederatedData:
+    def data_of(
+        self, keeping: Keeping | None, state: ServerState, data: FederatedData
+    ) -> FederatedData:
         """Returns a phase's data, with features instead of examples where they are kept."""
-        keeping = phase.keeping
-        if keeping is None or not (keeping.on_client or self._folder is not None):
-            self._kept = None
+        if keeping is None or not self._is_kept(keeping, asks=True):
             return data
-        if self._kept is None or self._kept[0] is not keeping:
-            self._kept = None  # before there are two
-            arguments = state.params, state.model_state, data.examples
-            self._kept = keeping, self._made(keeping.compute, arguments, self._sharding)
-        return data._replace(examples=self._kept[1])
+        arguments = state.params, state.model_state, data.examples
+        return data._replace(
+            examples=self._get("clients", keeping.compute, arguments, self._engine.replicated)
+        )
 
     def of_set(
         self,
@@ -67,55 +59,55 @@ class FeatureCache:
         name: str,
         model: tuple[PyTree, PyTree],
         examples: EvaluationSet,
-        sharding: Sharding,
         asks: bool,
-    ) -> PyTree | None:
-        """Returns the features of an evaluation set; None if they are not kept.
+    ) -> EvaluationSet:
+        """Returns an evaluation set, with its features where they are kept.
 
         Args:
-          keeping: of the phase, which changes nothing of the model but its last layer.
+          keeping: of the phase, which changes only the model's last layer.
           name: of the set.
           model: parameters and statistics.
           examples: the set.
-          sharding: where the features go.
-          asks: whether clients look at it, to answer a question: then they may keep features too.
+          asks: whether clients answer a question with it: then they may keep features too.
         """
-        if keeping is None or not (self._folder is not None or (asks and keeping.on_client)):
-            return None
-        if self._of_sets is None or self._of_sets[0] is not keeping:
-            self._of_sets = keeping, {}
-        found = self._of_sets[1]
-        if name not in found:
-            found[name] = self._made(self._see, (*model, examples), sharding)
-        return found[name]
+        if not self._is_kept(keeping, asks):
+            return examples
+        where = self._engine.sharding(P(None, AXIS))
+        return examples._replace(features=self._get(name, self._see, (*model, examples), where))
+
+    def _is_kept(self, keeping: Keeping | None, asks: bool) -> bool:
+        """Returns whether features are kept here; drops those of another ``Keeping``."""
+        if keeping is not self._keeping:
+            self._keeping, self._kept = keeping, {}
+        if keeping is None:
+            return False
+        return self._folder is not None or (asks and keeping.on_client)
+
+    def _get(self, name: str, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
+        """Returns ``compute(*arguments)``, computed once; the folder may have it already."""
+        if name not in self._kept:
+            params, *others = arguments
+            # The last layer is blanked, so that runs that differ in it share as well.
+            blank = {self._head: optax.tree.zeros_like(params[self._head])}
+            self._kept[name] = self._made(compute, (params | blank, *others), sharding)
+        return self._kept[name]
 
     def _made(self, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
-        """Returns ``compute(params, ...)``, from the folder if another run has left it there."""
-        params, *others = arguments
-        # The last layer is blanked, so that runs that differ in it share as well.
-        blank = {self._head: optax.tree.zeros_like(params[self._head])}
-        arguments = params | blank, *others
-        program = jax.jit(compute, out_shardings=sharding, compiler_options=self._options).lower(
-            *arguments
-        )
+        options = self._engine.compiler_options
+        program = jax.jit(compute, out_shardings=sharding, compiler_options=options)
+        lowered = program.lower(*arguments)
 
         def make():
-            return program.compile()(*arguments)
+            return lowered.compile()(*arguments)
 
         if self._folder is None:
             return make()
-        name = digest(program.as_text(), arguments)
-        found = load_or_make(self._folder, name, program.out_info, make)
-        return jax.device_put(found, sharding)
+        name = digest(lowered.as_text(), arguments)
+        return jax.device_put(load_or_make(self._folder, name, lowered.out_info, make), sharding)
 
 
 def digest(text: str, tree: PyTree) -> str:
-    """Returns a name for the result of a program on some arrays.
-
-    Args:
-      text: the program.
-      tree: the arrays.
-    """
+    """Returns a name for the result of a program, given as text, on a tree of arrays."""
     found = hashlib.sha256(text.encode())
     for leaf in jax.tree.leaves(tree):
         found.update(np.asarray(leaf).tobytes())
@@ -131,8 +123,8 @@ def load_or_make(folder: Path, name: str, like: PyTree, make: Callable[[], PyTre
     Args:
       folder: made if missing.
       name: of the file, without its ending.
-      like: of their structure.
-      make: returns them.
+      like: a tree of the same structure.
+      make: called without a file.
     """
     path, structure = folder / f"{name}.npz", jax.tree.structure(like)
     try:

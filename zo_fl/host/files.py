@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process alone may write to.
+"""Files that are written whole or not at all, and folders that belong to one process.
 
 The operating system holds a folder's lock while its process lives, and releases it when the process
 is killed. Between machines this works on file systems with POSIX locks (NFS from version 4 on;
@@ -11,13 +11,15 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from zo_fl.engine.fields import ConfigError
+from zo_fl.host.units import is_number
 
 _LOCK, _OWNER = ".lock", ".owner.json"
 _POLL_SECONDS = 0.1
@@ -25,9 +27,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StorageError(OSError):
-    """A file or folder that cannot be written; the message says which one and why, in one line.
+    """A file or folder cannot be written; the message says which one and why, in one line.
 
-    What was there is still there. Once it can be written, the same command goes on.
+    Its old content is still there. Once it can be written, the same command goes on.
     """
 
     def __str__(self) -> str:
@@ -35,17 +37,17 @@ class StorageError(OSError):
 
     @property
     def remedy(self) -> str:
-        """What to do about it, in a few words."""
+        """Advice, in a few words."""
         return "make room for it" if self.errno in _FULL else "make it writable"
 
 
 @contextmanager
 def storing(path: Path, *, any_error: bool = False) -> Iterator[None]:
-    """Turns an error of the block into a ``StorageError`` that names the path.
+    """Turns an OSError of the block into a ``StorageError`` that names the path.
 
     Args:
       path: file or folder that the block writes.
-      any_error: whether to turn every exception, not only OSError: for libraries that raise others.
+      any_error: whether to turn every exception: for libraries that raise others.
     """
     try:
         yield
@@ -65,7 +67,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file so that every reader, whenever it looks, sees the old one or the new one.
 
     Raises:
-      StorageError: it cannot be written; what was there is still there.
+      StorageError: it cannot be written; the old one is still there.
     """
     temporary = path.with_name(path.name + ".partial")
     with storing(path):
@@ -80,12 +82,57 @@ def write_whole(path: Path, content: str | bytes) -> None:
             raise
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as indented JSON, whole or not at all; see ``as_json``.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    write_whole(path, json.dumps(as_json(content), indent=2, allow_nan=False) + "\n")
+
+
+def as_json(content: Any) -> Any:
+    """Returns NumPy and JAX scalars as Python's, and floats that are not finite as None."""
+    if isinstance(content, Mapping):
+        return {name: as_json(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [as_json(value) for value in content]
+    content = content.item() if hasattr(content, "item") else content
+    return None if isinstance(content, float) and not is_number(content) else content
+
+
+def read_json(path: Path, *names: str) -> dict[str, Any] | None:
+    """Returns the object in a JSON file, or None if there is no file.
+
+    Args:
+      path: the file.
+      *names: that the object must have.
+
+    Raises:
+      ConfigError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content:
+        why = "not a JSON object"
+    elif missing := [name for name in names if name not in content]:
+        why = f"no {missing[0]}"
+    else:
+        return content
+    raise ConfigError(f"{path} is damaged: {why}; mend it, or choose another folder")
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds a folder, made if missing, for the block.
 
     Raises:
-      ConfigError: another process, or thread, holds it, says which one; or it cannot be made.
+      ConfigError: another process, or thread, holds it, and the message says which; or it cannot
+        be made.
       StorageError: the folder is there and cannot be written.
     """
     lock, is_new = FileLock(folder / _LOCK), not folder.exists()

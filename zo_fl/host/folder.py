@@ -1,18 +1,17 @@
 """The folder of a run: config and provenance, metrics, ledger, checkpoints, summary.
 
 A run goes on from its newest checkpoint that is whole; metrics and ledger are cut off after it. A
-checkpoint that is damaged is set aside, and the one before it is taken. Rows that are damaged or
-missing are lost, and a line says which. Of several processes all save their part of a checkpoint,
-and the first writes everything else.
+damaged checkpoint is set aside, and the one before it is taken. Rows that are damaged or missing
+are lost, and a line says which. Of several processes all save their part of a checkpoint, and the
+first writes everything else.
 """
 
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -21,39 +20,16 @@ from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import processes
 from zo_fl.host.checkpoint import Checkpoints, Damaged
-from zo_fl.host.files import write_whole
+from zo_fl.host.files import read_json, write_json
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import FILE_NAME as METRICS
-from zo_fl.host.metrics import MetricsWriter, as_json, read_metrics
+from zo_fl.host.metrics import MetricsWriter, read_metrics
 from zo_fl.host.record import Record
-from zo_fl.host.schedule import Schedule
+from zo_fl.host.schedule import Position, Schedule, position_of
 from zo_fl.host.screen import Stopwatch
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 _OF_A_RUN = (METRICS, "checkpoints", SUMMARY, "ledger.msgpack")
-
-
-class Position(NamedTuple):
-    """The position of a run, saved beside each state.
-
-    Attributes:
-      done: rounds.
-      ended: ``(place, rounds done then)`` of phases that ended early.
-      best: the most validation examples that were right at a question of the present phase's
-        ``Stop``; -1 before the first one.
-      waited: questions since then.
-    """
-
-    done: int = 0
-    ended: tuple[tuple[int, int], ...] = ()
-    best: int = -1
-    waited: int = 0
-
-
-def position_of(done: int, saved: Mapping[str, Any]) -> Position:
-    """Returns where a run was when ``saved`` was written beside its state."""
-    ended = tuple((place, after) for place, after in saved.get("ended", []))
-    return Position(done, ended, saved.get("best", -1), saved.get("waited", 0))
 
 
 class RunFolder:
@@ -62,14 +38,15 @@ class RunFolder:
     Args:
       path: the folder; it exists.
       clock: started when the process began with the run.
+      title: of its pictures.
 
     Attributes:
       path: the folder.
       record: the results so far.
     """
 
-    def __init__(self, path: Path, clock: Stopwatch):
-        self.path, self.record, self._clock = path, Record(), clock
+    def __init__(self, path: Path, clock: Stopwatch, title: str = ""):
+        self.path, self.record, self._clock, self._title = path, Record(), clock, title
         self._metrics: MetricsWriter | None = None
         self._ledger: LedgerWriter | None = None
 
@@ -84,11 +61,11 @@ class RunFolder:
         Raises:
           ConfigError: all checkpoints are damaged.
         """
-        while rounds := self.checkpoints.rounds():
+        while (done := self.checkpoints.latest_round()) is not None:
             try:
-                return position_of(rounds[-1], self.checkpoints.progress(rounds[-1]))
+                return position_of(done, self.checkpoints.progress(done))
             except Damaged as damaged:
-                self._set_aside(rounds[-1], damaged)
+                self._set_aside(done, damaged)
         if self.checkpoints.has_set_aside():
             raise ConfigError(
                 f"all checkpoints of {self.path} are damaged, and set aside in it; start again "
@@ -100,7 +77,7 @@ class RunFolder:
         """Returns the state saved after ``done`` rounds, shaped like ``like``; None if damaged.
 
         Raises:
-          ConfigError: it is of another structure.
+          ConfigError: the saved state has another structure.
         """
         try:
             state, saved = self.checkpoints.restore(done, like)
@@ -111,28 +88,35 @@ class RunFolder:
         return state
 
     def adopt(
-        self,
-        donor: Path,
-        state: ServerState,
-        saved: Mapping[str, Any],
-        at: Position,
-        schedule: Schedule,
+        self, donor: Path, planned: Schedule, like: Callable[[Position], ServerState]
     ) -> None:
-        """Takes over the metrics and the last state of a finished run in the folder ``donor``.
+        """Takes over metrics and last state of a finished run, unless this run has begun.
 
         Args:
           donor: the finished run's folder.
-          state: its last state.
-          saved: the dict that was saved with it.
-          at: its position.
-          schedule: of this run.
+          planned: this run's schedule.
+          like: a position -> a state with the shapes of the one there.
+
+        Raises:
+          ConfigError: the checkpoint is missing, damaged, or of another structure.
         """
-        self.record.adopt(saved, schedule, at.done)
+        if self.checkpoints.latest_round() is not None:
+            return
+        checkpoints = Checkpoints(donor, read_only=True)
+        done = checkpoints.latest_round()
+        if done is None:
+            raise ConfigError(f"{donor} has no checkpoint any more; change --warm_start")
+        try:
+            at = position_of(done, checkpoints.progress(done))
+            state, saved = checkpoints.restore(done, like(at))
+        except Damaged as damaged:
+            raise ConfigError(f"{damaged}; change --warm_start") from None
+        schedule = planned.ended(at.ended)
+        self.record.adopt(saved, schedule, done)
         with processes.agreed():
             if processes.is_first():
-                rows = read_metrics(donor)
                 with MetricsWriter(self.path) as writer:
-                    writer.write(row for row in rows if row["round"] <= at.done)
+                    writer.write(row for row in read_metrics(donor) if row["round"] <= done)
         # The checkpoint last: without it the next try starts afresh.
         self.save(state, at, schedule)
 
@@ -142,11 +126,10 @@ class RunFolder:
         self.checkpoints.save(at.done, state, saved, keep=schedule.is_kept(at.done))
 
     def open(self, done: int, made_by: Mapping[str, Any]) -> None:
-        """Opens metrics and ledger; what they say of rounds after ``done`` is dropped.
+        """Opens metrics and ledger, and drops their rounds after ``done``.
 
-        Args:
-          done: rounds that are done.
-          made_by: what the run goes on with; the record warns if it began with something else.
+        Warns of lost rows, of a damaged ledger, and of a run that began with another provenance
+        than ``made_by``.
         """
         with processes.agreed():
             if processes.is_first():
@@ -157,8 +140,7 @@ class RunFolder:
                     self._say(f"{self.path / METRICS} has lost {len(lost)} of its rows: {shown}")
                 if self._ledger.damage:
                     self._say(f"{self._ledger.damage}; goes on without replays")
-                changes = _changes(self.path, made_by) if done else ""
-                if changes:
+                if done and (changes := _changes(self.path, made_by)):
                     self._say(f"goes on from round {done} with {changes}")
 
     def close(self) -> None:
@@ -168,7 +150,7 @@ class RunFolder:
                 file.close()
 
     def write(self, rows: list[dict[str, Any]], sent: PyTree | None, phase: str) -> None:
-        """Writes the rows of a chunk, and what clients sent in its rounds.
+        """Writes the rows of a chunk of rounds, and its records.
 
         Args:
           rows: one for each round.
@@ -182,7 +164,7 @@ class RunFolder:
         if self._metrics is not None:
             self._metrics.write(rows)
 
-    def finish(self, title: str, schedule: Schedule, done: int) -> dict[str, Any]:
+    def finish(self, schedule: Schedule, done: int) -> dict[str, Any]:
         """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
         with processes.agreed():
             if processes.is_first():
@@ -190,8 +172,8 @@ class RunFolder:
                     # Here, because matplotlib takes a second that the first round need not wait.
                     from zo_fl.host import curves
 
-                    rows = read_metrics(self.path)
-                    curves.draw_curves(rows, self.path / "curves.png", title, schedule.pivot)
+                    rows, picture = read_metrics(self.path), self.path / "curves.png"
+                    curves.draw_curves(rows, picture, self._title, schedule.pivot)
         summary = self.record.summary(schedule, done, self._seconds())
         with processes.agreed():
             if processes.is_first():
@@ -202,7 +184,7 @@ class RunFolder:
         self._say(f"{damaged}: set aside as {self.checkpoints.set_aside(done)}")
 
     def _say(self, note: str) -> None:
-        """Warns of what was found, also where nothing else is printed."""
+        """Warns, also where nothing else is printed."""
         self.record.warn(note)
         for text in self.record.news():
             if processes.is_first():
@@ -214,45 +196,11 @@ class RunFolder:
         return {part: before.get(part, 0.0) + spent.get(part, 0.0) for part in before | spent}
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` as indented JSON, whole or not at all; floats that are not finite as null.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
-    write_whole(path, json.dumps(as_json(content), indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, *names: str) -> dict[str, Any] | None:
-    """Returns the object in a JSON file, or None if there is no file.
-
-    Args:
-      path: the file.
-      *names: that the object must have.
-
-    Raises:
-      ConfigError: it is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not content:
-        why = "not a JSON object"
-    elif missing := [name for name in names if name not in content]:
-        why = f"no {missing[0]}"
-    else:
-        return content
-    raise ConfigError(f"{path} is damaged: {why}; mend it, or choose another folder")
-
-
 def finished(path: Path) -> dict[str, Any] | None:
     """Returns the summary of a finished run, or None if there is none.
 
     Raises:
-      ConfigError: it is damaged.
+      ConfigError: the summary is damaged.
     """
     names = ("rounds", "diverged_round", "final_accuracy", "uplink_bytes", "wall_seconds")
     return read_json(path / SUMMARY, *names)
@@ -268,12 +216,13 @@ def check(
 
     Args:
       path: the folder.
-      identity: ``config -> dict``, what makes a run the one it is, by dotted names.
+      identity: ``config -> dict``, the fields by which two runs are the same, by dotted names.
       config: resolved.
       model: the user's own, in words.
 
     Raises:
-      ConfigError: it holds a run of another config or model; says what differs first.
+      ConfigError: the folder holds a run of another config or model, named with the first field
+        that differs.
     """
     earlier = read_json(path / CONFIG, "config")
     if earlier is None:
@@ -324,7 +273,7 @@ def create(path: Path, made: Mapping[str, Any], partition: Mapping[str, Any]) ->
 
 
 def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
-    """Waits for what another process has created: a network file system may show it late.
+    """Waits for a folder of another process: a network file system may show it late.
 
     Raises:
       ConfigError: it does not show.
@@ -340,7 +289,7 @@ def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
 
 
 def _changes(path: Path, made_by: Mapping[str, Any]) -> str:
-    """Returns in words how a run goes on with something else than it began with, "" if not."""
+    """Returns what differs between a run's first provenance and this one, "" if nothing does."""
     begun = (read_json(path / CONFIG) or {}).get("provenance") or {}
     return ", ".join(
         f"{part} {name} {value} (begun with {begun[part].get(name)})"

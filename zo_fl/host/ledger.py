@@ -1,13 +1,13 @@
-"""Rounds as what clients sent in them: with keys and the model at their start, all of phase two.
+"""The ledger of a run: the messages of each round, from which keys rebuild all of phase two.
 
 ``ledger.msgpack`` has an entry for every round of a phase that replays (``Phase.replays``):
 
     length u32, little-endian | msgpack {round, phase, arrays, previous}
 
-``arrays`` are the leaves of the round's records (who took part, scalars, weights) and, where
-statistics travel, of the new ones, by their place; those equal to the entry's before are left out.
-``previous`` is the SHA-256 of the whole entry before. So an entry that is changed, left out or
-moved shows in the next one; the last one's effect is what ``--verify`` compares.
+``arrays`` are the leaves of the round's record (who took part, scalars, weights) and, where
+statistics travel, of the new statistics, by their place; leaves equal to those of the entry before
+are left out. ``previous`` is the SHA-256 of the whole entry before: a changed, missing or moved
+entry shows in the next one. ``--verify`` checks the last one by its effect.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     Attributes:
       round: of the run, from 1.
       phase: name.
-      leaves: of what was recorded, in the order of ``jax.tree.leaves``.
+      leaves: of the record, in the order of ``jax.tree.leaves``.
       content: the bytes in the file, without their length.
     """
 
@@ -53,7 +53,7 @@ class LedgerWriter:
       resume_after: rounds that are done; later entries of a killed process are dropped.
 
     Attributes:
-      damage: what is wrong with the file, "" if nothing; all from there on is dropped.
+      damage: the first damage in the file, in a line, "" if none; all from there on is dropped.
 
     Raises:
       StorageError: it cannot be written.
@@ -90,10 +90,12 @@ class LedgerWriter:
 def make_entry(
     round_idx: int, phase: str, leaves: Sequence[np.ndarray], before: Entry | None
 ) -> Entry:
-    """Returns the entry that follows another one."""
+    """Returns the entry after another one; leaves of a phase keep their shapes and dtypes."""
     known = before.leaves if before is not None and before.phase == phase else ()
     arrays = {
-        str(i): leaf for i, leaf in enumerate(leaves) if not (known and _equal(leaf, known[i]))
+        str(i): leaf
+        for i, leaf in enumerate(leaves)
+        if not known or leaf.tobytes() != known[i].tobytes()
     }
     content = serialization.msgpack_serialize(
         {"round": round_idx, "phase": phase, "arrays": arrays, "previous": _digest(before)}
@@ -105,7 +107,8 @@ def read(folder: Path) -> list[Entry]:
     """Returns all rounds of a folder's ledger, each checked against the one before it.
 
     Raises:
-      ConfigError: there is none; or an entry is damaged, changed, missing or elsewhere: names it.
+      ConfigError: there is no ledger; or an entry, named in the message, is damaged, changed,
+        missing or moved.
     """
     path = folder / FILE_NAME
     if not path.exists():
@@ -117,21 +120,24 @@ def read(folder: Path) -> list[Entry]:
 
 
 def _parsed(path: Path) -> tuple[list[Entry], str, bool]:
-    """Returns a ledger's entries up to the first bad one.
+    """Returns a ledger's entries up to the first bad one, and what is wrong with that, or "".
 
-    Also says what is wrong with that one, "" if all is well, and whether it is but the torn end
-    that a kill leaves.
+    The last value is True if the bad entry is only torn, as by a kill.
     """
     data, place = path.read_bytes() if path.exists() else b"", 0
     entries: list[Entry] = []
     while place < len(data):
         before = entries[-1] if entries else None
-        which = "the first entry" if before is None else f"the entry after round {before.round}"
-        content, place = _next(data, place)
-        found = None if content is None else _restored(content)
-        if content is None or found is None:
+        start, is_torn = place + _LENGTH.size, True
+        if start <= len(data):
+            place = start + _LENGTH.unpack_from(data, place)[0]
+            is_torn = place > len(data)
+        content = data[start:place]
+        found = None if is_torn else _restored(content)
+        if found is None:
+            which = "the first entry" if before is None else f"the entry after round {before.round}"
             problem = f"{path}: {which} is damaged; nothing after it can be rebuilt"
-            return entries, problem, content is None
+            return entries, problem, is_torn
         if found["previous"] != _digest(before):
             why = "it is not the first one"
             if before is not None:
@@ -139,20 +145,11 @@ def _parsed(path: Path) -> tuple[list[Entry], str, bool]:
             problem = f"the entry of round {found['round']} does not follow from what is before it"
             return entries, f"{path}: {problem}: {why}", False
         known = before.leaves if before is not None and before.phase == found["phase"] else ()
-        arrays = {int(i): np.asarray(leaf) for i, leaf in found["arrays"].items()}
-        leaves = dict(enumerate(known)) | arrays
+        leaves = dict(enumerate(known))
+        leaves |= {int(i): np.asarray(leaf) for i, leaf in found["arrays"].items()}
         in_order = tuple(leaves[i] for i in sorted(leaves))
         entries.append(Entry(found["round"], found["phase"], in_order, content))
     return entries, "", False
-
-
-def _next(data: bytes, place: int) -> tuple[bytes | None, int]:
-    """Returns the content of the entry at a place, None if it is torn, and the place after it."""
-    start = place + _LENGTH.size
-    if start > len(data):
-        return None, len(data)
-    end = start + _LENGTH.unpack_from(data, place)[0]
-    return (None, len(data)) if end > len(data) else (data[start:end], end)
 
 
 def _restored(content: bytes) -> dict[str, Any] | None:
@@ -165,12 +162,6 @@ def _restored(content: bytes) -> dict[str, Any] | None:
 
 def _digest(before: Entry | None) -> bytes:
     return b"" if before is None else hashlib.sha256(before.content).digest()
-
-
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return (
-        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-    )
 
 
 def _framed(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ The file is standard JSON: a float that is not finite, which JSON lacks, is null
 import json
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.files import storing, write_whole
+from zo_fl.host.files import as_json, storing, write_whole
 from zo_fl.host.units import is_number
 
 FILE_NAME = "metrics.jsonl"
@@ -34,13 +34,13 @@ _TAGS = {
 }
 
 
-class MetricsWriter:
+class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """Appends rows to ``metrics.jsonl`` and to TensorBoard events in ``tb/``. A context manager.
 
     Args:
       folder: of the run; made if missing.
-      resume_after: rounds that are done. Later rows of a killed process are dropped, as they will
-        be written again; so are lines that are no row.
+      resume_after: rounds that are done. Later rows are dropped, as they will be written again; so
+        are lines that are no row.
 
     Attributes:
       lost: rounds up to ``resume_after`` that have no row any more.
@@ -59,7 +59,7 @@ class MetricsWriter:
             # Not SummaryWriter: its thread may be late, and hangs at the end if the disk is full.
             # A name of its own, as two starts within a second would overwrite each other.
             self._events = EventsWriter(str(events / "events"), f".{time.time_ns()}")
-            # TensorBoard hides what earlier files say about this step and later ones.
+            # With it TensorBoard hides this step and later ones in earlier files.
             self._add(step=resume_after + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -88,9 +88,6 @@ class MetricsWriter:
             with suppress(OSError):  # it was raised when it was written; closing tries it again
                 file.close()
 
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
@@ -114,18 +111,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def as_json(content: Any) -> Any:
-    """Returns content as JSON has it: NumPy and JAX scalars as Python's, NaN as None."""
-    if isinstance(content, Mapping):
-        return {name: as_json(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [as_json(value) for value in content]
-    content = content.item() if hasattr(content, "item") else content
-    return None if isinstance(content, float) and not is_number(content) else content
-
-
 def _keep(path: Path, done: int) -> list[int]:
-    """Keeps the rows of rounds 1 to ``done``, once each; returns the rounds that have none."""
+    """Keeps the rows of rounds 1 to ``done``, once each; returns the rounds without a row."""
     found = ((_row(line), line) for line in _lines(path))
     kept = {row["round"]: line for row, line in found if row is not None and row["round"] <= done}
     if path.exists():

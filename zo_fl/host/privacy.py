@@ -1,4 +1,4 @@
-"""How much a run reveals of one example: epsilon and delta, by ``dp-accounting``."""
+"""The privacy of a run: epsilon and delta of one example, by ``dp-accounting``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,22 +12,13 @@ DELTA = 1e-5
 
 
 def require(phases: Sequence[Phase]) -> None:
-    """Checks that epsilon can be computed where it is wanted.
-
-    Raises:
-      ConfigError: ``dp-accounting`` is not installed.
-    """
+    """Raises a ConfigError if some phase needs ``dp-accounting`` and it is not installed."""
     if any(_releases(phase) for phase in phases):
         _library()
 
 
 def account(phases: Sequence[ScheduledPhase], done: int) -> dict[str, Any] | None:
-    """Returns epsilon of each phase that promises privacy; None if none of them does.
-
-    Args:
-      phases: of the run.
-      done: rounds.
-    """
+    """Returns epsilon after ``done`` rounds, by phase; None if no phase promises privacy."""
     begun = [phase for phase in phases if phase.rounds_by(done)]
     found = {}
     for phase in begun:
@@ -57,7 +48,7 @@ def epsilon(noise: float, times: int) -> float:
 
 
 def _releases(phase: Phase) -> list[Release]:
-    """Returns the releases of a phase's groups; none if some group promises nothing."""
+    """Returns the releases of a phase's groups, none if some group promises nothing."""
     found = [group.release for group in phase.groups]
     return [] if None in found else found
 

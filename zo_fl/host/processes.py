@@ -1,8 +1,8 @@
 """Several processes that run one program, each with devices of its own (``jax.distributed``).
 
-Every process runs the same host code on the same config and comes to the same decisions, because
-these follow from the config and from metrics that are equal everywhere. What may differ, such as a
-missing file or a signal, is agreed upon here. With one process nothing here costs anything.
+Every process runs the same host code and comes to the same decisions, because these follow from the
+config and from metrics that are equal everywhere. Processes may see different files and signals:
+here they agree on them. With one process nothing here costs anything.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Returns whether this process prints, and writes the files that are written once."""
+    """Returns whether this process prints, and writes all files but its part of checkpoints."""
     return not several() or jax.process_index() == 0
 
 
@@ -59,8 +59,8 @@ def of_first(content: Any) -> Any:
 def agreed() -> Iterator[None]:
     """Raises a ConfigError of the block on every process if it was raised on any.
 
-    A process that failed alone would leave the others waiting for it. All processes leave the block
-    together; within it none may wait for another.
+    A process that failed alone would leave the others waiting. All leave the block together; within
+    it none may wait for another.
     """
     failure = None
     try:
@@ -76,11 +76,7 @@ def agreed() -> Iterator[None]:
 
 
 def check_same(content: Any, what: str) -> None:
-    """Checks that all processes were given the same.
-
-    Args:
-      content: JSON.
-      what: its name, for the message.
+    """Checks that all processes have the same JSON ``content``, named ``what`` in the message.
 
     Raises:
       ConfigError: they differ; raised on all processes.

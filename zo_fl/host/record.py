@@ -1,12 +1,12 @@
 """The results of a run: its rows and accuracies, its warnings, and where it diverged.
 
-Nothing here touches a file. ``folder`` writes what is found here, and saves it beside the state,
-because a resumed run does not see its earlier rounds again.
+``folder`` writes them, and saves them beside the state, because a resumed run does not see its
+earlier rounds again.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,17 +19,10 @@ from zo_fl.host.units import is_number
 LARGEST_LOSS = 1e6
 # Rounds in a row in which no client sent a finite number. A run with faulty clients survives a few.
 MUTE_ROUNDS = 10
-# Metrics of ``engine.round`` that tell what is wrong with a round's messages.
+# Metrics of ``engine.round`` about bad messages; they are no columns.
 FAULTS = ("bad_clients", "first_bad_client", "all_zero", "is_empty")
 
 Row = dict[str, Any]
-
-
-class Divergence(NamedTuple):
-    """The first round whose numbers are useless, and why, in a line."""
-
-    round: int
-    why: str
 
 
 class Record:
@@ -37,21 +30,22 @@ class Record:
 
     Attributes:
       saved: those that a resumed run cannot find again, as JSON.
-      divergence: the first round whose numbers are useless, None while there is none.
+      divergence: the first round whose numbers are useless, and a line that says why; None while
+        there is none.
     """
 
     def __init__(self):
         self.saved: dict[str, Any] = {
-            "seconds": {},  # what they went into -> how many
+            "seconds": {},  # activity -> how long it took
             "pivot_accuracy": None,
             "final_accuracy": None,
             "best_val_accuracy": None,
             "accuracy_at_best_val": None,
-            "phases": [],  # the accuracy that each arrived at
+            "phases": [],  # the accuracy at the end of each
             "warnings": [],
             "mute_rounds": 0,  # in a row, up to now
         }
-        self.divergence: Divergence | None = None
+        self.divergence: tuple[int, str] | None = None
         self._still: set[int] = set()  # places of the phases that were warned about
         self._news: list[str] = []
 
@@ -96,8 +90,8 @@ class Record:
           schedule: the run's.
           phase: that the rounds belong to.
           rounds: of the run, from 1.
-          metrics: ``f32[R]`` each, with at least as many numbers as there are rounds.
-          measured: what was evaluated after the last round.
+          metrics: ``f32[R]`` each, at least as many numbers as rounds.
+          measured: losses and accuracies after the last round.
           seconds: that a round took.
         """
         rows = []
@@ -106,13 +100,17 @@ class Record:
             faults = {name: values.pop(name) for name in FAULTS}
             if faults["all_zero"] and phase.place not in self._still:
                 self._still.add(phase.place)
-                self.warn(_all_zero(phase.phase.name, round_idx))
-            uplink, downlink = schedule.traffic(round_idx)
+                self.warn(
+                    f"round {round_idx} ({phase.phase.name}): every scalar of every client is "
+                    "exactly zero, so nothing moves; its steps are too small for the precision of "
+                    "the losses: raise eps"
+                )
+            cost = schedule.cost_by(round_idx)
             row: Row = {"round": round_idx, "phase": phase.phase.name}
             if "loss" in values:  # a method need not have one
                 row["train_loss"] = values.pop("loss")
-            row |= values | {"uplink_bytes": uplink, "downlink_bytes": downlink}
-            row["seconds"] = seconds
+            row |= values | {"uplink_bytes": cost.uplink}
+            row |= {"downlink_bytes": cost.at_start + cost.downlink, "seconds": seconds}
             if round_idx == rounds[-1]:
                 row |= measured
             rows.append(row)
@@ -121,13 +119,12 @@ class Record:
         return rows
 
     def _look_for_divergence(self, row: Row, faults: Mapping[str, float]) -> None:
-        """Notes whether the numbers of a row are useless."""
         mute = bool(faults["is_empty"]) and faults["bad_clients"] > 0
         self.saved["mute_rounds"] = self.saved["mute_rounds"] + 1 if mute else 0
         if self.divergence is None:
             why = _why(row, faults, self.saved["mute_rounds"])
             if why is not None:
-                self.divergence = Divergence(row["round"], f"round {row['round']}: {why}")
+                self.divergence = row["round"], f"round {row['round']}: {why}"
 
     def _look_at_accuracy(self, row: Row, schedule: Schedule) -> None:
         if "test_accuracy" not in row:
@@ -148,33 +145,31 @@ class Record:
     def summary(
         self, schedule: Schedule, done: int, seconds: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Returns the content of ``summary.json``.
+        """Returns the content of ``summary.json`` after ``done`` rounds.
 
         Args:
           schedule: the run's.
           done: rounds.
-          seconds: what they went into -> how many.
+          seconds: activity -> how long it took.
         """
-        saved, divergence = self.saved, self.divergence
+        saved, cost = self.saved, schedule.cost_by(done)
+        diverged_round, why = self.divergence or (None, None)
         pivot, final = saved["pivot_accuracy"], saved["final_accuracy"]
-        uplink, downlink = schedule.traffic(done)
-        forward, backward = schedule.passes(done)
-        low_uplink, low_passes = schedule.of_low_client(done)
         summary = {
             "rounds": done,
-            "diverged_round": None if divergence is None else divergence.round,
-            "divergence": None if divergence is None else divergence.why,
+            "diverged_round": diverged_round,
+            "divergence": why,
             "pivot_accuracy": pivot,
             "final_accuracy": final,
             "best_val_accuracy": saved["best_val_accuracy"],
             "accuracy_at_best_val": saved["accuracy_at_best_val"],
             "delta_lo": None if pivot is None or final is None else final - pivot,
-            "uplink_bytes": uplink,
-            "downlink_bytes": downlink,
-            "forward_passes": forward,
-            "backward_passes": backward,
-            "low_uplink_bytes": low_uplink,
-            "low_passes": low_passes,
+            "uplink_bytes": cost.uplink,
+            "downlink_bytes": cost.at_start + cost.downlink,
+            "forward_passes": round(cost.forward_passes),
+            "backward_passes": round(cost.backward_passes),
+            "low_uplink_bytes": round(cost.low_uplink),
+            "low_passes": round(cost.low_passes),
             "phases": saved["phases"],
             "warnings": saved["warnings"],
             "wall_seconds": sum(seconds.values()),
@@ -182,13 +177,6 @@ class Record:
         }
         revealed = privacy.account(schedule.phases, done)
         return summary if revealed is None else summary | {"privacy": revealed}
-
-
-def _all_zero(phase: str, round_idx: int) -> str:
-    return (
-        f"round {round_idx} ({phase}): every scalar of every client is exactly zero, so nothing "
-        "moves; its steps are too small for the precision of the losses: raise eps"
-    )
 
 
 def _why(row: Row, faults: Mapping[str, float], mute_rounds: int) -> str | None:
@@ -209,9 +197,9 @@ def _why(row: Row, faults: Mapping[str, float], mute_rounds: int) -> str | None:
 
 
 def _blame(faults: Mapping[str, float]) -> str | None:
-    """Returns in words which clients sent numbers that are not finite, None if none did.
+    """Names the clients that sent numbers that are not finite; None if there are none.
 
-    That alone ends no run: a probe that overflows is left out of its client's mean.
+    Such a number alone ends no run: a probe that overflows is left out of its client's mean.
     """
     bad = int(faults["bad_clients"])
     if not bad:

@@ -1,7 +1,6 @@
-"""Stopping when asked to: by Ctrl-C, by SIGTERM, by a terminal that was closed.
+"""Signals to stop: Ctrl-C, SIGTERM, and SIGHUP of a closed terminal.
 
-What was ignored when the process began stays ignored: ``nohup`` ignores SIGHUP, a shell's ``&``
-SIGINT.
+A signal that is ignored stays ignored: ``nohup`` ignores SIGHUP, a shell's ``&`` SIGINT.
 """
 
 import os
@@ -20,7 +19,7 @@ STOPPING = tuple(
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether a signal to stop came; a second one acts at once.
+    """Yields a function that returns whether a signal to stop came; a second one acts at once.
 
     Only the main thread can have handlers; in another one the function always returns False.
     """
@@ -59,7 +58,7 @@ def interrupting_signals() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if received:  # what it interrupted may have turned it into another error
+        if received:  # the interrupted code may have turned it into another error
             raise KeyboardInterrupt from error
         raise
     finally:
@@ -72,7 +71,7 @@ def end_at_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignores signals to stop from now on: the process is about to end anyway."""
+    """Ignores signals to stop from now on."""
     _handle(signal.SIG_IGN)
 
 
@@ -85,7 +84,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _handle(handler: Any) -> Callable[[], None]:
-    """Sets the handler of all signals that are not ignored; returns what puts the old ones back."""
+    """Sets the handler of all signals that are not ignored; returns a function that undoes it."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     heard = [one for one in STOPPING if signal.getsignal(one) is not signal.SIG_IGN]

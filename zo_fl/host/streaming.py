@@ -1,4 +1,4 @@
-"""Training examples that stay on the host: devices are sent what their clients hold, ahead of time.
+"""Training examples that stay on the host: devices get those of their clients, ahead of time.
 
     host     rows of chunk 2    rows of chunk 3    ...        gathered from a memory-mapped array
     devices  rounds of chunk 1  rounds of chunk 2  ...        two buffers a device, at most
@@ -33,15 +33,15 @@ def stream(
     run_key: Array,
     chunks: Sequence[Chunk],
 ) -> Iterator[FederatedData]:
-    """Yields what the devices need in each chunk of rounds, all of the same shapes.
+    """Yields the data of each chunk of rounds, all of the same shapes.
 
-    Whoever takes the next one while the devices compute waits for nothing. Chunks of the same
-    clients, as with full participation, share one object.
+    Take the next one while the devices compute, and nothing waits. Chunks of the same clients, as
+    with full participation, share one object.
 
     Args:
       clients: the federation, NumPy arrays.
-      groups: of the phase that the rounds belong to.
-      engine: how clients are laid out on the devices.
+      groups: of the phase.
+      engine: the layout of clients on the devices.
       run_key: ``key[]`` of the run, on this process.
       chunks: the rounds, in order and without gaps.
     """
