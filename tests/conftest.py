@@ -65,8 +65,12 @@ _FIRST = (
     "wrap/test_faults.py",
     "host/test_processes.py",
     "test_run.py",
-    "test_run.py",
 )
+
+
+def pytest_collection_finish():
+    """Takes all that is imported by now out of what is looked through for garbage."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
