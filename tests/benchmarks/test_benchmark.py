@@ -27,7 +27,7 @@ def shrunk(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "passes"), [("W1", 1), ("W6-zo", 6)])
+@pytest.mark.parametrize(("name", "passes"), [("W6-fedavg", 1), ("W6-zo", 6)])
 def test_a_workload_runs_and_says_what_it_took(name, passes):
     work = shrunk(workloads.tiny(workloads.WORKLOADS[name]))
     figures = measure.measure(work, 1, {"run.data": "stream"} if name == "W6-zo" else {})
