@@ -34,7 +34,7 @@ def assert_close(path, alone, rtol=1e-3):
                 assert got[name] == expected[name]
 
 
-def stopped_at(monkeypatch, round_idx, function, *arguments):
+def stopped_at(round_idx, function, *arguments):
     """Calls a function, which gets a Ctrl-C when a round of some run is written."""
     write, sent = folder.MetricsWriter.write, []
 
@@ -44,7 +44,7 @@ def stopped_at(monkeypatch, round_idx, function, *arguments):
             sent.append(True)
             os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patched, pytest.raises(zo_fl.Interrupted):
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(zo_fl.Interrupted):
         patched.setattr(folder.MetricsWriter, "write", interrupting)
         function(*arguments, quiet=True)
 
@@ -75,21 +75,28 @@ def test_each_seed_has_a_whole_folder_and_ends_as_it_does_alone(together, alone)
         assert config["seed"] == seed
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Both seeds, stopped in round 3."""
+    path = tmp_path_factory.mktemp("stopped")
+    stopped_at(3, run_many.run_seeds, tiny.config(**SEEDS), path, 2)
+    return path
+
+
 @pytest.mark.slow
-def test_stopped_and_resumed_seeds_end_bit_identical(together, tmp_path, monkeypatch):
-    arguments = tiny.config(**SEEDS), tmp_path, 2
-    stopped_at(monkeypatch, 3, run_many.run_seeds, *arguments)
-    run_many.run_seeds(*arguments, quiet=True)
+def test_stopped_and_resumed_seeds_end_bit_identical(together, stopped, tmp_path):
+    path = shutil.copytree(stopped, tmp_path / "both")
+    run_many.run_seeds(tiny.config(**SEEDS), path, 2, quiet=True)
     for seed in ("0", "1"):
-        assert rows_of(tmp_path / seed) == rows_of(together[0] / seed)
+        assert rows_of(path / seed) == rows_of(together[0] / seed)
 
 
 @pytest.mark.slow
-def test_a_seed_that_was_stopped_among_others_is_resumed_alone(alone, tmp_path, monkeypatch):
-    stopped_at(monkeypatch, 3, run_many.run_seeds, tiny.config(**SEEDS), tmp_path, 2)
-    assert len(rows_of(tmp_path / "1")) == 3
-    api.run(tiny.config(**OVERRIDES), tmp_path / "1", quiet=True)
-    assert_close(tmp_path / "1", alone[0])
+def test_a_seed_that_was_stopped_among_others_is_resumed_alone(alone, stopped, tmp_path):
+    path = shutil.copytree(stopped / "1", tmp_path / "1")
+    assert len(rows_of(path)) == 3
+    api.run(tiny.config(**OVERRIDES), path, quiet=True)
+    assert_close(path, alone[0])
 
 
 @pytest.mark.slow
@@ -147,13 +154,11 @@ def test_all_that_may_vary_is_an_argument_of_the_rounds(part):
 
 
 @pytest.mark.slow
-def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed(
-    tmp_path, monkeypatch
-):
+def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed(tmp_path):
     config = tiny.config("zo", zo__num_rounds=15)
     values = (1e12, 1e-3, 2e-3)
     arguments = config, tmp_path / "stopped", "zo.lr", values
-    stopped_at(monkeypatch, 11, run_many.run_values, *arguments)
+    stopped_at(11, run_many.run_values, *arguments)
     again = run_many.run_values(*arguments, quiet=True)
     assert again[0]["diverged_round"] is not None
     assert [summary["diverged_round"] for summary in again[1:]] == [None, None]

@@ -91,8 +91,8 @@ def with_cohort(item, order, padding=()):
     drawn = []
     for group in item.phase.groups:
         ids = list(order(group.cohort_size))
-        valid = jnp.arange(group.cohort_size) < len(ids)
-        drawn.append(Cohort(jnp.array([*ids, *padding][: group.cohort_size], jnp.int32), valid))
+        valid = np.arange(group.cohort_size) < len(ids)
+        drawn.append(Cohort(np.array([*ids, *padding][: group.cohort_size], np.int32), valid))
     return item.round(item.start(), drawn)
 
 
