@@ -88,6 +88,7 @@ def _serve():
     """Forks for every command one that waits for it, and that one the command: returns there."""
     control = connection.Connection(os.dup(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # none waits for those that wait
+    gc.set_threshold(100_000, 50, 100)  # as in conftest
     gc.freeze()  # looking through all that was imported takes most of a small command's end
     while True:
         try:

@@ -58,15 +58,30 @@ gc.set_threshold(100_000, 50, 100)
 # The files that take longest begin first, so that none is left to one worker at the end.
 _FIRST = (
     "methods/test_same_bits.py",
-    "experiments/test_survival.py",
     "methods/test_contract.py",
+    "experiments/test_survival.py",
+    "test_run_many.py",
+    "host/test_processes.py",
     "heads/test_sum_heads.py",
     "methods/test_references.py",
     "wrap/test_faults.py",
-    "host/test_processes.py",
+    "experiments/test_diagnose.py",
+    "heads/test_runs.py",
+    "host/test_ledger.py",
+    "heads/test_iterating_heads.py",
+    "experiments/test_sweep.py",
+    "host/test_streaming.py",
     "test_run.py",
-    "test_run.py",
+    "methods/test_replay.py",
+    "host/test_features.py",
+    "experiments/test_notebook.py",
+    "benchmarks/test_gpu_campaign.py",
 )
+
+
+def pytest_collection_finish():
+    """Takes all that is imported by now out of what is looked through for garbage."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

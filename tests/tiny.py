@@ -1,5 +1,6 @@
 """A tiny federation, shared by tests: 8 clients, synthetic images, an MLP."""
 
+import functools
 from typing import Any
 
 import jax
@@ -57,6 +58,13 @@ def build(algorithm="zowarmup", **overrides):
     return experiment.build(configs.resolve(config(algorithm, **overrides)))
 
 
+@functools.lru_cache(maxsize=32)
+def _init(task):
+    """Returns what makes a task's first weights: of many operations it is compiled whole."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return jax.jit(task.init) if len(jax.tree.leaves(shapes)) > 4 else task.init
+
+
 def start(built, phase, before=None, state=None):
     """Returns a phase's first server state.
 
@@ -67,7 +75,7 @@ def start(built, phase, before=None, state=None):
       state: the last state of ``before``.
     """
     if before is None:
-        params, model_state = built.task.init(keys.stream(built.run_key, "init"))
+        params, model_state = _init(built.task)(keys.stream(built.run_key, "init"))
         first = algorithms.start(phase, params, model_state)
     else:
         model = before.model(state, built.data)

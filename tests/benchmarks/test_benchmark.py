@@ -27,7 +27,7 @@ def shrunk(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "passes"), [("W1", 1), ("W6-zo", 6)])
+@pytest.mark.parametrize(("name", "passes"), [("W6-fedavg", 1), ("W6-zo", 6)])
 def test_a_workload_runs_and_says_what_it_took(name, passes):
     work = shrunk(workloads.tiny(workloads.WORKLOADS[name]))
     figures = measure.measure(work, 1, {"run.data": "stream"} if name == "W6-zo" else {})
@@ -67,6 +67,7 @@ def test_the_layers_are_those_of_the_benchmark_cnn():
     assert sum(per_image) + 2 * 128 * 10 == workloads.forward_flops(workloads.WORKLOADS["W1"].model)
 
 
+@pytest.mark.slow
 def test_other_forms_of_a_convolution_are_that_convolution():
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (2, 6, 6, 32)), jax.random.normal(keys[1], (3, 3, 32, 4))

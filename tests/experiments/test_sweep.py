@@ -1,14 +1,18 @@
 """Sweeps: the runs they expand to, and how those are run. Most runs here are fakes."""
 
+import contextlib
 import importlib
+import io
 import json
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from experiments.jobs import launch, plan, pool, record
+from zo_fl import api
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
 from zo_fl.engine.fields import ConfigError
@@ -241,22 +245,6 @@ def test_the_record_is_extended_by_seeds_and_kept_from_other_configs(tmp_path):
     assert json.loads(path.read_text())["points"][0]["folder"] == "a--c"
 
 
-@pytest.mark.slow
-def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(
-    tmp_path, monkeypatch, capfd
-):
-    monkeypatch.chdir(ROOT)
-    tiny = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
-    tiny |= {"warmup.num_rounds": 1, "zo.num_rounds": 1, "run.num_devices": 1}
-    planned = jobs_of([point("a")], tmp_path, given=tiny)
-    assert launch.run(planned, 2, "configs/quickstart.py") == 0, capfd.readouterr()
-    warmup, run = [read_metrics(job.folder / "metrics.jsonl") for job in planned]
-    assert len(warmup) == 1 and len(run) == 2
-    assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
-    assert launch.run(planned, 2, "configs/quickstart.py") == 0
-    assert "2 runs, 2 of them finished before" in capfd.readouterr().out
-
-
 def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     points = [point("a", zo__lr=0.1), point("b", zo__lr=0.2, zo__tau=0.5), point("c")]
     points += [point("other S", zo__num_directions=9), point("no rate", zo__lr=0.0)]
@@ -280,23 +268,58 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     assert plan.suggestion(dense).startswith("8 of these runs differ from others")
 
 
+class Real(NamedTuple):
+    """Real runs: a warm-up, two points as one program, and one that is none with them.
+
+    Attributes:
+      planned: the jobs, in that order.
+      printed: by the command, and by the same one again.
+      rows: of each run.
+    """
+
+    planned: list[plan.Job]
+    printed: tuple[str, str]
+    rows: list[list[dict]]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    given = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
+    given |= {"warmup.num_rounds": 1, "zo.num_rounds": 2, "run.num_devices": 1}
+    points = [point("a", zo__lr=0.001), point("b", zo__lr=0.004)]
+    points.append(point("c", zo__num_directions=2))
+    planned = jobs_of(points, tmp_path_factory.mktemp("real"), given=given)
+    base = config("quickstart")
+    base.update_from_flattened_dict(given)
+    alike, printed = plan.side_by_side(planned, base), []
+    with contextlib.chdir(ROOT):
+        for _ in range(2):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                assert launch.run(planned, 2, "configs/quickstart.py", alike=alike) == 0
+            printed.append(out.getvalue())
+    rows = [read_metrics(job.folder / "metrics.jsonl") for job in planned]
+    return Real(planned, tuple(printed), rows)
+
+
 @pytest.mark.slow
-def test_points_as_one_program_end_as_alone(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(ROOT)
-    tiny = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
-    tiny |= {"warmup.num_rounds": 1, "zo.num_rounds": 2, "run.num_devices": 1}
-    points, ends = [point("a", zo__lr=0.001), point("b", zo__lr=0.004)], []
-    for name in ("together", "alone"):
-        planned = jobs_of(points, tmp_path / name, given=tiny)
-        base = config("quickstart")
-        base.update_from_flattened_dict(tiny)
-        alike = plan.side_by_side(planned, base) if name == "together" else {}
-        assert launch.run(planned, 1, "configs/quickstart.py", alike=alike) == 0
-        assert "3 of 3 runs are finished" in capfd.readouterr().out
-        ends.append([read_metrics(job.folder) for job in planned])
-        logs = [pool.log_path(job).read_text() for job in planned[1:]]
-        assert ("one program with a, c, seed 0" in logs[1]) == (name == "together")
-    for one, other in zip(*ends, strict=True):
-        for row, expected in zip(one, other, strict=True):
-            assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-    assert ends[0][1][-1]["update_norm"] != ends[0][2][-1]["update_norm"]
+def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(real):
+    warmup, *runs = real.rows
+    assert len(warmup) == 1 and {len(run) for run in runs} == {3}
+    for run in runs:
+        assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
+    first, second = real.printed
+    assert "4 of 4 runs are finished" in first
+    assert "4 runs, 4 of them finished before" in second
+
+
+@pytest.mark.slow
+def test_points_as_one_program_end_as_alone(real, tmp_path):
+    warmup, a, b, c = real.planned
+    logs = [pool.log_path(job).read_text() for job in (a, b, c)]
+    assert ["one program with a, c, seed 0" in log for log in logs] == [False, True, False]
+    made = config("quickstart")
+    made.update_from_flattened_dict(b.overrides)
+    api.run(made, tmp_path, warm_start=warmup.folder, quiet=True)
+    for row, expected in zip(real.rows[2], read_metrics(tmp_path), strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+    assert real.rows[1][-1]["update_norm"] != real.rows[2][-1]["update_norm"]

@@ -36,11 +36,11 @@ def test_conjugate_gradients_end_where_the_count_stops_rising(tmp_path):
     assert last["val_accuracy"] == pytest.approx(checks[best], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ("fedavg+ridge+zo", "ridge_cg+head_sgd"))
-def test_methods_follow_each_other(name, tmp_path):
+def test_methods_follow_each_other(tmp_path):
+    name = "fedavg+ridge_cg+head_sgd+zo"
     config = tiny.config(name, **ONE, data__alpha=100.0, zo__lr=1e-5, warmup__lr=1e-3)
     summary = api.run(config, tmp_path, quiet=True)
-    assert summary["phases"][0]["phase"] in ("warmup", "ridge_cg")
+    assert summary["phases"][0]["phase"] == "warmup"
     assert summary["final_accuracy"] == summary["phases"][-1]["test_accuracy"] > 0.3
     assert summary["low_uplink_bytes"] > 0 and summary["low_passes"] > 0
 

@@ -47,20 +47,27 @@ def test_devices_that_were_asked_for_are_those_of_all_phases(cores):
     assert engine.mesh.size == 2 and engine.of([group(8)]) is engine
 
 
+def rows_on(path, num_devices, **changes):
+    changes |= {"run__num_devices": num_devices, "run__eval_every": 1}
+    api.run(tiny.config(**changes), path, quiet=True)
+    return rows_of(path)
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory):
+    """The rows of a run on one device."""
+    return rows_on(tmp_path_factory.mktemp("one"), 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "count"), [("device", 3), ("stream", 8)])
-def test_a_run_is_the_same_wherever_its_clients_train(cores, tmp_path, monkeypatch, data, count):
+def test_a_run_is_the_same_wherever_its_clients_train(
+    of_one, cores, tmp_path, monkeypatch, data, count
+):
     # Four clients train: on three cores the fourth has all of them, as padding is skipped.
     monkeypatch.setattr(devices, "make_mesh", lambda *_: layout.make_mesh(cores[:count]))
-
-    def run(name, num_devices):
-        changes = {"run__num_devices": num_devices, "run__data": data, "run__eval_every": 1}
-        api.run(tiny.config(**changes), tmp_path / name, quiet=True)
-        return rows_of(tmp_path / name)
-
-    found = run("cores", 0)
-    monkeypatch.undo()
-    for row, expected in zip(found, run("one", 1), strict=True):
+    found = rows_on(tmp_path, 0, run__data=data)
+    for row, expected in zip(found, of_one, strict=True):
         assert row["uplink_bytes"] == expected["uplink_bytes"]
         for name in ("train_loss", "update_norm", "test_loss"):
             np.testing.assert_allclose(row[name], expected[name], rtol=1e-5)

@@ -58,8 +58,7 @@ def test_few_files_are_left_and_names_tell_programs_and_arrays_apart(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", (1, 2))
-@pytest.mark.parametrize("name, norm", [("cnn", "batch"), ("patches", "patch")])
+@pytest.mark.parametrize("name, norm, devices", [("cnn", "batch", 1), ("patches", "patch", 2)])
 def test_a_model_is_evaluated_on_its_features_as_on_examples(name, norm, devices):
     built = tiny.build("fedavg", model__name=name, model__norm=norm, run__num_devices=devices)
     params, statistics = built.task.init(built.run_key)
@@ -73,7 +72,7 @@ def test_a_model_is_evaluated_on_its_features_as_on_examples(name, norm, devices
 @pytest.mark.slow
 def test_runs_that_share_end_as_those_that_do_not(tmp_path):
     pool = tmp_path / "pool"
-    for name in ("ridge", "gaussian_head", "ridge_cg"):
+    for name in ("gaussian_head", "ridge_cg"):
         config = tiny.config(name)
         alone = api.run(config, tmp_path / name / "alone", quiet=True)
         sharing = api.run(config, tmp_path / name / "sharing", shared=pool, quiet=True)

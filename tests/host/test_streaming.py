@@ -68,7 +68,7 @@ def three_rounds(**overrides):
 @pytest.mark.parametrize(
     "overrides",
     (
-        dict(run__num_devices=8),  # cohorts of 2 and 3 are padded to 8
+        dict(algorithm="zo", run__num_devices=8),  # a cohort of 3 is padded to 8
         dict(algorithm="mixed_tiers", run__num_devices=2, zo__cohort_size=4),  # two groups
     ),
 )

@@ -91,8 +91,8 @@ def with_cohort(item, order, padding=()):
     drawn = []
     for group in item.phase.groups:
         ids = list(order(group.cohort_size))
-        valid = jnp.arange(group.cohort_size) < len(ids)
-        drawn.append(Cohort(jnp.array([*ids, *padding][: group.cohort_size], jnp.int32), valid))
+        valid = np.arange(group.cohort_size) < len(ids)
+        drawn.append(Cohort(np.array([*ids, *padding][: group.cohort_size], np.int32), valid))
     return item.round(item.start(), drawn)
 
 
@@ -156,3 +156,41 @@ def test_the_uplink_is_the_bytes_of_the_messages(name):
                 uplink += int(sent) + trees.num_bytes(result.model_state)
         cost = phase_cost(item.phase, state.params, state.model_state, data)
         assert cost.uplink == uplink
+
+
+@of_every_method
+def test_where_sums_suffice_the_round_follows_from_the_sum_of_what_clients_send(name):
+    """Which NumPy adds up here, of decoded and weighed messages: none is read by itself.
+
+    Secure aggregation hides all but the sum (Bonawitz et al. 2017).
+    """
+    item = phases_of(name)[0]
+    built, phase, state = item.built, item.phase, item.start()
+    if not phase.sums_suffice:
+        # Each message is rebuilt along its own client's directions.
+        assert any(group.client.replays for group in phase.groups)
+        return
+    updates, _, weights = tiny.first_updates(built, phase, state)
+    is_sum = phase.server.reducer.is_sum
+    shares = weights > 0 if is_sum else weights / weights.sum()
+    total = jax.tree.map(lambda leaf: np.tensordot(shares, np.float64(leaf), axes=1), updates)
+    key = keys.round_key(built.run_key, 0)
+    after, *_ = item.round(state, [group.sample_cohort(key) for group in phase.groups])
+    expected = tiny.server_step(built, phase, state, total)
+    found = after.params, after.strategy_state
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "overrides", "suffices"),
+    (
+        ("zo", {}, False),
+        ("zo", {"zo__seed_policy": "shared"}, True),
+        ("fedavg", {}, True),
+        ("fedavg", {"robust__rule": "median"}, False),
+        ("fedavg", {"robust__rule": "clip"}, False),
+    ),
+)
+def test_sums_suffice_unless_messages_are_read_or_judged_singly(algorithm, overrides, suffices):
+    (phase,) = tiny.build(algorithm, **overrides).phases
+    assert phase.sums_suffice == suffices

@@ -9,6 +9,8 @@ import pytest
 from tests import tiny
 
 SHARED = {"zo__seed_policy": "shared"}
+MOMENTUM = {"zo__server": "momentum", "zo__local_steps": 2, "run__num_devices": 8}
+ADAM = {"zo__server": "adam", "zo__params": "head/*"}
 slow = pytest.mark.slow
 
 
@@ -35,15 +37,12 @@ def follow(algorithm, rounds=3, **overrides):
     ("algorithm", "overrides"),
     (
         ("zo", {}),
-        pytest.param("zo", {"run__num_devices": 8}, marks=slow),
         pytest.param("zo", SHARED | {"run__num_devices": 8}, marks=slow),
-        pytest.param("zo", {"zo__server": "momentum", "zo__local_steps": 2}, marks=slow),
-        pytest.param("zo", {"zo__server": "adam", "zo__params": "head/*"}, marks=slow),
         pytest.param("decomfl", {}, marks=slow),
         pytest.param("fedkseed_pro", {}, marks=slow),
         pytest.param("baffle", {}, marks=slow),
-        pytest.param("zo", {"faults__dropout": 0.6, "faults__nan": 0.3}, marks=slow),
-        pytest.param("zo", {"faults__byzantine": 0.25, "robust__rule": "clip"}, marks=slow),
+        pytest.param("zo", MOMENTUM | {"faults__dropout": 0.6, "faults__nan": 0.3}, marks=slow),
+        pytest.param("zo", ADAM | {"faults__byzantine": 0.25, "robust__rule": "clip"}, marks=slow),
         pytest.param("zo", SHARED | {"robust__rule": "median", "faults__nan": 0.2}, marks=slow),
     ),
     ids=str,

@@ -26,32 +26,40 @@ def built_of(algorithm):
     return tiny.build(algorithm, **{"zo__lr": 1e-2} if algorithm == "zo" else {})
 
 
-def first_round(built, phase, data=None):
-    """Returns ``(state before, state after, metrics)`` of the first round."""
-    before = tiny.start(built, phase)
-    step = jax.jit(tiny.algorithm(built, phase).round)
-    after, metrics, _ = step(before, data or built.data, built.run_key)
-    return before, after, metrics
-
-
-def round_with(algorithm, wrong):
+@functools.cache
+def program(algorithm, wrong):
+    """The first phase with faults, ``(state, data, run_key, drop: bool[K]) -> state, metrics``."""
     built = built_of(algorithm)
-    return first_round(built, faults.inject(built.phases[0], built.task, wrong, 8))
+    phase = faults.inject(built.phases[0], built.task, wrong, 8)
+
+    def one(state, data, run_key, drop):
+        def sample(key, group):
+            cohort = group.sample_cohort(key)
+            return cohort._replace(valid=cohort.valid & ~drop[cohort.client_ids])
+
+        groups = tuple(
+            group._replace(sample_cohort=functools.partial(sample, group=group))
+            for group in phase.groups
+        )
+        made = tiny.algorithm(built, phase._replace(groups=groups))
+        return made.round(state, data, run_key)[:2]
+
+    return tiny.start(built, phase), jax.jit(one)
 
 
-def round_without(algorithm, drop):
-    """The first round without some clients, ``drop: bool[K]``."""
-    built = built_of(algorithm)
+def round_with(algorithm, wrong=NONE, round_idx=0, data=None, drop=(False,) * 8):
+    """Returns ``(state before, state after, metrics)`` of a round of the first state.
 
-    def sample(key, group):
-        cohort = group.sample_cohort(key)
-        return cohort._replace(valid=cohort.valid & ~jnp.array(drop)[cohort.client_ids])
-
-    groups = tuple(
-        group._replace(sample_cohort=functools.partial(sample, group=group))
-        for group in built.phases[0].groups
-    )
-    return first_round(built, built.phases[0]._replace(groups=groups))
+    Args:
+      algorithm: whose first phase.
+      wrong: the faults.
+      round_idx: the round.
+      data: of the clients; None for what they have.
+      drop: who is left out, ``bool[K]``.
+    """
+    built, (before, step) = built_of(algorithm), program(algorithm, wrong)
+    before = before._replace(round_idx=jnp.full_like(before.round_idx, round_idx))
+    return before, *step(before, data or built.data, built.run_key, np.array(drop))
 
 
 @functools.cache
@@ -86,15 +94,27 @@ def test_without_faults_a_phase_stays_what_it_is():
     assert faults.inject(built.phases[0], built.task, NONE, 8) is built.phases[0]
 
 
+MANY = NONE._replace(dropout=0.5, nan=0.5)
+
+
+@functools.cache
+def round_in_which(nobody_answers):
+    """Returns the first round in which all of MANY's clients, or some, have no numbers; and who."""
+    for round_idx in range(100):
+        fate = fates(MANY, round_idx)
+        drop = np.asarray(fate.silent | fate.broken)
+        both = fate.silent.any() and (fate.broken & ~fate.silent).any()
+        if both and drop.all() == nobody_answers:
+            return round_idx, fate, drop
+    raise AssertionError("none of 100 rounds")
+
+
 @pytest.mark.slow
 @of_every_kind
 def test_a_round_goes_on_without_those_who_do_not_answer_with_numbers(algorithm):
-    wrong = NONE._replace(dropout=0.3, nan=0.3)
-    fate = fates(wrong)
-    drop = np.asarray(fate.silent | fate.broken)
-    assert fate.silent.any() and (fate.broken & ~fate.silent).any() and not drop.all()
-    _, after, metrics = round_with(algorithm, wrong)
-    _, expected, _ = round_without(algorithm, drop)
+    round_idx, fate, drop = round_in_which(nobody_answers=False)
+    _, after, metrics = round_with(algorithm, MANY, round_idx)
+    _, expected, _ = round_with(algorithm, round_idx=round_idx, drop=drop)
     chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5, atol=1e-6)
     assert metrics["bad_clients"] == (fate.broken & ~fate.silent).sum()
 
@@ -102,9 +122,11 @@ def test_a_round_goes_on_without_those_who_do_not_answer_with_numbers(algorithm)
 @pytest.mark.slow
 @of_every_kind
 def test_a_round_that_nobody_answers_leaves_the_state_as_it_was(algorithm):
-    before, after, metrics = round_with(algorithm, NONE._replace(dropout=1.0))
-    chex.assert_trees_all_equal(after._replace(round_idx=0), before._replace(round_idx=0))
-    assert after.round_idx == 1 and metrics["is_empty"] and not metrics["bad_clients"]
+    round_idx, fate, _ = round_in_which(nobody_answers=True)
+    before, after, metrics = round_with(algorithm, MANY, round_idx)
+    chex.assert_trees_all_equal(after._replace(round_idx=round_idx), before)
+    assert after.round_idx == round_idx + 1 and metrics["is_empty"]
+    assert metrics["bad_clients"] == (fate.broken & ~fate.silent).sum()
 
 
 @pytest.mark.slow
@@ -112,7 +134,7 @@ def test_a_round_that_nobody_answers_leaves_the_state_as_it_was(algorithm):
     ("algorithm", "attack", "factor"), (("fedavg_all", "sign_flip", -1.0), ("zo", "scale", 10.0))
 )
 def test_where_everyone_lies_the_update_is_the_lie(algorithm, attack, factor):
-    before, honest, _ = round_with(algorithm, NONE)
+    before, honest, _ = round_with(algorithm)
     _, lied, _ = round_with(algorithm, NONE._replace(byzantine=1.0, attack=attack))
     expected = jax.tree.map(lambda a, b: a + factor * (b - a), before.params, honest.params)
     chex.assert_trees_all_close(lied.params, expected, rtol=1e-4, atol=1e-5)
@@ -135,7 +157,7 @@ def test_liars_about_labels_learn_the_mirrored_ones(algorithm):
     examples = honest.data.examples
     labels = honest.task.num_classes - 1 - honest.task.labels(examples)
     others = honest.data._replace(examples=honest.task.relabel(examples, labels))
-    _, expected, _ = first_round(honest, honest.phases[0], others)
+    _, expected, _ = round_with(algorithm, data=others)
     _, mirrored, _ = round_with(algorithm, NONE._replace(byzantine=1.0, attack="labels"))
     chex.assert_trees_all_close(mirrored.params, expected.params, rtol=1e-6)
 

@@ -34,11 +34,13 @@ def test_scalars_cost_the_paper_s_bytes(policy, broadcast):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatch", (50, 1000))
-def test_microbatches_change_nothing_without_batch_statistics(microbatch):
-    (((whole,),),) = tiny.run(tiny.build("zo"))[3:]
-    (((parts,),),) = tiny.run(tiny.build("zo", zo__microbatch=microbatch))[3:]
-    np.testing.assert_allclose(parts.messages, whole.messages, rtol=1e-4, atol=2e-7)
+def test_microbatches_change_nothing_without_batch_statistics():
+    messages = []
+    for microbatch in (0, 50, 1000):
+        (((record,),),) = tiny.run(tiny.build("zo", zo__microbatch=microbatch))[3:]
+        messages.append(record.messages)
+    for parts in messages[1:]:
+        np.testing.assert_allclose(parts, messages[0], rtol=1e-4, atol=2e-7)
 
 
 def test_a_client_whose_probes_are_all_broken_drops_out():
