@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import zo_fl
+from zo_fl.config.check import defaults
 from zo_fl.data import federated
-from zo_fl.engine.fields import ConfigError, defaults
+from zo_fl.engine.fields import ConfigError
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zo_fl.config.check import defaults
 from zo_fl.data import federated
 from zo_fl.engine import cohorts
-from zo_fl.engine.fields import ConfigError, defaults
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH
 
 BLOCK: dict[str, Any] = defaults(federated.BLOCK) | {
