@@ -78,10 +78,8 @@ setuptools.setup(
         # Drivers older than 580 need jax[cuda12] instead.
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "privacy": ["dp-accounting>=0.6"],
         "tests": [
             "codespell>=2.3",
-            "dp-accounting>=0.6",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "nbclient>=0.10",

@@ -87,8 +87,7 @@ def test_the_console_script_is_the_command_that_runs_experiments(monkeypatch):
 
 def test_everything_imported_is_required(monkeypatch):
     arguments = setup_arguments(monkeypatch)
-    # The extra is imported where it is used, and asked for by name.
-    required = names([*arguments["install_requires"], *arguments["extras_require"]["privacy"]])
+    required = names(arguments["install_requires"])
     # Where the import is named differently, and what comes with another requirement by design.
     provided = {"absl": "absl-py", "orbax": "orbax-checkpoint", "cv2": "opencv-python-headless"}
     missing = set()

@@ -19,7 +19,7 @@ from zo_fl.engine.layout import Engine
 from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, Dataset, FederatedData
-from zo_fl.host import privacy, processes
+from zo_fl.host import processes
 from zo_fl.host.devices import make_engine
 from zo_fl.wrap import faults, robust
 from zo_fl.wrap.faults import Faults
@@ -128,7 +128,6 @@ def assemble(
         raise ConfigError(
             "no rounds to run; change config.warmup.num_rounds or config.zo.num_rounds"
         )
-    privacy.require(phases)
     if engine.streamed:
         _check_streamed(phases, learning)
     else:

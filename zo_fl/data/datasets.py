@@ -216,4 +216,10 @@ def _rows(client_indices: Sequence[Any], count: int) -> tuple[np.ndarray, ...]:
             raise ConfigError(
                 f"client_indices[{client}] has row {wrong}; allowed: 0 to {count - 1}"
             )
+    held = np.bincount(np.concatenate(rows_of_clients), minlength=count)
+    if held.max() > 1:
+        raise ConfigError(
+            f"client_indices has row {held.argmax()} {held.max()} times; allowed: each row once, "
+            "for one client"
+        )
     return tuple(rows.astype(np.int32) for rows in rows_of_clients)

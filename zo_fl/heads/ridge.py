@@ -75,7 +75,7 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
     extractor = features.make_extractor(problem, ridge["microbatch"], ridge["sketch"])
     penalties = np.array(ridge["penalties"], np.float32)
     encoding, private = ridge["encoding"], take(Privacy, ridge)
-    _check_private(ridge)
+    _check_private(problem, ridge)
     if ridge["num_rounds"] and len(penalties) > 1:
         require_validation(problem, "penalties", f"={ridge['penalties']!r}")
     solver = Solver(
@@ -87,21 +87,39 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         decode=partial(messages.decode_moments, encoding),
         solve=partial(_solve, penalties, bool(private.noise)),
     )
-    return sums.phases("ridge", problem, solver, ridge, privacy.release(private, once=True))
+    disclosed = privacy.release(private, once=True, shared=True)
+    return sums.phases("ridge", problem, solver, ridge, disclosed)
 
 
-def _check_private(ridge: Mapping[str, Any]) -> None:
-    """Checks that clients who add noise send nothing without noise.
+def _check_private(problem: Problem, ridge: Mapping[str, Any]) -> None:
+    """Checks that clients who add noise send nothing without noise, and that all of it is there.
 
     Raises:
-      FieldError: a field makes them send more than sums.
+      FieldError: a field makes them send more than sums, or loses shares of the noise.
     """
-    allowed = {"penalties": "one of them", "calibrate": "False", "sketch": "0"}
-    more = {**ridge, "penalties": len(ridge["penalties"]) > 1}
-    for field, words in allowed.items():
-        if ridge["noise"] and more[field]:
-            problem = f"={ridge[field]!r} has clients send more than noisy sums"
-            raise FieldError(field, f"{problem}; allowed with noise: {words}")
+    if not ridge["noise"]:
+        return
+    everyone = len(cohorts.eligible_clients(problem, ridge["tiers"]))
+    # A later round adds the shares of its newcomers alone.
+    few = ridge["num_rounds"] > 1 and cohorts.cohort_size(problem, ridge) < everyone
+    checks = {
+        "penalties": (
+            len(ridge["penalties"]) > 1,
+            "has clients send more than noisy sums",
+            "one of them",
+        ),
+        "calibrate": (ridge["calibrate"], "has clients send more than noisy sums", "False"),
+        "sketch": (ridge["sketch"], "has clients send more than noisy sums", "0"),
+        "encoding": (
+            ridge["encoding"] != "float32",
+            "rounds each message by scales of its own, which must be read one by one",
+            "float32",
+        ),
+        "num_rounds": (few, "leaves out the noise of clients drawn again", "1, or all clients"),
+    }
+    for field, (is_wrong, why, allowed) in checks.items():
+        if is_wrong:
+            raise FieldError(field, f"={ridge[field]!r} {why}; allowed with noise: {allowed}")
 
 
 def _sums(extractor: Extractor, private: Privacy, cohort: int, state, batch, own: Keys) -> Moments:
@@ -112,11 +130,12 @@ def _sums(extractor: Extractor, private: Privacy, cohort: int, state, batch, own
 
 
 def bounded_features(private: Privacy, seen: Array) -> Array:
-    """Returns features ``f32[m, d]``, the longer ones cut to the bound."""
+    """Returns features ``f32[m, d]``, the longer ones cut to the bound; zeros for infinite ones."""
     if not private.bound:
         return seen
     lengths = jnp.linalg.norm(seen, axis=1, keepdims=True)
-    return seen * jnp.minimum(1.0, private.bound / jnp.maximum(lengths, 1e-30))
+    cut = seen * jnp.minimum(1.0, private.bound / jnp.maximum(lengths, 1e-30))
+    return jnp.where(jnp.isfinite(lengths), cut, 0.0)
 
 
 def noisy_sums(private: Privacy, exact: Moments, cohort: int, key: Array) -> Moments:

@@ -95,7 +95,8 @@ def phases(
         partial(_decode, solver),
         lambda state: (state.params, state.model_state, state.strategy_state.basis),
         one_model=True,
-        sent_bytes=partial(_sent_bytes, solver),
+        # With noise all columns travel: those that do not would show which labels there are.
+        sent_bytes=partial(_sent_bytes, solver) if release is None else None,
     )
     learns = bool(extractor.sketch) or not solver.has_gram
     init = setup.continued if learns else setup.fresh

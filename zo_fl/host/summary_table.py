@@ -71,6 +71,8 @@ def _of_privacy(revealed: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"privacy of {phase}", f"epsilon {epsilon:.3g} at delta {revealed['delta']:g}")
         for phase, epsilon in revealed.get("epsilon", {}).items()
     ]
+    if len(rows) > 1:
+        rows.append(("privacy in all", f"epsilon {revealed['epsilon_in_all']:.3g}"))
     without = ", ".join(revealed.get("not_private", ()))
     return [*rows, ("not private", without)] if without else rows
 

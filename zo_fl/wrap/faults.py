@@ -28,6 +28,7 @@ from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, PyTree
+from zo_fl.wrap import privacy
 
 LABELS = "labels"  # the attack that is no change of a message
 
@@ -83,7 +84,13 @@ def inject(phase: Phase, task: Task, faults: Faults, num_clients: int) -> Phase:
       task: knows what labels are.
       faults: how many do what.
       num_clients: of the federation.
+
+    Raises:
+      ConfigError: clients' shares of the noise would be lost.
     """
+    for field in ("dropout", "nan", "byzantine"):
+        if share := getattr(faults, field):
+            privacy.check_shares(phase, f"faults.{field}", share)
     if not any((faults.dropout, faults.nan, faults.byzantine)):
         return phase
     groups = tuple(

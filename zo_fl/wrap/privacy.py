@@ -8,21 +8,21 @@ Gaussian noise of ``noise`` times that hides whether an example was there or cou
 number of a client's examples is public). A message that the server reads by itself has all of the
 noise.
 
-``host.privacy`` computes (epsilon, delta) of all rounds of a phase, by ``dp-accounting``. Not
-covered: a phase that promises nothing, such as a first-order warm-up, and what a simulation logs
-beside the messages (losses). Here noise comes from the run's key, so that a run can be repeated;
-clients of the real world draw it for themselves.
+``host.privacy`` computes (epsilon, delta) of all rounds and phases, and says what they leave out.
+Here noise comes from the run's key, so that a run can be repeated; clients of the real world draw
+it for themselves.
 
 Sources: Dwork and Roth 2014; DPZero (arXiv 2310.09639) for scalars.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from zo_fl.engine.fields import Block, Field, FieldError
+from zo_fl.engine.algorithm import Phase
+from zo_fl.engine.fields import Block, ConfigError, Field, FieldError
 from zo_fl.engine.types import Array
 
 FIELDS: Block = {
@@ -47,20 +47,22 @@ class Release(NamedTuple):
       noise: standard deviation of Gaussian noise, as a multiple of the most that an example moves.
       times: messages of a round that an example is in.
       once: whether it is in those of one round only, not in those of every round.
+      shared: whether a message has a share of the noise only: all of a cohort must answer, and
+        nobody may read single messages (``check_shares``).
     """
 
     noise: float
-    times: int
-    once: bool
+    times: int = 1
+    once: bool = False
+    shared: bool = False
 
 
-def release(privacy: Privacy, times: int = 1, once: bool = False) -> Release | None:
+def release(privacy: Privacy, **how: Any) -> Release | None:
     """Returns a phase's disclosure of an example; None where nothing is promised.
 
     Args:
       privacy: bound and noise.
-      times: messages of a round that an example is in.
-      once: whether it is in those of one round only.
+      **how: the other fields of ``Release``.
 
     Raises:
       FieldError: noise without a bound.
@@ -69,7 +71,21 @@ def release(privacy: Privacy, times: int = 1, once: bool = False) -> Release | N
         return None
     if not privacy.bound:
         raise FieldError("bound", "=0.0 bounds nothing that noise could hide; allowed: above 0")
-    return Release(privacy.noise, times, once)
+    return Release(privacy.noise, **how)
+
+
+def check_shares(phase: Phase, field: str, given: Any) -> None:
+    """Checks that no message of a phase has a share of the noise only.
+
+    Raises:
+      ConfigError: one has, and the config's ``field`` reads single messages or loses some.
+    """
+    if any(group.release is not None and group.release.shared for group in phase.groups):
+        raise ConfigError(
+            f"config.{field}={given!r}: a message of {phase.name} has a share of the noise only, "
+            "which hides nothing unless all are added up; allowed with noise: no faults, and the "
+            "rule mean"
+        )
 
 
 def noisy_scalars(privacy: Privacy, scalars: Array, weights: Array, key: Array) -> Array:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from zo_fl.engine.algorithm import Phase, Reducer
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.types import Array, PyTree
+from zo_fl.wrap import privacy
 
 BLOCK: Block = {
     "rule": Field("mean", "reading of a round's updates", lambda: RULES),
@@ -33,7 +34,13 @@ BLOCK: Block = {
 
 
 def aggregate(phase: Phase, robust: Mapping[str, Any]) -> Phase:
-    """Returns the phase, its updates read by a rule; ``robust`` is the config block."""
+    """Returns the phase, its updates read by a rule; ``robust`` is the config block.
+
+    Raises:
+      ConfigError: the rule would read messages that hide nothing by themselves.
+    """
+    if robust["rule"] != "mean":
+        privacy.check_shares(phase, "robust.rule", robust["rule"])
     reducer = RULES[robust["rule"]](phase.server.reducer, robust["trim"])
     return phase._replace(server=phase.server._replace(reducer=reducer))
 
