@@ -14,7 +14,7 @@ from zo_fl.compiled import Compiled, recorded_shapes
 from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
-from zo_fl.host import files, folder, ledger
+from zo_fl.host import devices, files, folder, ledger
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.schedule import Position, Schedule, ScheduledPhase, position_of
 
@@ -41,6 +41,7 @@ class Replay:
             raise ConfigError(f"{path} holds no run; change --workdir")
         if saved.get("model"):
             raise ConfigError(f"{path} holds a run of a model that is not in its config")
+        devices.check_random_numbers(path, saved)
         self.config: dict[str, Any] = configs.resolve(configs.read_by(saved["config"]))
         self.config["run"]["data"] = "device"
         self.built = experiment.build(self.config)

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from tests.test_run import rows_of
 from zo_fl import api
 from zo_fl.engine import layout
 from zo_fl.engine.algorithm import Client, Group
+from zo_fl.engine.fields import ConfigError
 from zo_fl.host import devices
 
 
@@ -135,3 +137,20 @@ def test_the_revision_is_that_of_the_repository_that_tracks_the_package(tmp_path
     assert devices.git_state(tmp_path / "package") == clean | {"dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))  # without git
     assert devices.git_state(tmp_path / "package") is None
+
+
+@pytest.mark.parametrize(
+    ("numerics", "density", "words"),
+    (
+        ({"jax_threefry_partitionable": False}, 1.0, "JAX_THREEFRY_PARTITIONABLE=0"),
+        ({}, 0.01, "config.zo.density=0.01 chose other coordinates"),
+    ),
+)
+def test_a_run_whose_keys_stand_for_other_numbers_now_is_refused(numerics, density, words):
+    now = devices.provenance("0")["numerics"]
+    config = {"zo": {"density": density}}
+    saved = {"config": config, "provenance": {"numerics": numerics}}
+    with pytest.raises(ConfigError, match=words):
+        devices.check_random_numbers(Path("run"), saved)
+    devices.check_random_numbers(Path("run"), saved | {"provenance": {"numerics": now}})
+    devices.check_random_numbers(Path("run"), {"config": {"zo": {"density": 1.0}}})

@@ -1,5 +1,7 @@
 """Random directions: their moments, what they depend on, and what they leave alone."""
 
+import math
+
 import chex
 import jax
 import jax.flatten_util
@@ -125,3 +127,13 @@ def test_nothing_to_move_is_one_line_that_lists_what_there_is():
     with pytest.raises(ConfigError, match=r"config\.zo\.params='haed/\*' leaves nothing") as caught:
         tiny.build("zo", zo__params="haed/*")
     assert "hidden/kernel" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("density", (0.01, 0.3, 0.4, 0.6, 0.99))
+@pytest.mark.parametrize("size", (1000, 1003))
+def test_a_density_leaves_out_no_part_of_an_array(size, density):
+    places = np.asarray(directions._places("kernel", size, density))
+    stretch = math.ceil(size / len(places))
+    assert len(places) == round(size * density)
+    assert np.diff(places).min() >= 1 and np.diff(places).max() < 2 * stretch
+    assert places[0] < stretch and places[-1] >= size - stretch

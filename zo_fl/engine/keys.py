@@ -17,6 +17,8 @@ import numpy as np
 from zo_fl.engine.types import Array, PyTree
 
 IMPLEMENTATION = "threefry2x32"
+# Raised where keys come to stand for other numbers: 2, coordinates of ``zo.density`` below 1.
+PROTOCOL = 2
 
 
 class Keys(NamedTuple):

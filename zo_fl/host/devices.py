@@ -108,9 +108,35 @@ def provenance(version: str) -> dict[str, Any]:
         },
         "numerics": {
             "prng_implementation": keys.IMPLEMENTATION,
+            "protocol": keys.PROTOCOL,
             **{name: getattr(jax.config, name) for name in _NUMERICS},
         },
     }
+
+
+def check_random_numbers(path: Path, saved: Mapping[str, Any]) -> None:
+    """Checks that keys stand for the numbers that they stood for in a run.
+
+    Args:
+      path: the run's folder.
+      saved: its config and provenance, as in ``config.json``.
+
+    Raises:
+      ConfigError: they do not: what is resumed or replayed would be another run.
+    """
+    numerics = (saved.get("provenance") or {}).get("numerics") or {}
+    here = jax.config.jax_threefry_partitionable  # pyright: ignore
+    if (then := numerics.get("jax_threefry_partitionable", here)) != here:
+        raise ConfigError(
+            f"{path} was made with jax_threefry_partitionable={then}, which draws other numbers "
+            f"than {here}; set the environment variable JAX_THREEFRY_PARTITIONABLE={int(then)}"
+        )
+    density = (saved["config"].get("zo") or {}).get("density", 1.0)
+    if density != 1.0 and numerics.get("protocol", 1) < 2:
+        raise ConfigError(
+            f"{path} was made when config.zo.density={density} chose other coordinates; start "
+            "again with another --workdir"
+        )
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import jax
 from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
-from zo_fl.host import processes
+from zo_fl.host import devices, processes
 from zo_fl.host.checkpoint import Checkpoints, Damaged
 from zo_fl.host.files import read_json, write_json
 from zo_fl.host.ledger import LedgerWriter
@@ -239,6 +239,7 @@ def check(
         raise ConfigError(
             f"{path} holds a run of another version of this program ({error}); change --workdir"
         ) from None
+    devices.check_random_numbers(path, earlier)
     if earlier.get("model") != model:
         raise ConfigError(
             f"{path} holds a run with the model {earlier.get('model') or 'of the config'}, given "

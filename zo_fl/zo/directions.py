@@ -238,8 +238,8 @@ def _count(size: int, density: float) -> int:
 
 
 def _places(name: str, size: int, density: float) -> Array:
-    """Returns ``i32[k]``, increasing: one coordinate of each of k stretches of equal length."""
+    """Returns ``i32[k]``, increasing: one coordinate of each of k stretches of all coordinates."""
     count = _count(size, density)
+    ends = np.arange(count + 1) * size // count  # lengths differ by one at most
     key = keys.stream(keys.run_key(_PLACES), name)
-    width = size // count
-    return jnp.arange(count) * width + jax.random.randint(key, (count,), 0, width)
+    return jnp.asarray(ends[:-1]) + jax.random.randint(key, (count,), 0, np.diff(ends))
