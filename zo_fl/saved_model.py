@@ -105,8 +105,9 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     if model is None and facts["own"] is not None:
         model = _import(facts["own"], path)
     if model is None:
-        # Only the known fields: version 0.2 had two more, which no model needs.
-        block = {name: config["model"][name] for name in models.BLOCK}
+        # Known fields alone: another version may have had more of them, or fewer.
+        given, fields = config["model"], models.BLOCK.items()
+        block = {name: given.get(name, field.default) for name, field in fields}  # pyright: ignore
         model = models.create(**block, num_classes=facts["num_classes"])
     learning = image_task.classification(
         model,

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from scipy.special import chdtri
 
+from zo_fl.host import style
 from zo_fl.host.style import FAINT, INK, decorate, plain
 
 from . import comparison, curves, drawing, runs
@@ -28,6 +29,7 @@ _X_LABELS = {"Figure 4": "round of the pivot", "Figure 6": "scale of the directi
 _MEASURES = {"seconds": "seconds a round", "validation": "final validation accuracy, %"}
 
 
+@style.own
 def write(sweep: SweepRuns, out: Path) -> list[Path]:
     """Writes NAME.png and NAME.svg of every figure of a sweep, and returns the PNGs.
 

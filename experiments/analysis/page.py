@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from zo_fl.host import style
+
 from ..jobs import record
 from . import comparison, figures, found, html_parts, runs, tables, tradeoff
 from .html_parts import element
@@ -22,6 +24,7 @@ _PROVENANCE = {
 }
 
 
+@style.own
 def of(read: found.Found, root: Path | None = None) -> str:
     """Returns the page as HTML.
 

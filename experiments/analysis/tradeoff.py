@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zo_fl.host import units
+from zo_fl.host import style, units
 from zo_fl.host.style import FAINT, INK, decorate, plain
 
 from . import comparison, drawing, runs, tables
@@ -89,6 +89,7 @@ def points(
     return found
 
 
+@style.own
 def write(found: Sequence[TradeOff], out: Path, with_paper: bool) -> None:
     """Writes the picture, the table and the points.
 

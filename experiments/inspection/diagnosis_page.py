@@ -116,6 +116,7 @@ def to_json(found: Diagnosis) -> dict:
     }
 
 
+@style.own
 def page(found: Diagnosis) -> str:
     """Returns the page as HTML; it needs nothing else."""
     lines = warnings(found)

@@ -1,5 +1,6 @@
 import math
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,3 +36,10 @@ def rows(num_rounds=20, pivot=10, eval_every=5, **override):
 def test_whole_incomplete_and_diverged_runs_are_drawn_without_a_warning(tmp_path, given):
     draw_curves(given, tmp_path / "curves.png", "a title that is long " * 5, pivot_round=10)
     assert np.ptp(np.asarray(Image.open(tmp_path / "curves.png").convert("L"))) > 100
+
+
+def test_a_caller_s_style_changes_nothing(tmp_path):
+    draw_curves(rows(), tmp_path / "a.png", "title")
+    with matplotlib.rc_context({"figure.facecolor": "black", "text.usetex": True, "font.size": 30}):
+        draw_curves(rows(), tmp_path / "b.png", "title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -1,6 +1,7 @@
 """Folders that something has damaged: where a run goes on, what it says, what it keeps."""
 
 import gc
+import json
 import shutil
 
 import chex
@@ -17,7 +18,7 @@ from zo_fl import api, loop
 from zo_fl import config as configs
 from zo_fl.compiled import Compiled
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host import devices, folder, ledger
+from zo_fl.host import curves, devices, folder, ledger
 from zo_fl.host.checkpoint import Checkpoints
 from zo_fl.host.folder import RunFolder
 from zo_fl.host.schedule import Position
@@ -154,6 +155,29 @@ def test_with_rows_lost_a_run_ends_in_the_same_model_and_its_summary_says_so(pat
         np.testing.assert_array_equal(one, other)
     ledgers = [(one / ledger.FILE_NAME).read_bytes() for one in (path, whole)]
     assert ledgers[0] == ledgers[1]
+
+
+def test_a_model_saved_by_a_version_with_other_fields_loads(path, whole):
+    shutil.copytree(whole, path, dirs_exist_ok=True)
+    saved = json.loads((path / "config.json").read_text())
+    del saved["config"]["model"]["width"]
+    saved["config"]["model"]["patch_size"] = 6
+    (path / "config.json").write_text(json.dumps(saved))
+    models = (jax.tree.leaves(zo_fl.load(one).params) for one in (path, whole))
+    for one, other in zip(*models, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_picture_that_fails_costs_a_warning_not_the_run(path, monkeypatch, capfd):
+    def fail(*arguments):
+        assert (path / "summary.json").exists(), "first what cannot be drawn again"
+        raise OSError("no font")
+
+    monkeypatch.setattr(curves, "draw_curves", fail)
+    summary = api.run(config(), path, quiet=True)
+    assert summary["warnings"] == ["no curves.png: OSError: no font"]
+    assert json.loads((path / "summary.json").read_text())["warnings"] == summary["warnings"]
+    assert capfd.readouterr().err == "warning: no curves.png: OSError: no font\n"
 
 
 def flipped(data, place=None):

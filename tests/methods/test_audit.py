@@ -13,7 +13,7 @@ from tests import tiny
 from zo_fl.engine import keys
 from zo_fl.host import privacy
 
-DRAWS, NOISE = 1000, 1.0
+DRAWS, NOISE = 400, 1.0
 ONE_STEP = {"local_steps": 1, "batch_size": 0}
 # Bounds that nearly all differences and features reach: an example moves a message by the most.
 PRIVATE = {
@@ -81,7 +81,7 @@ def told_apart(method):
         return [jnp.sum((of(run_key) - first) * way) / length for of in noisy]
 
     run_keys = jax.vmap(jax.random.key)(jnp.arange(DRAWS))
-    return jax.device_get(jax.jit(lambda: jax.lax.map(one, run_keys))())
+    return jax.device_get(jax.jit(lambda: jax.lax.map(one, run_keys, batch_size=100))())
 
 
 def least_mu(without, having):

@@ -9,12 +9,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from zo_fl.host.style import COLOURS, GREY, INK, SHADES, decorate, new_figure
+from zo_fl.host.style import COLOURS, GREY, INK, SHADES, decorate, new_figure, own
 from zo_fl.host.units import is_number
 
 Rows = Sequence[Mapping[str, Any]]
 
 
+@own
 def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | None = None) -> None:
     """Draws test and validation accuracy above train and test loss, and writes a PNG.
 

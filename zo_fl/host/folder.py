@@ -168,17 +168,28 @@ class RunFolder:
         """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
         with processes.agreed():
             if processes.is_first():
+                write_json(
+                    self.path / SUMMARY, self.record.summary(schedule, done, self._seconds())
+                )
                 with self._clock.during("drawing"):
-                    # Here, because matplotlib takes a second that the first round need not wait.
-                    from zo_fl.host import curves
-
-                    rows, picture = read_metrics(self.path), self.path / "curves.png"
-                    curves.draw_curves(rows, picture, self._title, schedule.pivot)
+                    self._draw(schedule)
         summary = self.record.summary(schedule, done, self._seconds())
         with processes.agreed():
             if processes.is_first():
                 write_json(self.path / SUMMARY, summary)
         return summary
+
+    def _draw(self, schedule: Schedule) -> None:
+        """Draws the curves, or warns: a picture that fails must not cost the run."""
+        # Here, because matplotlib takes a second that the first round need not wait.
+        try:
+            from zo_fl.host import curves
+
+            rows, picture = read_metrics(self.path), self.path / "curves.png"
+            curves.draw_curves(rows, picture, self._title, schedule.pivot)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            self._say(f"no curves.png: {type(error).__name__}: {first}")
 
     def _set_aside(self, done: int, damaged: Damaged) -> None:
         self._say(f"{damaged}: set aside as {self.checkpoints.set_aside(done)}")
