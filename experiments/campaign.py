@@ -70,8 +70,8 @@ def main(argv: list[str]) -> int:
     path = configs.find(given.plan, "plan")
     plan = configs.call(path, "get_plan")
     config_file, overrides, config = cli.given_config(plan.config)
-    root = Path(given.workdir or Path("runs") / path.stem)
-    records = Path(given.records or path.with_suffix(""))
+    root = files.path_of(given.workdir or Path("runs") / path.stem)
+    records = files.path_of(given.records or path.with_suffix(""))
     command = f"python -m experiments.campaign --plan={given.plan} --config={config_file}"
     sweeps = [step.get_sweep(config) for step in plan.steps]
     steps = [

@@ -6,6 +6,7 @@ its help. ``--config`` takes the name of a config that comes along or the path o
 """
 
 import functools
+import io
 import logging
 import os
 import shlex
@@ -18,7 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.files import StorageError
+from zo_fl.host.files import StorageError, path_of
 from zo_fl.host.signals import INTERRUPTED, ignore_signals, interrupting_signals
 
 if TYPE_CHECKING:  # importing JAX takes seconds, which --help does without
@@ -76,6 +77,9 @@ def run(
       define_flags: defines the command's own flags.
       described: the command's help, the docstring of its module.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding may lack what tables are made of
+            stream.reconfigure(errors="replace")
     before = set(flags.FLAGS)
     define_flags()
     own = [name for name in flags.FLAGS if name not in before]
@@ -189,7 +193,9 @@ def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, A
     for field, values in pairs.items():
         if len(values) > 1:
             raise ConfigError(f"config.{field} has {len(values)} values in {text!r}; give one")
-    return Path(folder), config.changed(resolved, {field: one for field, (one,) in pairs.items()})
+    return path_of(folder), config.changed(
+        resolved, {field: one for field, (one,) in pairs.items()}
+    )
 
 
 def as_text(value: Any) -> str:
@@ -207,17 +213,18 @@ def given_folders(default_out: str) -> tuple[Path, Path]:
     """
     if not flags.FLAGS["runs"].value:
         raise ConfigError("no --runs given; pass the --workdir of a sweep, or a folder of runs")
-    root = Path(flags.FLAGS["runs"].value)
-    return root, Path(flags.FLAGS["out"].value or root / default_out)
+    root = path_of(flags.FLAGS["runs"].value)
+    return root, path_of(flags.FLAGS["out"].value or root / default_out)
 
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless the user configured JAX's cache already."""
     import jax
 
+    from zo_fl.data import cache
+
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
-        root = os.environ.get("ZO_FL_CACHE", str(Path.home() / ".cache" / "zo_fl"))
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
 
 
 def _as_set(argument: str) -> str:

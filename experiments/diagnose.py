@@ -10,8 +10,6 @@ gradient takes a backward pass of every client; the first-order rounds take as l
 Writes W/diagnosis.html and W/diagnosis.json. Exit status 0, or 2 for bad input.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from zo_fl.engine.fields import ConfigError
@@ -29,20 +27,19 @@ def main(argv: list[str]) -> int:
     """Measures, writes, prints what stands out, and returns the exit status."""
     from rich.console import Console
 
-    from zo_fl.host import folder
-    from zo_fl.host.files import write_json, write_whole
+    from zo_fl.host import files, folder
 
     from .inspection import diagnosis, diagnosis_page
     from .inspection.states import Replay
 
     del argv
-    path = Path(flags.FLAGS.workdir)
+    path = files.path_of(flags.FLAGS.workdir)
     if folder.finished(path) is None:
         raise ConfigError(f"{path} holds no finished run; finish it, or change --workdir")
     cli.enable_compilation_cache()
     found = diagnosis.of(Replay(path), flags.FLAGS.rounds)
-    write_whole(path / "diagnosis.html", diagnosis_page.page(found))
-    write_json(path / "diagnosis.json", diagnosis_page.to_json(found))
+    files.write_whole(path / "diagnosis.html", diagnosis_page.page(found))
+    files.write_json(path / "diagnosis.json", diagnosis_page.to_json(found))
     console = Console(highlight=False)
     for table in diagnosis_page.tables(found):
         table.print(console)

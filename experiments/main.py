@@ -16,8 +16,10 @@ evaluation stopped being finite, or the folder cannot be written; 2 bad input; 1
 saved).
 """
 
+import contextlib
 import datetime
 import importlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -72,13 +74,15 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Runs the experiment of the flags and returns the exit status."""
     from zo_fl import api, config
-    from zo_fl.host import processes, summary_table
+    from zo_fl.host import files, processes, summary_table
 
     del argv
     given = cli.given_config()
     resolved = config.resolve(given.config)
     distributed.join()
-    path = Path(flags.FLAGS.workdir or processes.of_first(_default_workdir(given.name)))
+    workdir = flags.FLAGS.workdir
+    made = "" if workdir or not processes.is_first() else _new_workdir(given.name)
+    path = files.path_of(workdir or processes.of_first(made))
     cli.enable_compilation_cache()
     try:
         if flags.FLAGS.vmap_seeds or flags.FLAGS.vmap_values or flags.FLAGS.also:
@@ -86,6 +90,11 @@ def main(argv: list[str]) -> int:
         summary = api.run(
             resolved, path, warm_start=flags.FLAGS.warm_start, shared=flags.FLAGS.shared
         )
+    except ConfigError:
+        if not workdir:
+            with contextlib.suppress(OSError):  # of several processes one is the first
+                path.rmdir()
+        raise
     except (api.Interrupted, KeyboardInterrupt) as stop:
         signals.ignore_signals()
         if processes.is_first():
@@ -136,9 +145,19 @@ def _run_together(resolved, path: Path) -> int:
     return int(any(summary["diverged_round"] is not None for summary in summaries))
 
 
-def _default_workdir(name: str) -> str:
-    now = datetime.datetime.now(datetime.UTC)
-    return str(Path("runs") / Path(name).stem / now.strftime("%Y%m%d-%H%M%S"))
+def _new_workdir(name: str) -> str:
+    """Makes a folder that is called by the time; runs that begin in one second have their own."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    path = first = Path("runs") / Path(name).stem / now
+    for number in itertools.count(2):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            path = first.with_name(f"{now}-{number}")
+        except OSError as error:
+            raise ConfigError(f"cannot make {path}: {error.strerror}; give a --workdir") from None
+    return str(path)
 
 
 def run() -> None:

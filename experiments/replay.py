@@ -8,8 +8,6 @@ joiner does the same: it needs the model at the phase's start, keys and scalars,
 status 0, 1 if they differ, or 2 for bad input: a changed, missing or swapped entry is named.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from . import cli
@@ -25,12 +23,12 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Rebuilds, prints a line, returns the exit status."""
     import zo_fl
-    from zo_fl.host import ledger, units
+    from zo_fl.host import files, ledger, units
 
     from .inspection.states import Replay, digest
 
     del argv
-    path = Path(flags.FLAGS.workdir)
+    path = files.path_of(flags.FLAGS.workdir)
     replay = Replay(path)
     entries = ledger.read(path)
     wanted = flags.FLAGS.round or (entries[-1].round if entries else 0)

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"no --{flag} given; pass for example --{flag}={example}")
     sweep = plan.load_sweep(given.sweep, config)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    root, name = Path(given.workdir), Path(given.sweep).stem
+    root, name = files.path_of(given.workdir), Path(given.sweep).stem
     planned = plan.jobs_of(sweep, config, overrides, seeds, root, name)
     command = shlex.join(["zo-fl", "sweep", *sys.argv[1:]])
     content = record.make(sweep, config_file, overrides, command, seeds)

@@ -1,10 +1,15 @@
 """Data and models of the user: they train and predict, or are refused in one line."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zo_fl
+from zo_fl import own_model
 from zo_fl.config.check import defaults
 from zo_fl.data import federated
 from zo_fl.engine.fields import ConfigError
@@ -80,6 +85,58 @@ def test_the_same_folder_is_resumed_with_the_same_data_and_model_alone(tmp_path)
         zo_fl.run("quickstart", tmp_path, **options | {"model": None})
 
 
+class WithPart(nn.Module):
+    part: Callable = nn.relu
+    table: np.ndarray | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.part(x.reshape(x.shape[0], -1))
+        if self.table is not None:
+            x = x * jnp.asarray(self.table)[None]
+        return nn.Dense(3, name="head")(x)
+
+
+class Headless(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="out")(x.reshape(x.shape[0], -1))
+
+
+def test_only_methods_that_set_the_last_layer_need_to_know_it(tmp_path):
+    options = dict(dataset=data(), model=Headless(), changes=FEW, quiet=True)
+    assert zo_fl.run("quickstart", tmp_path / "zo", **options)["final_accuracy"] > 0
+    options["changes"] = FEW | {"algorithm": "ridge"}
+    with pytest.raises(ConfigError, match="no Dense layer 'head'.*there are: out; name the last"):
+        zo_fl.run("quickstart", tmp_path / "ridge", **options)
+    assert not (tmp_path / "ridge").exists()
+
+
+def power(x, exponent):
+    return x**exponent
+
+
+def test_models_are_told_apart_by_what_they_compute_not_by_what_it_is_called():
+    def of(part, table=None):
+        return own_model.identity(WithPart(part, table), data())
+
+    square = of(lambda x: x * x)
+    assert of(lambda y: y * y) == square
+    assert of(lambda x: jnp.sin(x)) != square
+    assert of(functools.partial(power, exponent=2)) == of(functools.partial(power, exponent=2))
+    assert of(functools.partial(power, exponent=2)) != of(functools.partial(power, exponent=3))
+    tables = [np.arange(20.0, dtype=np.float32) + shift for shift in (0, 0, 1)]
+    first, again, other = (of(nn.relu, table) for table in tables)
+    assert first == again != other
+
+
+def test_another_model_under_the_same_name_is_not_taken_for_the_first(tmp_path):
+    options = dict(dataset=data(), changes=FEW, quiet=True)
+    zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: x * x), **options)
+    with pytest.raises(ConfigError, match=r"the model WithPart \w+, given WithPart \w+; only"):
+        zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: jnp.sin(x)), **options)
+
+
 def test_uint8_and_float_images_of_equal_pixels_are_the_same_inputs():
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
     labels = np.arange(12) % 3
@@ -112,6 +169,7 @@ def test_a_given_partition_of_unequal_clients_is_kept():
         ({"client_indices": [[0, 60]]}, r"client_indices\[0\] has row 60; allowed: 0 to 59"),
         ({"client_indices": [[]]}, r"client_indices\[0\] is"),
         ({"client_indices": []}, "client_indices is empty"),
+        ({"client_indices": [[0, 1], [1, 2]]}, "client_indices has row 1 2 times"),
     ),
 )
 def test_arrays_that_do_not_go_together_are_one_line(change, message):

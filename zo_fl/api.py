@@ -15,10 +15,11 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from zo_fl import __version__, experiment, loop, saved_model
+from zo_fl import __version__, experiment, loop, own_model, saved_model
 from zo_fl import config as configs
 from zo_fl.compiled import Compiled
 from zo_fl.config import warm_starts
+from zo_fl.data import federated
 from zo_fl.data.partition import format_summary
 from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
@@ -82,8 +83,9 @@ def run(
         is space the same call goes on.
     """
     devices.prepare()
-    path, resolved = Path(path), resolve(config, changes)
-    donor = None if warm_start is None else Path(warm_start)
+    devices.all_devices()
+    path, resolved = files.path_of(path), resolve(config, changes)
+    donor = None if warm_start is None else files.path_of(warm_start)
     if dataset is not None:
         resolved["data"]["name"] = dataset.name
         if dataset.client_indices is not None:
@@ -91,7 +93,11 @@ def run(
     processes.check_same([resolved, str(donor)], "configs or warm starts")
     if shared is not None and processes.several():
         raise ConfigError("--shared is for runs of one process each; leave it out")
-    summary = finished(resolved, path, model)
+    said = None
+    if model is not None:
+        data = dataset or federated.load(**resolved["data"]).dataset
+        said = own_model.identity(model, data)
+    summary = finished(resolved, path, said)
     if summary is not None:
         return summary
     clock = Stopwatch()
@@ -101,12 +107,12 @@ def run(
         built = experiment.build(resolved, dataset, model)
     with owned([path]):
         # Another process may have finished it in the meantime.
-        summary = finished(resolved, path, model)
+        summary = finished(resolved, path, said)
         if summary is not None:
             return summary
-        place = None if shared is None else Path(shared)
+        place = None if shared is None else files.path_of(shared)
         runs = {path: resolved}
-        (summary,) = execute(built, runs, clock, donor, model, place, on_round, quiet=quiet)
+        (summary,) = execute(built, runs, clock, donor, (model, said), place, on_round, quiet=quiet)
         return summary
 
 
@@ -117,10 +123,16 @@ def resolve(config: Any, changes: Mapping[str, Any] | None = None) -> Config:
     return configs.resolve(configs.changed(resolved, changes)) if changes else resolved
 
 
-def finished(resolved: Config, path: Path, model: nn.Module | None) -> Summary | None:
-    """Checks a folder, and returns the summary of the run in it, None if it is not finished."""
+def finished(resolved: Config, path: Path, said: str | None) -> Summary | None:
+    """Checks a folder, and returns the summary of the run in it, None if it is not finished.
+
+    Args:
+      resolved: the run's config.
+      path: the folder.
+      said: identity of the user's own model, None without one.
+    """
     with processes.agreed():
-        folder.check(path, configs.identity, resolved, in_words(model))
+        folder.check(path, configs.identity, resolved, said)
         summary = folder.finished(path)
     # A shared file system may show some processes less than others.
     return None if processes.any_of(summary is None) else summary
@@ -141,7 +153,7 @@ def execute(
     runs: Mapping[Path, Config],
     clock: Stopwatch,
     donor: Path | None = None,
-    model: nn.Module | None = None,
+    own: tuple[nn.Module | None, str | None] = (None, None),
     shared: Path | None = None,
     on_round: OnRound | None = None,
     quiet: bool = False,
@@ -153,7 +165,7 @@ def execute(
       runs: folder, owned by this process -> config, resolved.
       clock: started with the command.
       donor: folder of a finished run that they start after, which ``warm_starts`` checked.
-      model: the user's own.
+      own: the user's own model and its identity.
       shared: see ``run``.
       on_round: see ``run``.
       quiet: no progress output.
@@ -163,7 +175,7 @@ def execute(
     """
     quiet = quiet or not processes.is_first()
     options = next(iter(runs.values()))["run"]
-    made_by = _create(built, runs, model)
+    made_by = _create(built, runs, own[1])
     if not quiet:
         print(format_summary(built.federation.summary), flush=True)
     compiled = Compiled(built, options, shared, tuple(runs.values()))
@@ -196,21 +208,19 @@ def execute(
             trained = compiled.model_of(schedule.phases[-1].phase.model, state)
             for i, run_folder in alive.items():
                 with clock.during("saving"):
-                    own = compiled.take(trained, i)
-                    saved_model.save(run_folder.path, own, built.federation.dataset, model)
+                    ended = compiled.take(trained, i)
+                    saved_model.save(run_folder.path, ended, built.federation.dataset, own[0])
                 summaries[i] = run_folder.finish(schedule, schedule.end)
     return [summaries[i] for i in range(len(folders))]
 
 
-def _create(
-    built: Experiment, runs: Mapping[Path, Config], model: nn.Module | None
-) -> dict[str, Any]:
+def _create(built: Experiment, runs: Mapping[Path, Config], said: str | None) -> dict[str, Any]:
     """Makes the folders of runs, and returns the provenance."""
     made_by = devices.provenance(__version__)
     with processes.agreed():
         if processes.is_first():
             for path, resolved in runs.items():
-                made = {"config": resolved, "model": in_words(model), "provenance": made_by}
+                made = {"config": resolved, "model": said, "provenance": made_by}
                 folder.create(path, made, built.federation.summary)
     with processes.agreed():
         for path in runs:
@@ -275,8 +285,3 @@ def title(resolved: Config) -> str:
         f"{resolved['algorithm']}, {resolved['data']['name']}, {resolved['model']['name']}, "
         f"seed {resolved['seed']}"
     )
-
-
-def in_words(model: nn.Module | None) -> str | None:
-    """Returns the class and the attributes of a user's own model; None without one."""
-    return None if model is None else " ".join(repr(model).split())

@@ -1,22 +1,17 @@
 """From a config to the objects of an experiment; nothing is computed or written yet."""
 
-import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from zo_fl import methods, models
+from zo_fl import methods, models, own_model
 from zo_fl.data import federated
 from zo_fl.engine import image_task, keys
 from zo_fl.engine.algorithm import Phase, Problem, start
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
-from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, Dataset, FederatedData
 from zo_fl.host import processes
@@ -67,7 +62,7 @@ def build(
     Args:
       config: resolved.
       dataset: instead of the one that the config names.
-      model: any Linen module, instead of the one that the config names; see ``own_task``.
+      model: any Linen module, instead of the one that the config names; see ``own_model``.
 
     Raises:
       ConfigError: the config is wrong; raised before anything is traced.
@@ -106,7 +101,7 @@ def assemble(
                 f"{type(model).__name__} has no narrow form, which HeteroFL needs; "
                 "change config.algorithm"
             )
-        return own_task(model, dataset)
+        return own_model.own_task(model, dataset)
 
     learning = make_task(1.0)
     data, validation = federation.clients, federation.validation
@@ -154,67 +149,3 @@ def _check_streamed(phases: Sequence[Phase], learning: Task) -> None:
             jax.eval_shape(
                 lambda model, phase=phase: phase.model(start(phase, *model), None), model
             )
-
-
-def own_task(module: nn.Module, dataset: Dataset) -> Task:
-    """Returns the task of any Linen module ``(x, train, mask) -> logits``; it may leave out two.
-
-    Its last layer is the submodule ``head``, or the one that its attribute ``last_layer`` names;
-    methods that treat the last layer apart need it.
-
-    Raises:
-      ConfigError: it cannot take the data set's images, has another number of outputs, or
-        collections that are not supported.
-    """
-    shape, name = dataset.train["image"].shape[1:], type(module).__name__
-    try:
-        learning = image_task.classification(
-            module,
-            shape,
-            dataset.num_classes,
-            dataset.mean,
-            dataset.std,
-            getattr(module, "last_layer", image_task.HEAD),
-        )
-        params, model_state = jax.eval_shape(learning.init, keys.run_key(0))
-        examples = jax.tree.map(lambda leaf: leaf[:2], dataset.train)
-        arguments = (params, model_state, examples, np.ones(2, bool))
-        logits, _ = jax.eval_shape(lambda *a: learning.logits(*a, False), *arguments)
-    except Exception as error:  # of a user's module: anything
-        first = str(error).strip().splitlines() or [""]
-        raise ConfigError(
-            f"the model {name} fails on images {shape}: {type(error).__name__}: {first[0]}"
-        ) from error
-    if logits.shape != (2, dataset.num_classes):
-        raise ConfigError(
-            f"the model {name} gives {list(logits.shape[1:])} outputs an image, the data set has "
-            f"{dataset.num_classes} classes; change the model"
-        )
-    if learning.has_statistics:
-        _check_statistics(learning, examples, module)
-    return learning
-
-
-def _check_statistics(learning: Task, examples: Any, module: nn.Module) -> None:
-    """Checks the momentum of batch statistics; methods that average them rely on it."""
-    name = type(module).__name__
-    params, statistics = learning.init(keys.run_key(0))
-    moved = [
-        learning.logits(params, start, examples, np.ones(2, bool), True)[1]
-        for start in (
-            jax.tree.map(jnp.zeros_like, statistics),
-            jax.tree.map(jnp.ones_like, statistics),
-        )
-    ]
-    kept = jax.tree.leaves(jax.tree.map(lambda zeros, ones: ones - zeros, *moved))
-    if not all(np.allclose(leaf, BATCH_NORM_MOMENTUM, atol=1e-3) for leaf in kept):
-        raise ConfigError(
-            f"the model {name} keeps {float(np.mean(kept[0])):.3g} of its running statistics a "
-            f"step; allowed: {BATCH_NORM_MOMENTUM}, as nn.BatchNorm(momentum=0.9)"
-        )
-    if "mask" not in inspect.signature(type(module).__call__).parameters:
-        warnings.warn(
-            f"the model {name} has batch statistics and takes no `mask`: where a batch is padded, "
-            "padding enters them; add mask=None to __call__ and hand it to nn.BatchNorm",
-            stacklevel=2,
-        )

@@ -16,7 +16,7 @@ from zo_fl.api import Config, Summary
 from zo_fl.config import warm_starts
 from zo_fl.engine.fields import ConfigError
 from zo_fl.experiment import Experiment
-from zo_fl.host import devices, processes
+from zo_fl.host import devices, files, processes
 from zo_fl.host.screen import Stopwatch
 
 
@@ -42,7 +42,9 @@ def run_seeds(
         raise ConfigError(f"{num_seeds} seeds asked for; allowed: 1 or more; change --vmap_seeds")
     first = api.resolve(config)
     resolved = [api.resolve(first, {"seed": first["seed"] + i}) for i in range(num_seeds)]
-    return run_together(resolved, [Path(path) / str(one["seed"]) for one in resolved], quiet=quiet)
+    return run_together(
+        resolved, [files.path_of(path) / str(one["seed"]) for one in resolved], quiet=quiet
+    )
 
 
 def run_values(
@@ -76,7 +78,7 @@ def run_values(
             f"config.{field} in {', '.join(names) or 'no values'}: allowed: one value or more, no "
             "two alike; change --vmap_values"
         )
-    return run_together(resolved, [Path(path) / name for name in names], quiet=quiet)
+    return run_together(resolved, [files.path_of(path) / name for name in names], quiet=quiet)
 
 
 def run_together(
@@ -102,9 +104,9 @@ def run_together(
       Interrupted: as for ``zo_fl.run``.
     """
     devices.prepare()
-    resolved, folders = [api.resolve(one) for one in configs_], [Path(path) for path in paths]
+    resolved, folders = [api.resolve(one) for one in configs_], [*map(files.path_of, paths)]
     configs.numbers_that_differ(resolved)
-    donor = None if warm_start is None else Path(warm_start)
+    donor = None if warm_start is None else files.path_of(warm_start)
     processes.check_same([resolved, str(donor)], "configs or warm starts")
     done = [api.finished(one, path, None) for one, path in zip(resolved, folders, strict=True)]
     left = [i for i, summary in enumerate(done) if summary is None]

@@ -16,7 +16,7 @@ from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Dataset, ModelState, Params
-from zo_fl.host import files, processes
+from zo_fl.host import devices, files, processes
 
 _FOLDER, _FACTS = "model", "model.json"
 _BATCH = 500
@@ -95,7 +95,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     Raises:
       ConfigError: there is no finished run, or its module cannot be made.
     """
-    path = Path(path)
+    path = files.path_of(path)
     saved, facts, summary = (
         files.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
     )
@@ -118,7 +118,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
         getattr(model, "last_layer", image_task.HEAD),
     )
     params, model_state = jax.eval_shape(learning.init, jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(devices.all_devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         {"params": params, "model_state": model_state},

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from experiments import cli, main
 from tests import commands
+from tests.experiments import fake_sweeps
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import StorageError
 
@@ -39,6 +41,7 @@ BAD_INPUT = (
     (("pareto", "--runs=."), "make runs by zo-fl --config=quickstart"),
     (("diagnose", "--workdir=."), "holds no finished run"),
     (("replay", "--workdir=."), "holds no run; change --workdir"),
+    ((*RUN[:2], "--workdir=gs://bucket/run"), "gs://bucket/run is an address"),
 )
 
 
@@ -131,3 +134,19 @@ def test_help_and_a_misspelt_flag_do_without_jax(programs, status):
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "absl.flags" in imported
         assert not imported & {"jax", "matplotlib", "numpy"}
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = {main._new_workdir("configs/quickstart.py") for _ in range(5)}
+    assert len(made) == 5
+    assert {path.parent for path in map(Path, made)} == {Path("runs/quickstart")}
+
+
+def test_an_encoding_without_the_signs_of_tables_replaces_them(tmp_path):
+    fake_sweeps.make(tmp_path)
+    command = [sys.executable, "-m", "experiments.tables", f"--runs={tmp_path}"]
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    got = subprocess.run(command, capture_output=True, cwd=commands.ROOT, env=env)
+    assert got.returncode == 0, got.stderr
+    assert b"ZOWarmUp" in got.stdout

@@ -154,3 +154,16 @@ def test_a_run_whose_keys_stand_for_other_numbers_now_is_refused(numerics, densi
         devices.check_random_numbers(Path("run"), saved)
     devices.check_random_numbers(Path("run"), saved | {"provenance": {"numerics": now}})
     devices.check_random_numbers(Path("run"), {"config": {"zo": {"density": 1.0}}})
+
+
+def test_a_platform_that_is_not_there_is_one_line(monkeypatch, tmp_path):
+    def fail():
+        raise AssertionError("Unable to initialize backend 'cuda':\nlong")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(
+        ConfigError, match=r"no device \(Unable .*'cuda':\); change JAX_PLATFORMS=cuda"
+    ):
+        api.run("quickstart", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zo_fl.data import cache
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import files
 from zo_fl.host.files import StorageError
@@ -100,3 +101,23 @@ def test_who_waits_goes_on_when_the_folder_is_free(tmp_path):
         thread.start()
     thread.join()
     assert seen == [True]
+
+
+def test_a_path_may_begin_at_home_and_is_no_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.path_of("~/run") == tmp_path / "run"
+    assert files.path_of("C:/run") == Path("C:/run")
+    for address in ("gs://bucket/run", "file:///tmp/run", Path("s3://bucket/run")):
+        with pytest.raises(ConfigError, match="is an address, not a folder of this machine"):
+            files.path_of(address)
+
+
+def test_without_a_home_folder_only_paths_that_begin_at_it_are_refused(monkeypatch):
+    def none(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(cache.ENV)
+    monkeypatch.setattr(Path, "expanduser", none)
+    with pytest.raises(ConfigError, match="no home folder here; give a whole path"):
+        files.path_of("~/run")
+    assert cache.root().is_absolute()

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,10 @@ Entry = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 def root() -> Path:
     """Returns the folder of all entries; it may not exist yet."""
-    return Path(os.environ.get(ENV) or "~/.cache/zo_fl").expanduser()
+    try:
+        return Path(os.environ.get(ENV) or "~/.cache/zo_fl").expanduser()
+    except RuntimeError:  # containers may have no home folder
+        return Path(tempfile.gettempdir()) / "zo_fl"
 
 
 def fingerprint(folder: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from zo_fl.engine import activations, cohorts, losses, trees
 from zo_fl.engine.algorithm import ClientBatch, ClientResult, Keeping, Problem, ServerState
-from zo_fl.engine.fields import Field, FieldError
+from zo_fl.engine.fields import ConfigError, Field, FieldError
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, Examples, ModelState, Params, PyTree
 from zo_fl.heads import closed_form
@@ -51,10 +51,18 @@ def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extrac
     """Returns the extractor of a problem's clients.
 
     Raises:
+      ConfigError: the model has no last layer of the name that it should have.
       FieldError: the sketch has more directions than the model has features.
     """
     task = problem.task
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    layer = params.get(task.head, {})
+    if not {"kernel", "bias"} <= layer.keys() or layer["kernel"].ndim != 2:
+        raise ConfigError(
+            f"the model {type(task.module).__name__} has no Dense layer {task.head!r} with a bias, "
+            f"which this method sets; there are: {', '.join(params)}; name the last layer so, or "
+            "set the model's attribute last_layer, or change config.algorithm"
+        )
     dim = params[task.head]["kernel"].shape[0]
     if sketch > dim:
         raise FieldError(

@@ -44,6 +44,21 @@ def prepare() -> bool:
     return True
 
 
+def all_devices() -> list[Any]:
+    """Returns JAX's devices.
+
+    Raises:
+      ConfigError: there are none of the platform that it was told to use.
+    """
+    try:
+        return jax.devices()
+    except Exception as error:  # of JAX's plugins: RuntimeError, AssertionError and others
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
+        change = f"JAX_PLATFORMS={asked}" if asked else "what JAX is installed with"
+        raise ConfigError(f"JAX finds no device ({first}); change {change}") from None
+
+
 def make_engine(run: Mapping[str, Any]) -> Engine:
     """Returns the layout of clients; ``run`` is the config block.
 
@@ -66,7 +81,7 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     Raises:
       ConfigError: there are not as many.
     """
-    devices = jax.devices()
+    devices = all_devices()
     if not 0 <= num_devices <= len(devices):
         raise ConfigError(
             f"{num_devices} devices asked for, allowed: 0 (all) to {len(devices)}; "

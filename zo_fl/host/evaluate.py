@@ -105,13 +105,12 @@ def make_evaluate(
     """
 
     def evaluate(params, model_state, examples: EvaluationSet):
-        head = params[task.head]
-
         def body(i, totals):
             batch, mask = jax.tree.map(lambda leaf: leaf[i], (examples.examples, examples.mask))
             if isinstance(examples.features, tuple):
                 logits, _ = task.logits(params, model_state, batch, mask, False)
             else:
+                head = params[task.head]
                 logits = jnp.matmul(examples.features[i], head["kernel"], precision="highest")
                 logits += head["bias"][None]
             losses = task.loss_of_logits(logits, batch)

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from zo_fl.host.units import is_number
 
 _LOCK, _OWNER = ".lock", ".owner.json"
 _POLL_SECONDS = 0.1
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # two letters at least: C:/ is a path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -80,6 +82,23 @@ def write_whole(path: Path, content: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def path_of(given: str | Path) -> Path:
+    """Returns a path on this machine that a user gave; ``~`` is the home folder.
+
+    Raises:
+      ConfigError: it is an address, or there is no home folder.
+    """
+    if _ADDRESS.match(str(given)):
+        raise ConfigError(
+            f"{given} is an address, not a folder of this machine; allowed: a local path, where "
+            "a bucket can be mounted"
+        )
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{given}: there is no home folder here; give a whole path") from None
 
 
 def write_json(path: Path, content: Any) -> None:

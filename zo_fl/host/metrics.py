@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 from zo_fl.engine.fields import ConfigError
-from zo_fl.host.files import as_json, storing, write_whole
+from zo_fl.host.files import as_json, path_of, storing, write_whole
 from zo_fl.host.units import is_number
 
 FILE_NAME = "metrics.jsonl"
@@ -100,7 +100,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
       ConfigError: another line is damaged.
     """
-    path = Path(path)
+    path = path_of(path)
     path = path / FILE_NAME if path.is_dir() else path
     rows = [_row(line) for line in _lines(path)]
     if None in rows[:-1]:

@@ -1,7 +1,7 @@
 """The look of every figure: one palette, one ink, one pair of axes; without pyplot."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,7 +14,11 @@ INK, FAINT, GREY, GRID = "#444444", "#767676", "#999999", "#DDDDDD"
 SHADES = ("#FFFFFF", "#EEF2F6")  # of phases, in turn
 
 
-_DEFAULTS = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+_DEFAULTS: Any = {
+    name: value
+    for name, value in matplotlib.rcParamsDefault.items()
+    if not name.startswith("backend")
+}
 Draw = TypeVar("Draw", bound=Callable)
 
 

@@ -1,0 +1,124 @@
+"""Models of the user: any Linen module, checked, and told apart by what it computes."""
+
+import hashlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl.engine import image_task, keys
+from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
+from zo_fl.engine.task import Task
+from zo_fl.engine.types import Dataset
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def identity(module: nn.Module, dataset: Dataset) -> str:
+    """Returns the class of a module, and a digest of what it computes on a data set's images.
+
+    Equal for equal programs, whatever their parts are called: a lambda, a partial function, a class
+    that was changed. Another version of JAX may write the same program otherwise.
+    """
+    plain = dataset._replace(mean=np.zeros_like(dataset.mean), std=np.ones_like(dataset.std))
+    learning = own_task(module, plain)  # the data have an identity of their own
+    digest = hashlib.sha256(learning.head.encode())
+    model = jax.eval_shape(learning.init, keys.run_key(0))
+    arguments = (*model, jax.tree.map(lambda leaf: leaf[:2], dataset.train), np.ones(2, bool))
+    programs = [jax.make_jaxpr(learning.init)(keys.run_key(0))]
+    programs += [
+        jax.make_jaxpr(lambda *a, train=train: learning.logits(*a, train))(*arguments)
+        for train in (False, True)
+    ]
+    for program in programs:
+        digest.update(_ADDRESS.sub("", str(program)).encode())
+        for constant in _constants(program):
+            digest.update(np.asarray(constant).tobytes())
+    return f"{type(module).__name__} {digest.hexdigest()[:16]}"
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """Yields the arrays in a program and in those within, which its text leaves out."""
+    yield from getattr(program, "consts", ())
+    for equation in program.eqns:
+        yield from (
+            v.val for v in equation.invars if isinstance(getattr(v, "val", None), np.ndarray)
+        )
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(part):
+                yield from _constants(part)
+
+
+def _is_program(part: Any) -> bool:
+    return hasattr(part, "eqns")
+
+
+def own_task(module: nn.Module, dataset: Dataset) -> Task:
+    """Returns the task of any Linen module ``(x, train, mask) -> logits``; it may leave out two.
+
+    Its last layer is the submodule ``head``, or the one that its attribute ``last_layer`` names;
+    methods that treat the last layer apart need it.
+
+    Raises:
+      ConfigError: it cannot take the data set's images, has another number of outputs, or
+        collections that are not supported.
+    """
+    shape, name = dataset.train["image"].shape[1:], type(module).__name__
+    try:
+        learning = image_task.classification(
+            module,
+            shape,
+            dataset.num_classes,
+            dataset.mean,
+            dataset.std,
+            getattr(module, "last_layer", image_task.HEAD),
+        )
+        params, model_state = jax.eval_shape(learning.init, keys.run_key(0))
+        examples = jax.tree.map(lambda leaf: leaf[:2], dataset.train)
+        arguments = (params, model_state, examples, np.ones(2, bool))
+        logits, _ = jax.eval_shape(lambda *a: learning.logits(*a, False), *arguments)
+    except Exception as error:  # of a user's module: anything
+        first = str(error).strip().splitlines() or [""]
+        raise ConfigError(
+            f"the model {name} fails on images {shape}: {type(error).__name__}: {first[0]}"
+        ) from error
+    if logits.shape != (2, dataset.num_classes):
+        raise ConfigError(
+            f"the model {name} gives {list(logits.shape[1:])} outputs an image, the data set has "
+            f"{dataset.num_classes} classes; change the model"
+        )
+    if learning.has_statistics:
+        _check_statistics(learning, examples, module)
+    return learning
+
+
+def _check_statistics(learning: Task, examples: Any, module: nn.Module) -> None:
+    """Checks the momentum of batch statistics; methods that average them rely on it."""
+    name = type(module).__name__
+    params, statistics = learning.init(keys.run_key(0))
+    moved = [
+        learning.logits(params, start, examples, np.ones(2, bool), True)[1]
+        for start in (
+            jax.tree.map(jnp.zeros_like, statistics),
+            jax.tree.map(jnp.ones_like, statistics),
+        )
+    ]
+    kept = jax.tree.leaves(jax.tree.map(lambda zeros, ones: ones - zeros, *moved))
+    if not all(np.allclose(leaf, BATCH_NORM_MOMENTUM, atol=1e-3) for leaf in kept):
+        raise ConfigError(
+            f"the model {name} keeps {float(np.mean(kept[0])):.3g} of its running statistics a "
+            f"step; allowed: {BATCH_NORM_MOMENTUM}, as nn.BatchNorm(momentum=0.9)"
+        )
+    if "mask" not in inspect.signature(type(module).__call__).parameters:
+        warnings.warn(
+            f"the model {name} has batch statistics and takes no `mask`: where a batch is padded, "
+            "padding enters them; add mask=None to __call__ and hand it to nn.BatchNorm",
+            stacklevel=2,
+        )
