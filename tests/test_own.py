@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zo_fl
-from zo_fl import own_model
+from zo_fl import own_model, saved_model
 from zo_fl.config.check import defaults
 from zo_fl.data import federated
 from zo_fl.engine.fields import ConfigError
@@ -70,8 +70,39 @@ def test_a_trained_model_predicts_as_it_did_when_it_was_evaluated(tmp_path):
     images, labels = arrays(30, seed=1)
     assert np.mean(model.predict(images) == labels) == pytest.approx(summary["final_accuracy"])
     assert model.logits(images[:1]).shape == (1, 3) and model.features(images).shape == (30, 20)
+    assert model.predict(images[:0]).shape == (0,)
+    with pytest.raises(ConfigError, match="scale them as then"):
+        model.predict(255 * images)
     again = zo_fl.load(tmp_path, model=Linear())
     np.testing.assert_array_equal(again.predict(images), model.predict(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    (
+        (np.zeros((5, 4), np.float32), r"images \(5, 4\); allowed: \(n, 5, 4, 1\)"),
+        (np.zeros((5, 4, 1), np.float32), "one image needs a leading axis"),
+        (np.zeros((2, 4, 5), np.float32), r"allowed: \(n, 5, 4, 1\)"),
+        (np.zeros((2, 5, 4, 3), np.float32), r"allowed: \(n, 5, 4, 1\)"),
+        (np.zeros((2, 5, 4), np.uint8), "images of uint8; the model was trained on float32 in"),
+        (np.full((2, 5, 4), 200.0), r"pixels in \[200, 200\]; the model was trained on \["),
+        (np.full((2, 5, 4), np.nan), r"pixels in \[nan, nan\]"),
+    ),
+)
+def test_images_unlike_those_of_training_are_refused_in_one_line(images, message):
+    shown = saved_model.Images((5, 4, 1), "float32", -2.0, 6.0)
+    with pytest.raises(ConfigError, match=message):
+        shown.checked(images)
+
+
+def test_no_images_and_images_of_the_range_are_fine():
+    shown = saved_model.Images((5, 4, 1), "float32", -2.0, 6.0)
+    assert shown.checked(np.zeros((0, 5, 4))).shape == (0, 5, 4, 1)
+    assert shown.checked(np.full((2, 5, 4), 9.0)).shape == (2, 5, 4, 1)
+    bytes_ = saved_model.Images((5, 4, 3), "uint8", 0.0, 255.0)
+    assert bytes_.checked(np.zeros((2, 5, 4, 3), np.uint8)).dtype == np.uint8
+    with pytest.raises(ConfigError, match="images of float64; the model was trained on uint8 in"):
+        bytes_.checked(np.zeros((2, 5, 4, 3)))
 
 
 def test_the_same_folder_is_resumed_with_the_same_data_and_model_alone(tmp_path):

@@ -22,6 +22,49 @@ _FOLDER, _FACTS = "model", "model.json"
 _BATCH = 500
 
 
+class Images(NamedTuple):
+    """The images that a model was trained on.
+
+    Attributes:
+      shape: ``(H, W, c)``.
+      dtype: ``uint8`` or ``float32``; of a model of version 0.2 "", any.
+      low: smallest value of a pixel.
+      high: largest value.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: float
+    high: float
+
+    def checked(self, images: Any) -> np.ndarray:
+        """Returns images ``[n, H, W, c]`` as they were in training; grey ones may lack ``c``.
+
+        Raises:
+          ConfigError: their shape, dtype or range is another.
+        """
+        given = np.asarray(images)
+        if given.ndim == 3 and self.shape[-1] == 1 and given.shape[1:] == self.shape[:2]:
+            given = given[..., None]
+        if given.shape[1:] != self.shape:
+            one = "; one image needs a leading axis" if given.shape == self.shape else ""
+            raise ConfigError(f"images {given.shape}; allowed: (n, {str(self.shape)[1:]}{one}")
+        is_whole = np.issubdtype(given.dtype, np.integer)
+        if self.dtype and is_whole != (self.dtype == "uint8"):
+            raise ConfigError(
+                f"images of {given.dtype}; the model was trained on {self.dtype} in "
+                f"[{self.low:g}, {self.high:g}]: give these"
+            )
+        width = self.high - self.low
+        low, high = (given.min(), given.max()) if given.size else (self.low, self.high)
+        if self.dtype and not self.low - width <= low <= high <= self.high + width:
+            raise ConfigError(
+                f"pixels in [{low:g}, {high:g}]; the model was trained on [{self.low:g}, "
+                f"{self.high:g}]: scale them as then"
+            )
+        return given
+
+
 class TrainedModel(NamedTuple):
     """A finished run's model, ready to predict.
 
@@ -31,6 +74,7 @@ class TrainedModel(NamedTuple):
       config: the run's, resolved.
       summary: content of ``summary.json``.
       task: model, preprocessing and loss as pure functions.
+      images: what it was trained on, and is to be given.
     """
 
     params: Params
@@ -38,10 +82,15 @@ class TrainedModel(NamedTuple):
     config: dict[str, Any]
     summary: dict[str, Any]
     task: Task
+    images: Images
 
     def logits(self, images: Any) -> np.ndarray:
-        """Returns logits ``f32[n, classes]`` of images like those of training."""
-        return _in_batches(self._logits, np.asarray(images))
+        """Returns logits ``f32[n, classes]`` of images like those of training.
+
+        Raises:
+          ConfigError: they are not like those; see ``Images``.
+        """
+        return _in_batches(self._logits, self.images.checked(images))
 
     def predict(self, images: Any) -> np.ndarray:
         """Returns the most likely labels ``i32[n]`` of images like those of training."""
@@ -53,7 +102,7 @@ class TrainedModel(NamedTuple):
             lambda batch, mask: activations.features(
                 self.task, self.params, self.model_state, {"image": batch}, mask, layers
             ),
-            np.asarray(images),
+            self.images.checked(images),
         )
 
     def _logits(self, batch, mask):
@@ -74,8 +123,12 @@ def save(
     with ocp.StandardCheckpointer() as checkpointer:
         tree = dict(zip(("params", "model_state"), model, strict=True))
         checkpointer.save((path / _FOLDER).absolute(), tree, force=True)
+    images = dataset.train["image"]
     facts = {
-        "image_shape": list(dataset.train["image"].shape[1:]),
+        "image_shape": list(images.shape[1:]),
+        "dtype": str(images.dtype),
+        "low": float(images.min()),
+        "high": float(images.max()),
         "num_classes": dataset.num_classes,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
@@ -125,7 +178,9 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     )
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore((path / _FOLDER).absolute(), like)
-    return TrainedModel(tree["params"], tree["model_state"], config, summary, learning)
+    shape, dtype = tuple(facts["image_shape"]), facts.get("dtype", "")
+    images = Images(shape, dtype, facts.get("low", 0.0), facts.get("high", 0.0))
+    return TrainedModel(tree["params"], tree["model_state"], config, summary, learning, images)
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -159,10 +214,9 @@ def _import(own: dict[str, Any], path: Path) -> nn.Module:
 
 def _in_batches(function, images: np.ndarray) -> np.ndarray:
     """Applies a function of ``(images, mask)`` to any number of images, in batches."""
-    images = images[..., None] if images.ndim == 3 else images
     size = max(1, min(_BATCH, len(images)))
     program, parts = jax.jit(function), []
-    for start in range(0, len(images), size):
+    for start in range(0, max(1, len(images)), size):  # of none, the shape of nothing
         batch = images[start : start + size]
         padding = [(0, size - len(batch))] + [(0, 0)] * (images.ndim - 1)
         mask = np.arange(size) < len(batch)
