@@ -217,16 +217,6 @@ def given_folders(default_out: str) -> tuple[Path, Path]:
     return root, path_of(flags.FLAGS["out"].value or root / default_out)
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless the user configured JAX's cache already."""
-    import jax
-
-    from zo_fl.data import cache
-
-    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
-        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
-
-
 def _as_set(argument: str) -> str:
     """Returns ``--config.FIELD=VALUE`` as ``--set=FIELD=VALUE``, anything else as it is."""
     name = argument.lstrip("-")

@@ -23,11 +23,13 @@ def main(argv: list[str]) -> int:
     """Prints the tables of the flags' config and returns the exit status."""
     from rich.console import Console
 
+    from zo_fl.host import devices
+
     from .inspection import client_costs
 
     del argv
     config = cli.resolved_config()
-    cli.enable_compilation_cache()
+    devices.keep_programs()
     client_costs.show(config, Console(width=100, highlight=False), flags.FLAGS.time)
     return 0
 

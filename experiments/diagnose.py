@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     """Measures, writes, prints what stands out, and returns the exit status."""
     from rich.console import Console
 
-    from zo_fl.host import files, folder
+    from zo_fl.host import devices, files, folder
 
     from .inspection import diagnosis, diagnosis_page
     from .inspection.states import Replay
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     path = files.path_of(flags.FLAGS.workdir)
     if folder.finished(path) is None:
         raise ConfigError(f"{path} holds no finished run; finish it, or change --workdir")
-    cli.enable_compilation_cache()
+    devices.keep_programs()
     found = diagnosis.of(Replay(path), flags.FLAGS.rounds)
     files.write_whole(path / "diagnosis.html", diagnosis_page.page(found))
     files.write_json(path / "diagnosis.json", diagnosis_page.to_json(found))

@@ -83,7 +83,6 @@ def main(argv: list[str]) -> int:
     workdir = flags.FLAGS.workdir
     made = "" if workdir or not processes.is_first() else _new_workdir(given.name)
     path = files.path_of(workdir or processes.of_first(made))
-    cli.enable_compilation_cache()
     try:
         if flags.FLAGS.vmap_seeds or flags.FLAGS.vmap_values or flags.FLAGS.also:
             return _run_together(resolved, path)

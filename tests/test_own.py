@@ -57,6 +57,12 @@ def arrays(count=60, shape=(5, 4), seed=0):
     return (rng.normal(size=(count, *shape)) + 2 * lift).astype(np.float32), labels
 
 
+def nan_at(index):
+    images = arrays()[0]
+    images[index, 0, 0] = np.nan
+    return images
+
+
 def data(**changes):
     return zo_fl.dataset(*arrays(), *arrays(30, seed=1), **changes)
 
@@ -168,6 +174,27 @@ def test_another_model_under_the_same_name_is_not_taken_for_the_first(tmp_path):
         zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: jnp.sin(x)), **options)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        (
+            {"x_train": np.where(np.arange(60)[:, None, None] == 9, 1e30, arrays()[0])},
+            "in image 9;",
+        ),
+        ({"y_train": np.arange(60) % 3 * 50}, "labels reach 100, and 3 of these 101 classes"),
+        (
+            {"x_train": np.ones((60, 3, 8, 8)), "x_test": np.ones((30, 3, 8, 8))},
+            r"look like \(N, c, H, W\)",
+        ),
+    ),
+)
+def test_arrays_that_are_likely_meant_otherwise_are_a_warning(change, message):
+    (x_train, y_train), (x_test, y_test) = arrays(), arrays(30)
+    given = dict(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test) | change
+    with pytest.warns(UserWarning, match=message):
+        zo_fl.dataset(**given)
+
+
 def test_uint8_and_float_images_of_equal_pixels_are_the_same_inputs():
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
     labels = np.arange(12) % 3
@@ -197,6 +224,10 @@ def test_a_given_partition_of_unequal_clients_is_kept():
         ({"y_train": np.zeros(60)}, "y_train is float64"),
         ({"y_train": np.full(60, -1)}, "y_train has a label -1"),
         ({"num_classes": 2}, "num_classes=2 and there is a label 2"),
+        ({"y_train": np.full(60, 2**32 + 1)}, "y_train has a label 4294967297; allowed: below"),
+        ({"x_train": nan_at(7)}, "x_train has 1 images with pixels that are NaN .* is image 7;"),
+        ({"x_test": nan_at(3)[:30]}, "x_test has 1 images .* is image 3;"),
+        ({"x_train": np.full((60, 5, 4), 1e300)}, "x_train has 60 images"),
         ({"client_indices": [[0, 60]]}, r"client_indices\[0\] has row 60; allowed: 0 to 59"),
         ({"client_indices": [[]]}, r"client_indices\[0\] is"),
         ({"client_indices": []}, "client_indices is empty"),

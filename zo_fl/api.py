@@ -82,8 +82,7 @@ def run(
       StorageError: the folder cannot be written, or is full; what was there stays, and once there
         is space the same call goes on.
     """
-    devices.prepare()
-    devices.all_devices()
+    devices.begin()
     path, resolved = files.path_of(path), resolve(config, changes)
     donor = None if warm_start is None else files.path_of(warm_start)
     if dataset is not None:
@@ -276,7 +275,7 @@ def _record(
     screen.update(written[0], round(images), chunk.seconds)
     if on_round is not None:
         for row in itertools.chain(*written):
-            on_round(row)
+            on_round(dict(row))  # a copy: what becomes of it there is no business of the run
 
 
 def title(resolved: Config) -> str:

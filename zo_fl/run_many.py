@@ -103,7 +103,7 @@ def run_together(
       ConfigError: as for ``run_values``.
       Interrupted: as for ``zo_fl.run``.
     """
-    devices.prepare()
+    devices.begin()
     resolved, folders = [api.resolve(one) for one in configs_], [*map(files.path_of, paths)]
     configs.numbers_that_differ(resolved)
     donor = None if warm_start is None else files.path_of(warm_start)

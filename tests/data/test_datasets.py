@@ -69,7 +69,7 @@ def test_rows_follow_the_id_feature(tmp_path):
 
 def test_a_constant_channel_has_deviation_one(tmp_path):
     np.save(tmp_path / "x.npy", np.full((3, 2, 2, 1), 51, np.uint8))
-    mean, std = decode.channel_statistics(tmp_path / "x.npy")
+    mean, std = decode.channel_statistics(np.load(tmp_path / "x.npy", mmap_mode="r"))
     assert mean == pytest.approx(0.2) and std == 1
 
 

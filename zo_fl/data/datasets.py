@@ -8,6 +8,7 @@ anything else    a TFDS set that is prepared in ``data_dir``
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _STATISTICS = {
     "imagenet32_200": _IMAGENET32,
 }
 SAMPLE = Path(__file__).parent / "cifar10_sample.webp"
+_MOST_CLASSES = 10**6
+_FAR = 1e4  # times the usual size of a pixel
 _SAMPLE_COLUMNS = 50  # images side by side in the file
 
 
@@ -155,6 +158,8 @@ def dataset(
             f"{largest}"
         )
     rows = None if client_indices is None else _rows(client_indices, len(train["label"]))
+    _warn_of_shape(train["image"].shape)
+    _warn_of_classes(train["label"], largest if num_classes is None else 0)
     full_name = f"{name}:{_digest([*train.values(), *test.values(), *(rows or ())])}"
     mean, std = _statistics(train["image"])
     return Dataset(full_name, train, test, num_classes or largest, mean, std, rows)
@@ -162,9 +167,10 @@ def dataset(
 
 def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and deviation of each channel, ``f32[c]``; of pixels in [0, 1] if ``u8``."""
-    white = 255.0 if images.dtype == np.uint8 else 1.0
-    mean = images.mean((0, 1, 2), dtype=np.float64) / white
-    std = images.std((0, 1, 2), dtype=np.float64) / white
+    if images.dtype == np.uint8:
+        return decode.channel_statistics(images)
+    mean = images.mean((0, 1, 2), dtype=np.float64)
+    std = images.std((0, 1, 2), dtype=np.float64)
     # Images are divided by the deviation, so a constant channel has 1.
     return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
 
@@ -173,7 +179,7 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=6)
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -187,7 +193,9 @@ def _examples(images: Any, labels: Any, split: str) -> dict[str, np.ndarray]:
             f"x_{split} has shape {images.shape}; allowed: [N, H, W, c] or [N, H, W], N above 0"
         )
     if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # it is said below
+            images = images.astype(np.float32, copy=False)
+        _check_pixels(images, split)
     elif images.dtype != np.uint8:
         raise ConfigError(f"x_{split} is {images.dtype}; allowed: uint8 or floating-point")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
@@ -197,7 +205,49 @@ def _examples(images: Any, labels: Any, split: str) -> dict[str, np.ndarray]:
         )
     if labels.min() < 0:
         raise ConfigError(f"y_{split} has a label {labels.min()}; allowed: labels from 0 on")
+    if labels.max() >= _MOST_CLASSES:
+        raise ConfigError(
+            f"y_{split} has a label {labels.max()}; allowed: below {_MOST_CLASSES:,}; number the "
+            "classes from 0 on"
+        )
     return {"image": images, "label": labels.astype(np.int32)}
+
+
+def _check_pixels(images: np.ndarray, split: str) -> None:
+    """Refuses pixels that are not finite, and warns of some that are far from all others."""
+    largest = np.array([np.abs(image).max(initial=0) for image in images])  # NaN stays NaN
+    bad = np.flatnonzero(~np.isfinite(largest))
+    if len(bad):
+        raise ConfigError(
+            f"x_{split} has {len(bad)} images with pixels that are NaN or infinite in float32, the "
+            f"first is image {bad[0]}; allowed: finite pixels"
+        )
+    usual = np.median(largest)
+    if largest.max() > _FAR * usual > 0:
+        warnings.warn(
+            f"x_{split} has a pixel of size {largest.max():g} in image {largest.argmax()}; half of "
+            f"the images have none above {usual:g}",
+            stacklevel=4,
+        )
+
+
+def _warn_of_shape(shape: tuple[int, ...]) -> None:
+    if shape[1] in (1, 3, 4) and shape[3] > 4:
+        warnings.warn(
+            f"images of {shape[1]} x {shape[2]} pixels and {shape[3]} channels: axes are "
+            "(N, H, W, c), and these look like (N, c, H, W); np.moveaxis(x, 1, -1) moves them",
+            stacklevel=3,
+        )
+
+
+def _warn_of_classes(labels: np.ndarray, num_classes: int) -> None:
+    present = len(np.unique(labels))
+    if num_classes > present:
+        warnings.warn(
+            f"labels reach {num_classes - 1}, and {present} of these {num_classes} classes have "
+            f"examples; number them from 0 on, or say num_classes={num_classes}",
+            stacklevel=3,
+        )
 
 
 def _rows(client_indices: Sequence[Any], count: int) -> tuple[np.ndarray, ...]:

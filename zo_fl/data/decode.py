@@ -90,13 +90,12 @@ def decode_split(
     np.save(out / f"{split}_labels.npy", labels)
 
 
-def channel_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation ``f32[c]`` of each channel, for pixels in [0, 1].
 
-    ``path`` is a ``.npy`` file of ``u8[N, H, W, c]``, which is read in blocks. A constant channel
+    Images ``u8[N, H, W, c]`` may be mapped from a file: they are read in blocks. A constant channel
     has deviation 1, because images are divided by it.
     """
-    images = np.load(path, mmap_mode="r")
     histograms = np.zeros((images.shape[-1], 256), np.int64)  # exact, and fast for bytes
     for start in range(0, len(images), 8192):
         block = images[start : start + 8192]

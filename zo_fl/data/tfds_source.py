@@ -128,7 +128,9 @@ def _decode_into_cache(folder: Path, name: str, key: str) -> None:
             with progress.bar(f"decoding {name}: {count} images, once", count) as advance:
                 for split, source in sources.items():
                     decode.decode_split(source, temporary, split, shape, num_classes, advance)
-            mean, std = decode.channel_statistics(temporary / "train_images.npy")
+            mean, std = decode.channel_statistics(
+                np.load(temporary / "train_images.npy", mmap_mode="r")
+            )
             cache.write_meta(
                 temporary,
                 [f"{split}_{kind}" for split in sources for kind in ("images", "labels")],

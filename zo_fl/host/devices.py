@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from zo_fl.data import cache
 from zo_fl.engine import keys, layout
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
@@ -42,6 +43,23 @@ def prepare() -> bool:
     except RuntimeError:  # it has looked for devices already
         return False
     return True
+
+
+def begin() -> None:
+    """Makes JAX ready for a run: cores as devices, the devices themselves, programs that are kept.
+
+    Raises:
+      ConfigError: as ``all_devices``.
+    """
+    prepare()
+    all_devices()
+    keep_programs()
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs between runs, unless JAX's cache is configured already."""
+    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
+        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
 
 
 def all_devices() -> list[Any]:
