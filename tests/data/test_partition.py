@@ -191,3 +191,15 @@ def test_a_summary_prints_in_columns_within_80_characters_also_without_low_clien
     assert [line.split()[0] for line in lines] == ["tier", "high", "low", "all"]
     assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 80
     assert "1,000,000" in lines[1] and "1000 of 1000" in lines[1]
+
+
+def test_a_smaller_alpha_is_never_less_skewed():
+    labels = np.repeat(np.arange(10), 400)
+
+    def labels_a_client(alpha):
+        rows = partition.dirichlet(labels, 20, alpha, np.random.default_rng(0))
+        return np.mean([len(np.unique(labels[row])) for row in rows])
+
+    found = [labels_a_client(alpha) for alpha in (0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6, 1e-12)]
+    assert found[0] > found[1] > found[2] and max(found[3:]) <= found[2]
+    assert max(found[4:]) - min(found[4:]) < 0.2, "there is nothing more to leave out"

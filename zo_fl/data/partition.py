@@ -13,6 +13,7 @@ import numpy as np
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH, LOW
 
+_SMALL = 0.02  # alpha from which on shares of labels do not underflow
 SHARDS_PER_CLIENT = 2  # McMahan et al. 2017
 
 
@@ -42,15 +43,29 @@ def dirichlet(
     """
     labels = np.asarray(labels)
     stock = np.bincount(labels)
-    shares = rng.dirichlet(np.full(len(stock), float(alpha)), size=num_clients)
+    shape, is_small = (num_clients, len(stock)), alpha < _SMALL
+    if is_small:
+        # log Gamma(alpha), as log Gamma(alpha + 1) + log U / alpha: shares would underflow to 0,
+        # and a label that runs out could not leave its place to the next.
+        shares = np.log(rng.standard_gamma(alpha + 1, shape))
+        shares += np.log1p(-rng.random(shape)) / alpha
+    else:
+        shares = rng.dirichlet(np.full(len(stock), float(alpha)), size=num_clients)
     counts = np.zeros((num_clients, len(stock)), np.int64)
     for client in range(num_clients):
-        counts[client] = _take(shares[client], stock, len(labels) // num_clients, rng)
+        size = len(labels) // num_clients
+        counts[client] = _take(shares[client], stock, size, rng, is_log=is_small)
         stock -= counts[client]
     return _assign(labels, counts, rng)
 
 
-def _take(shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _take(
+    shares: np.ndarray,
+    stock: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    is_log: bool = False,
+) -> np.ndarray:
     """Returns the examples of each label that one client takes, ``i64[classes]``.
 
     The result has the distribution of ``size`` draws one at a time. After a draw whose label has
@@ -64,16 +79,18 @@ def _take(shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Gener
       stock: ``i64[classes]`` unused examples, ``size`` or more in all.
       size: number of examples to take.
       rng: draws.
+      is_log: shares are logarithms, up to a constant.
     """
     taken = np.zeros_like(stock)
     while wanted := size - taken.sum():
         left = stock - taken
         # Only labels in stock: NumPy gives the rest that rounding leaves (all of it, if shares are
         # denormal) to the last label, which must not be empty.
-        (live,) = np.nonzero((left > 0) & (shares > 0))
+        (live,) = np.nonzero((left > 0) & (is_log | (shares > 0)))
         if not len(live):
             return taken + rng.multivariate_hypergeometric(left, wanted, method="marginals")
-        drawn = rng.multinomial(wanted, shares[live] / shares[live].sum())
+        weights = np.exp(shares[live] - shares[live].max()) if is_log else shares[live]
+        drawn = rng.multinomial(wanted, weights / weights.sum())
         taken[live] += np.minimum(drawn, left[live])
     return taken
 
