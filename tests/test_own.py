@@ -195,6 +195,18 @@ def test_arrays_that_are_likely_meant_otherwise_are_a_warning(change, message):
         zo_fl.dataset(**given)
 
 
+@pytest.mark.parametrize(
+    "name, norm", (("cnn", "none"), ("cnn_large", "none"), ("patches", "none"))
+)
+def test_images_too_small_for_the_config_s_model_are_one_line(name, norm, tmp_path):
+    images, labels = np.ones((60, 1, 2, 1), np.uint8), arrays()[1]
+    small = zo_fl.dataset(images, labels, images, labels)
+    changes = FEW | {"model.name": name, "model.norm": "none"}
+    with pytest.raises(ConfigError, match=rf"the model '{name}' cannot take images \(1, 2, 1\)"):
+        zo_fl.run("quickstart", tmp_path / "run", dataset=small, changes=changes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_uint8_and_float_images_of_equal_pixels_are_the_same_inputs():
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
     labels = np.arange(12) % 3

@@ -95,7 +95,13 @@ def assemble(
             classes = dataset.num_classes
             module = models.create(**config["model"], num_classes=classes, share=share)
             shape = dataset.train["image"].shape[1:]
-            return image_task.classification(module, shape, classes, dataset.mean, dataset.std)
+            try:
+                return image_task.classification(module, shape, classes, dataset.mean, dataset.std)
+            except Exception as error:  # of a layer that is left nothing
+                raise ConfigError(
+                    f"the model {config['model']['name']!r} cannot take images {shape} "
+                    f"({type(error).__name__}: {error}); change config.model.name or the data"
+                ) from None
         if share != 1.0:
             raise ConfigError(
                 f"{type(model).__name__} has no narrow form, which HeteroFL needs; "

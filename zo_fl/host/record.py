@@ -168,8 +168,8 @@ class Record:
             "downlink_bytes": cost.at_start + cost.downlink,
             "forward_passes": round(cost.forward_passes),
             "backward_passes": round(cost.backward_passes),
-            "low_uplink_bytes": round(cost.low_uplink),
-            "low_passes": round(cost.low_passes),
+            "low_uplink_bytes": _rounded(cost.low_uplink),
+            "low_passes": _rounded(cost.low_passes),
             "phases": saved["phases"],
             "warnings": saved["warnings"],
             "wall_seconds": sum(seconds.values()),
@@ -207,3 +207,11 @@ def _blame(faults: Mapping[str, float]) -> str | None:
     first = int(faults["first_bad_client"])
     who = f"client {first}" if bad == 1 else f"{bad} clients, {first} the first of them,"
     return f"what {who} sent is not finite"
+
+
+def _rounded(mean: float) -> float:
+    """Returns a mean over clients as a whole number, or three digits of a small one.
+
+    In a large population a client takes part in few rounds: less than once, or a byte, each.
+    """
+    return round(mean) if mean >= 100 or mean == round(mean) else float(f"{mean:.3g}")

@@ -20,7 +20,8 @@ def num_bytes(count: float | None) -> str:
     while abs(size) >= 999.5 and len(units) > 1:  # 999.5 would be rounded to 1000
         size /= 1000
         units.pop(0)
-    digits = 0 if units[0] == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    is_whole = units[0] == "B" and (size >= 10 or size == round(size))
+    digits = 0 if is_whole or size >= 99.95 else 1 if size >= 9.995 else 2
     return f"{size:.{digits}f} {units[0]}"
 
 

@@ -243,7 +243,12 @@ def max_pool(x: Array) -> Array:
 
     Entries that tie for a maximum share its gradient. The derivative is written out below, because
     the gradient of ``reduce_window`` is a slow ``select-and-scatter`` on a CPU.
+
+    Raises:
+      ValueError: nothing would be left of an image.
     """
+    if min(x.shape[1:3]) < 2:
+        raise ValueError(f"{x.shape[1]} x {x.shape[2]} pixels are too few for a pool of 2 x 2")
     lowest = jnp.array(-jnp.inf, x.dtype)
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
