@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     """Prints the table and returns the exit status."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from zo_fl import config, methods
     from zo_fl.config import check
@@ -41,12 +42,18 @@ def main(argv: list[str]) -> int:
             changed = f"[bold]{value}[/] *" if values[field] != declared.default else value
             table.add_row(field, changed, check.allowed(declared), declared.meaning)
     console = Console(highlight=False)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:  # a line a field, for grep
+        for row in zip(*(column.cells for column in table.columns), strict=True):
+            print("  ".join(Text.from_markup(str(cell)).plain for cell in row))
     if flags.FLAGS.config:
         console.print("* differs from the default")
     if len(shown) < len(blocks):
         rest = ", ".join(name for name in blocks if name not in shown)
-        console.print(f"{given['algorithm']} does not read: {rest} (--all lists them too)")
+        console.print(
+            f"{given['algorithm']} does not read: {rest} (--all lists them too)", soft_wrap=True
+        )
     return 0
 
 

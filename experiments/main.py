@@ -19,12 +19,17 @@ saved).
 import contextlib
 import datetime
 import importlib
+import importlib.metadata
 import itertools
+import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
+import zo_fl
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import signals
 
@@ -103,8 +108,8 @@ def main(argv: list[str]) -> int:
     if processes.is_first():
         print(summary_table.of_run(summary | {"workdir": str(path)}))
         if summary["diverged_round"] is not None:
-            hint = "lower config.warmup.lr or config.zo.lr"
-            print(f"stopped: {summary['divergence']}; {hint}", file=sys.stderr)
+            hint = "; lower " + " or ".join(rates) if (rates := _rates(resolved)) else ""
+            print(f"stopped: {summary['divergence']}{hint}", file=sys.stderr)
     return int(summary["diverged_round"] is not None)
 
 
@@ -144,6 +149,17 @@ def _run_together(resolved, path: Path) -> int:
     return int(any(summary["diverged_round"] is not None for summary in summaries))
 
 
+def _rates(resolved: Mapping[str, Any]) -> list[str]:
+    """Returns the fields with the learning rates of a run's methods."""
+    from zo_fl import methods
+
+    found = []
+    for part in methods.parts(resolved["algorithm"]):
+        blocks = [block for block in methods.METHODS[part].reads if "lr" in resolved[block]]
+        found += [f"config.{block}.lr" for block in blocks[-1:]]
+    return list(dict.fromkeys(found))
+
+
 def _new_workdir(name: str) -> str:
     """Makes a folder that is called by the time; runs that begin in one second have their own."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
@@ -159,10 +175,18 @@ def _new_workdir(name: str) -> str:
     return str(path)
 
 
+def _versions() -> str:
+    names = ("jax", "flax", "optax", "numpy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
 def run() -> None:
     """Runs ``zo-fl [COMMAND] ...``; without a command, an experiment."""
     program, *arguments = sys.argv
     name = "run"
+    if arguments == ["--version"]:
+        print(f"zo_fl {zo_fl.__version__}, Python {platform.python_version()}, {_versions()}")
+        sys.exit(0)
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
         if name not in COMMANDS:

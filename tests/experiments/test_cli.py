@@ -10,6 +10,7 @@ import pytest
 from experiments import cli, main
 from tests import commands
 from tests.experiments import fake_sweeps
+from zo_fl import config as configs
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import StorageError
 
@@ -24,6 +25,7 @@ FAST = (
 RUN = ("main", "--config=quickstart", "--workdir=W")
 BAD_INPUT = (
     ((*RUN, "--config.zo.epz=1"), "unknown field config.zo.epz; did you mean config.zo.eps"),
+    ((*RUN, "--config.zo.learning_rate=1"), "did you mean config.zo.lr?"),
     ((*RUN, "--config.zo.tau=abc"), "config.zo.tau='abc' is not allowed; allowed: a number"),
     ((*RUN, "--zo.eps=1"), "zo.eps"),
     ((*RUN, "config.zo.eps=1"), "unexpected argument 'config.zo.eps=1'"),
@@ -102,9 +104,9 @@ def test_configs_lists_the_blocks_that_the_algorithm_reads_and_the_rest_with_all
         for more in (("--config=quickstart",), ("--config=quickstart", "--all"))
     )
     for block in ("data", "model", "warmup", "ridge", "run"):
-        assert f"│ {block}." in few
-    assert "│ zo." not in few and "does not read" in few
-    assert "│ zo." in all_ and "│ mezo." in all_
+        assert f"\n{block}." in few
+    assert "\nzo." not in few and "does not read" in few
+    assert "\nzo." in all_ and "\nmezo." in all_
 
 
 def console_script(*arguments):
@@ -150,3 +152,27 @@ def test_an_encoding_without_the_signs_of_tables_replaces_them(tmp_path):
     got = subprocess.run(command, capture_output=True, cwd=commands.ROOT, env=env)
     assert got.returncode == 0, got.stderr
     assert b"ZOWarmUp" in got.stdout
+
+
+def test_fields_are_lines_that_can_be_searched(tmp_path):
+    got = commands.run("-m", "experiments.configs", "--config=quickstart", cwd=tmp_path)
+    (line,) = [one for one in got.stdout.splitlines() if one.startswith("warmup.weight_decay")]
+    assert (
+        line == "warmup.weight_decay  0.0  a number at least 0  client weight decay, coupled (L2)"
+    )
+
+
+def test_the_version_is_told_with_those_of_what_it_stands_on(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zo-fl", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.startswith("zo_fl 0.") and "jax 0." in said
+
+
+def test_who_diverges_is_told_to_lower_rates_that_the_run_has():
+    resolve = lambda name: configs.resolve({"algorithm": name})  # noqa: E731
+    assert main._rates(resolve("zowarmup")) == ["config.warmup.lr", "config.zo.lr"]
+    assert main._rates(resolve("mezo")) == ["config.mezo.lr"]
+    assert main._rates(resolve("ridge+zo")) == ["config.zo.lr"]
+    assert main._rates(resolve("ridge")) == []

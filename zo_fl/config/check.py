@@ -9,6 +9,17 @@ from typing import Any
 
 from zo_fl.engine.fields import Block, ConfigError, Field
 
+# Names of other projects for what is called otherwise here.
+_USUAL = {
+    "learning_rate": "lr",
+    "epsilon": "eps",
+    "epochs": "local_epochs",
+    "rounds": "num_rounds",
+    "num_samples": "num_directions",
+    "clients_per_round": "cohort_size",
+    "optimizer": "server",
+}
+
 
 def defaults(block: Block) -> dict[str, Any]:
     """Returns a block's default values, nested as it is."""
@@ -132,7 +143,14 @@ def unknown(name: str, known: Iterable[str]) -> str:
     """Returns the message for a field that does not exist, with up to three that are like it."""
     known = list(known)
     block = name.rpartition(".")[0]
-    shown = near(name, known) or [other for other in known if other.rpartition(".")[0] == block][:6]
+    *_, field = name.split(".")
+    usual = name.removesuffix(field) + _USUAL.get(field, "")
+    shown = (
+        [usual]
+        if usual in known
+        else near(name, known)
+        or [other for other in known if other.rpartition(".")[0] == block][:6]
+    )
     hint = f"did you mean {' or '.join(f'config.{other}' for other in shown)}?" if shown else ""
     return f"unknown field config.{name}; {hint or 'zo-fl configs --all lists them all'}"
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,11 @@ def _warn_of_classes(labels: np.ndarray, num_classes: int) -> None:
 
 def _rows(client_indices: Sequence[Any], count: int) -> tuple[np.ndarray, ...]:
     """Returns for each client its checked rows ``i32[n]``, which lie in ``[0, count)``."""
+    if isinstance(client_indices, Mapping) or not hasattr(client_indices, "__len__"):
+        raise ConfigError(
+            f"client_indices is a {type(client_indices).__name__}; allowed: a list with the rows "
+            "of each client"
+        )
     rows_of_clients = tuple(np.asarray(rows) for rows in client_indices)
     if not rows_of_clients:
         raise ConfigError("client_indices is empty; allowed: rows of at least one client")
@@ -259,7 +264,7 @@ def _rows(client_indices: Sequence[Any], count: int) -> tuple[np.ndarray, ...]:
         if rows.ndim != 1 or not len(rows) or not np.issubdtype(rows.dtype, np.integer):
             raise ConfigError(
                 f"client_indices[{client}] is {rows.dtype}{list(rows.shape)}; allowed: at least "
-                "one integer"
+                "one integer; np.flatnonzero makes rows of a mask"
             )
         if rows.min() < 0 or rows.max() >= count:
             wrong = rows.min() if rows.min() < 0 else rows.max()
