@@ -1,6 +1,6 @@
 """Works through a plan of sweeps, the most worth first, for as long as there is time.
 
-    zo-fl campaign --plan=experiments/plans/table2_w16.py --minutes=90 [--workdir=W]
+    zo-fl campaign --plan=table2_w16 --minutes=90 [--workdir=W]
 
 A run that ends leaves one small file, RECORDS/SWEEP/ROW--COLUMN/SEED.json: what it was, how it
 ended, its curve. ``zo-fl tables|plots|report --runs=RECORDS`` read them like runs. What has a file
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .jobs.plan import Job
 
 
+PLANS = Path(__file__).parent / "plans"
+
+
 class Entry(NamedTuple):
     """One run of a plan.
 
@@ -52,8 +55,8 @@ class Entry(NamedTuple):
 def define_flags() -> None:
     """Defines the command's flags."""
     cli.define_config()
-    flags.DEFINE_string("plan", None, "Path of a plan, such as experiments/plans/table2_w16.py.")
-    flags.DEFINE_float("minutes", None, "How long to work. Default: until all is done.")
+    flags.DEFINE_string("plan", None, "Name of a plan, such as table2_w16, or path of a file.")
+    flags.DEFINE_float("minutes", None, "How long. Default: until all is done.", lower_bound=0)
     flags.DEFINE_string("workdir", None, "Folder of runs and warm-ups. Default: runs/PLAN.")
     flags.DEFINE_string("records", None, "Folder of what is done. Default: beside the plan.")
 
@@ -65,9 +68,7 @@ def main(argv: list[str]) -> int:
 
     del argv
     given = flags.FLAGS
-    if not given.plan:
-        raise ConfigError("no --plan given; pass a file such as experiments/plans/table2_w16.py")
-    path = configs.find(given.plan, "plan")
+    path = find(given.plan)
     plan = configs.call(path, "get_plan")
     config_file, overrides, config = cli.given_config(plan.config)
     root = files.path_of(given.workdir or Path("runs") / path.stem)
@@ -86,6 +87,20 @@ def main(argv: list[str]) -> int:
     with files.owned(root):
         write_sweeps(plan.steps, sweeps, records, (config_file, overrides, command))
         return work([entry for step in steps for entry in step], config_file, until)
+
+
+def find(plan: str | None) -> Path:
+    """Returns the file of a plan that is given by name or by path.
+
+    Raises:
+      ConfigError: there is no such file.
+    """
+    for path in (Path(plan or ""), PLANS / f"{plan}.py"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in PLANS.glob("*.py")))
+    given = f"no plan {plan!r}" if plan else "no --plan given"
+    raise ConfigError(f"{given}; there are: {known}; pass one of them, or a file's path")
 
 
 def entries_of(

@@ -1,6 +1,6 @@
 """Table 2 with 16 channels: what phase two gains at 10/90, and the part that is statistics'.
 
-    python -m experiments.campaign --plan=experiments/plans/table2_w16.py --minutes=90
+    zo-fl campaign --plan=table2_w16 --minutes=90
 
 All runs of a seed share partition and warm-up. The rates are chosen on 50/50 by the validation
 clients (``rates``) and stand in ``configs/cifar10_10_90_w16.py``. At the paper's width, on a GPU:

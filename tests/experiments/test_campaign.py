@@ -12,6 +12,7 @@ from experiments.jobs import plan, pool, record
 from tests.experiments import fake_sweeps
 from zo_fl import config as configs
 from zo_fl.config.sweeps import Point, Step, Sweep
+from zo_fl.engine.fields import ConfigError
 
 ACCURACY = {"fedavg": 0.4, "zowarmup": 0.5}
 PLANS = sorted((Path(__file__).parents[2] / "experiments" / "plans").glob("*.py"))
@@ -123,3 +124,11 @@ def test_a_damaged_run_is_not_kept(tmp_path):
     with pytest.raises(Exception, match=r"partition.json is damaged"):
         record.keep(tmp_path / "0", tmp_path / "kept" / "0.json")
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_plan_is_found_by_its_name_or_path_and_others_are_listed(tmp_path):
+    (path,) = (one for one in PLANS if one.stem == "table2_w16")
+    assert campaign.find("table2_w16") == campaign.find(str(path)) == path
+    for wrong, words in ((None, "no --plan given; there are: .*table2_w16"), ("x", "no plan 'x'")):
+        with pytest.raises(ConfigError, match=words):
+            campaign.find(wrong)
