@@ -20,4 +20,5 @@ def get_config() -> ConfigDict:
     config.warmup.num_rounds = 100
     config.zo.num_rounds = 150
     config.zo.batch_size = 128
+    config.run.rounds_per_jit = 2  # of a minute each: a run that is stopped ends within two
     return config
