@@ -3,6 +3,7 @@ import math
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from zo_fl.host.curves import draw_curves  # the real one, see conftest
@@ -43,3 +44,18 @@ def test_a_caller_s_style_changes_nothing(tmp_path):
     with matplotlib.rc_context({"figure.facecolor": "black", "text.usetex": True, "font.size": 30}):
         draw_curves(rows(), tmp_path / "b.png", "title")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_phases_are_named_where_there_is_room(tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, name, **_: texts.append(name))
+    draw_curves(rows(), tmp_path / "a.png", "title", 10)
+    draw_curves(rows(40, pivot=39), tmp_path / "b.png", "title", 39)
+    assert texts == ["warmup", "zo", "warmup"]
+
+
+def test_names_of_phases_are_in_the_picture(tmp_path):
+    for name in ("warmup", "w"):
+        named = [row | {"phase": name} for row in rows()]
+        draw_curves(named, tmp_path / f"{name}.png", "title")
+    assert (tmp_path / "warmup.png").read_bytes() != (tmp_path / "w.png").read_bytes()

@@ -13,6 +13,7 @@ from zo_fl.host.style import COLOURS, GREY, INK, SHADES, decorate, new_figure, o
 from zo_fl.host.units import is_number
 
 Rows = Sequence[Mapping[str, Any]]
+_LETTER = 0.014  # its width, as a share of the axes'
 
 
 @own
@@ -41,10 +42,10 @@ def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | Non
         _line(loss, of_phase, "train_loss", label=label, color=GREY, linewidth=1)
         for axes in (accuracy, loss):
             axes.axvspan(start, end, color=SHADES[i % 2], linewidth=0, zorder=0)
-        place = {"ha": "center", "va": "bottom", "clip_on": True}
-        above = accuracy.get_xaxis_transform()
-        middle = (start + end) / 2
-        accuracy.text(middle, 1.01, name, transform=above, fontsize=9, color=INK, **place)
+        # A name that is wider than its phase would run into the next.
+        if (end - start) / rows[-1]["round"] > _LETTER * len(name):
+            place = {"ha": "center", "va": "bottom", "transform": accuracy.get_xaxis_transform()}
+            accuracy.text((start + end) / 2, 1.01, name, fontsize=9, color=INK, **place)
     _line(loss, rows, "test_loss", **test | {"label": "_test"})
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
