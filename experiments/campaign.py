@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     Attributes:
       chain: the warm-ups that it needs, each before what starts from it, and the run itself.
       record: the file that says it is done.
-      row: of its sweep: runs of a row take about as long.
+      row: of its sweep; runs of a row of one sweep take about as long.
     """
 
     chain: "list[Job]"
@@ -198,12 +198,13 @@ def show(steps: "Sequence[Step]", entries: Sequence[Sequence[Entry]]) -> None:
     from .jobs import record
 
     seconds = collections.defaultdict(list)
-    for entry in (entry for step in entries for entry in step):
-        content, _ = record.read_json(entry.record)
-        if content is not None:
-            seconds[entry.row].append(content["seconds"])
     for step, own in zip(steps, entries, strict=True):
-        left = [entry.row for entry in own if not entry.record.exists()]
+        for entry in own:
+            content, _ = record.read_json(entry.record)
+            if content is not None:
+                seconds[step.name, entry.row].append(content["seconds"])
+    for step, own in zip(steps, entries, strict=True):
+        left = [(step.name, entry.row) for entry in own if not entry.record.exists()]
         known = [statistics.mean(seconds[row]) for row in left if row in seconds]
         text = f"{len(own) - len(left)} of {len(own)} done"
         text += f", {units.duration(sum(known))} for {len(known)} more" if known else ""
