@@ -120,6 +120,9 @@ def entries_of(
       given: overrides of the command line.
       root: the working folder.
       records: the folder of what is done.
+
+    Raises:
+      ConfigError: what is done was done by another config.
     """
     from .jobs import plan as jobs
     from .jobs import record
@@ -134,8 +137,35 @@ def entries_of(
         while (after := chain[0].after) is not None:
             chain.insert(0, by_folder[after])
         record_file = record.kept_of(records / job.folder.relative_to(root))
+        _check(record_file, config, job)
         entries.append(Entry(chain, record_file, row))
     return entries
+
+
+def _check(path: Path, config: "ConfigDict", job: "Job") -> None:
+    """Checks that what was kept of a run, if anything, is of the run that the plan has now.
+
+    Raises:
+      ConfigError: it is of another; says which field differs.
+    """
+    from zo_fl import config as configs
+
+    from .jobs import record
+
+    content, problem = record.read_json(path)
+    if problem:
+        raise ConfigError(f"{path} is {problem}; delete it, and the run is done again")
+    if content is None:
+        return
+    now = configs.identity(configs.changed(config.to_dict(), job.overrides))
+    then = configs.flatten(content["config"]["config"])
+    for field, value in now.items():
+        as_json = list(value) if isinstance(value, tuple) else value
+        if not field.startswith("run.") and then.get(field, as_json) != as_json:
+            raise ConfigError(
+                f"{path} is of a run with config.{field}={then[field]}, the plan has {value}; "
+                "delete the file, or change --records"
+            )
 
 
 def work(entries: Iterable[Entry], config_file: str, until: float) -> int:

@@ -132,3 +132,18 @@ def test_a_plan_is_found_by_its_name_or_path_and_others_are_listed(tmp_path):
     for wrong, words in ((None, "no --plan given; there are: .*table2_w16"), ("x", "no plan 'x'")):
         with pytest.raises(ConfigError, match=words):
             campaign.find(wrong)
+
+
+def test_what_was_done_by_another_config_is_refused_not_taken_for_this_one(began, tmp_path):
+    campaign.work(entries(tmp_path), "quickstart", float("inf"))
+    config = configs.load("quickstart")
+    config.zo.lr *= 2
+    arguments = (tmp_path / "work", tmp_path / "records")
+    with pytest.raises(ConfigError, match=r"is of a run with config\.zo\.lr=.*; delete the file"):
+        campaign.entries_of(STEPS[0], rows(config), config, {}, *arguments)
+    config = configs.load("quickstart")
+    config.run.rounds_per_jit += 1
+    campaign.entries_of(STEPS[0], rows(config), config, {}, *arguments)
+    next(arguments[1].glob("rows/*/0.json")).write_text("{")
+    with pytest.raises(ConfigError, match=r"0.json is damaged; delete it"):
+        campaign.entries_of(STEPS[0], rows(config), config, {}, *arguments)
