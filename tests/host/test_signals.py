@@ -1,12 +1,18 @@
 """The first signal to stop is noted or raised, a second one acts at once, ignored ones stay so."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from zo_fl.host import signals
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", signals.STOPPING)
@@ -61,3 +67,24 @@ def test_in_another_thread_no_signal_comes():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+INTERRUPTED_IN_EXEC = """
+import sys
+from zo_fl.host import signals
+
+try:
+    exec("raise KeyboardInterrupt")
+except KeyboardInterrupt:
+    signals.ignore_signals()
+    sys.exit(130)
+"""
+
+
+def test_the_status_is_the_command_s_own_wherever_the_signal_was_heard(tmp_path):
+    """Named tuples and data classes are made by ``exec``, of which Python keeps that it failed."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_EXEC)
+    command = [sys.executable, "-m", "interrupted"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert ended.returncode == 130

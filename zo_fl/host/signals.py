@@ -71,8 +71,13 @@ def end_at_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignores signals to stop from now on."""
+    """Ignores signals to stop from now on; the process is about to end, with a status of its own.
+
+    Once a Ctrl-C has left code that ``exec`` compiled, as a named tuple's or a data class's,
+    ``python -m`` ends by that signal, until other such code ends well.
+    """
     _handle(signal.SIG_IGN)
+    exec("")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
