@@ -37,7 +37,7 @@ def config(algorithm="zowarmup", **overrides):
     config: Any = configs.default()
     config.algorithm = algorithm
     config.data.update(name="synthetic", num_clients=8, alpha=1.0, high_fraction=0.5)
-    config.model.update(name="mlp", norm="none")
+    config.model.update(name="mlp", norm="none", width=0.25)
     if "patches" in algorithm:
         config.model.update(name="patches", kernels=8)
     for name, fields in BLOCKS.items():
@@ -50,6 +50,8 @@ def config(algorithm="zowarmup", **overrides):
                 config[block][field] = value
             else:
                 config[block] = value
+    if config.model.name != "mlp":
+        config.model.width = overrides.get("model__width", 1.0)
     return config.to_dict()
 
 

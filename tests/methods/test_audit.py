@@ -14,15 +14,14 @@ from zo_fl.engine import keys
 from zo_fl.host import privacy
 
 DRAWS, NOISE = 400, 1.0
-ONE_STEP = {"local_steps": 1, "batch_size": 0}
+ONE_STEP = {"local_steps": 1, "batch_size": 0, "num_directions": 1}
 # Bounds that nearly all differences and features reach: an example moves a message by the most.
 PRIVATE = {
     "zo": {},
-    "mezo": {"mezo": {"batch_size": 0}},
     "decomfl": {"decomfl": ONE_STEP},
     "fedkseed": {"fedkseed": ONE_STEP},
     "fedzo": {"fedzo": ONE_STEP},
-    "baffle": {},
+    "baffle": {"baffle": {"num_directions": 2}},
     "ridge": {"ridge": {"bound": 0.1, "penalties": (0.1,), "calibrate": False}},
 }
 
@@ -32,37 +31,53 @@ def build(method, noise):
     blocks = {"zo": {"bound": 1e-6}} | PRIVATE[method]
     blocks[private] = blocks[private] | {"noise": noise}
     fields = {f"{b}__{name}": value for b, one in blocks.items() for name, value in one.items()}
-    return tiny.build(method, **fields)
+    few = {} if method == "ridge" else {"data__num_clients": 40}  # 18 images a client
+    return tiny.build(method, **few, **fields)
 
 
-def released(built, replaced):
-    """Returns ``run key -> f32[n]``, all numbers that the server sees of one round.
+def neighbours(built):
+    """Returns the batches of two data sets, leaves ``[2, clients, ...]``.
 
-    Args:
-      built: an experiment of one phase.
-      replaced: whether another example takes the place of the first client's first one.
+    In the second one another example takes the place of the first client's first one.
     """
+    (group,) = built.phases[0].groups
+    ids = group.eligible if releases_sums(built) else group.eligible[:1]
+    batches = jax.device_get(tiny.gather(built, ids))
+    other = tiny.batch_of(built, 3).examples
+
+    def replaced(leaf, by):
+        changed = np.array(leaf)
+        changed[0, 0] = by
+        return changed
+
+    images, labels = batches.examples["image"], batches.examples["label"]
+    second = {
+        "image": replaced(images, other["image"][5]),
+        "label": replaced(labels, (labels[0, 0] + 1) % 10),
+    }
+    pair = batches, batches._replace(examples=second)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *pair)
+
+
+def releases_sums(built):
+    """Returns whether the server sees the sum of messages, not each of them."""
+    return "ridge" in built.phases[0].name
+
+
+def released(built):
+    """Returns ``(batches, run key) -> f32[n]``, all numbers that the server sees of one round."""
     (phase,) = built.phases
     (group,) = phase.groups
-    state = tiny.start(built, phase)
-    sums = group.release.shared if group.release else "ridge" in phase.name
-    batches = [tiny.batch_of(built, i) for i in (group.eligible if sums else group.eligible[:1])]
-    if replaced:
-        first, other = batches[0].examples, tiny.batch_of(built, 3).examples
-        swapped = jax.tree.map(lambda one, two: jnp.asarray(one).at[0].set(two[5]), first, other)
-        swapped["label"] = jnp.asarray(first["label"]).at[0].set((first["label"][0] + 1) % 10)
-        batches[0] = batches[0]._replace(examples=swapped)
+    state, sums = tiny.start(built, phase), releases_sums(built)
 
-    def of_run(run_key):
-        of_round = keys.of_round(run_key, 0)
+    def one(batch, run_key):
+        own = keys.of_round(run_key, 0).of(batch.client_id)
+        message = group.client.update(state, batch, own).message
+        return group.client.decode(message, state, own) if sums else message
 
-        def one(batch):
-            own = of_round.of(batch.client_id)
-            message = group.client.update(state, batch, own).message
-            return group.client.decode(message, state, own) if sums else message
-
-        found = [one(batch) for batch in batches]
-        total = jax.tree.map(lambda *leaves: sum(leaves), *found)
+    def of_run(batches, run_key):
+        found = jax.lax.map(lambda batch: one(batch, run_key), batches)
+        total = jax.tree.map(lambda leaf: leaf.sum(0), found)
         return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(total)])
 
     return of_run
@@ -70,18 +85,19 @@ def released(built, replaced):
 
 @functools.cache
 def told_apart(method):
-    """Returns how far ``f32[DRAWS]`` each draw of both data sets is on the way between them."""
-    clean = [released(build(method, 0.0), replaced) for replaced in (False, True)]
-    noisy = [released(build(method, NOISE), replaced) for replaced in (False, True)]
+    """Returns how far ``f32[2, DRAWS]`` each draw of both data sets is on the way between them."""
+    noisy = build(method, NOISE)
+    pair, drawn, clean = neighbours(noisy), released(noisy), released(build(method, 0.0))
 
     def one(run_key):
-        first, second = (of(run_key) for of in clean)
+        first, second = jax.lax.map(lambda batches: clean(batches, run_key), pair)
         way = second - first
         length = jnp.maximum(jnp.sum(way**2), 1e-30)
-        return [jnp.sum((of(run_key) - first) * way) / length for of in noisy]
+        found = jax.lax.map(lambda batches: drawn(batches, run_key), pair)
+        return (found - first[None]) @ way / length
 
     run_keys = jax.vmap(jax.random.key)(jnp.arange(DRAWS))
-    return jax.device_get(jax.jit(lambda: jax.lax.map(one, run_keys, batch_size=100))())
+    return jax.device_get(jax.jit(lambda: jax.lax.map(one, run_keys, batch_size=100))()).T
 
 
 def least_mu(without, having):
