@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from zo_fl.engine import server
+from zo_fl.engine import adaptive, server
 
 GRADIENTS = (0.5, -1.0, 0.25)
-LR, B1, B2 = 0.1, server.B1, 0.99
+LR, B1, B2 = 0.1, adaptive.B1, 0.99
 
 
 def three_steps(optimizer):
@@ -52,7 +52,7 @@ def test_three_steps_are_those_of_the_formula(name):
 
 def test_adam_is_optax_s_adam_and_its_decay_is_decoupled():
     ours = server.optimizer("adam", LR, b2=B2, weight_decay=0.3)
-    theirs = optax.adamw(LR, B1, B2, server.EPS, weight_decay=0.3)
+    theirs = optax.adamw(LR, B1, B2, adaptive.EPS, weight_decay=0.3)
     np.testing.assert_allclose(three_steps(ours), three_steps(theirs), rtol=1e-5)
 
 
