@@ -33,22 +33,19 @@ def test_a_phase_starts_with_a_fresh_optimizer_and_what_the_phase_before_remembe
     chex.assert_trees_all_equal(after.opt_state, adam.init(PARAMS))
 
 
-@pytest.mark.parametrize("made", (server.descend(optax.sgd(1.0)), server.assign(lambda *_: None)))
-def test_a_method_that_remembers_nothing_leaves_behind_what_it_is_handed(made):
-    assert algorithm.start(phase_of(made), PARAMS, {}, 3, {"other": 1}).strategy_state == ()
+def test_a_method_that_remembers_nothing_leaves_behind_what_it_is_handed():
+    for made in (server.descend(optax.sgd(1.0)), server.assign(lambda *_: None)):
+        assert algorithm.start(phase_of(made), PARAMS, {}, 3, {"other": 1}).strategy_state == ()
 
 
 @pytest.mark.slow
 def test_the_next_phase_starts_from_the_model_that_was_evaluated():
     # BAFFLE evaluates a moving average of its parameters.
-    config = tiny.config("baffle+zo")
     built = tiny.build("baffle+zo")
-    compiled = Compiled(built, config["run"])
+    compiled = Compiled(built, tiny.config("baffle+zo")["run"])
     before, after = compiled.planned.phases
     state = tiny.start(built, before.phase)
-    step = jax.jit(tiny.algorithm(built, before.phase).round)
-    for _ in range(tiny.ROUNDS):
-        state, *_ = step(state, built.data, built.run_key)
+    state = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     average, _ = before.phase.evaluated(state, built.data)
     first = compiled.hand_over(before, after, state)
     chex.assert_trees_all_close(first.params, average, rtol=1e-6)
