@@ -37,11 +37,11 @@ class Compiled:
       built: the experiment.
       options: the config block ``run``.
       shared: folder in which runs leave features for each other, or None.
-      runs: their configs, if several runs that differ in seed and numbers are one program. States,
+      runs: configs of several runs that are one program and differ in seed and numbers. States,
         keys, metrics and accuracies then have a leading axis of runs.
 
     Attributes:
-      options: the config block ``run``.
+      options: as given.
       planned: the schedule, if no phase ends early.
       replicated: the sharding of states.
       run_key: ``key[]``, or ``key[runs]``.
@@ -66,10 +66,7 @@ class Compiled:
             return built.task.init(keys.stream(key, "init"))
 
         # Made under jit: of several processes, none can send an array to another's devices.
-        once = {
-            "out_shardings": self.replicated,
-            "compiler_options": engine.compiler_options_once,
-        }
+        once = {"out_shardings": self.replicated, "compiler_options": engine.compiler_options_once}
 
         def make_key():
             if not self._together:
@@ -78,9 +75,9 @@ class Compiled:
 
         self.run_key = jax.jit(make_key, **once)()
         self.first: Model = jax.jit(self._lift(first_weights), **once)(self.run_key)
-        model = jax.eval_shape(built.task.init, jax.eval_shape(keys.run_key, 0))
+        params, model_state = jax.eval_shape(built.task.init, jax.eval_shape(keys.run_key, 0))
         self.planned: Schedule = make_schedule(
-            built.phases, *model, federation.clients, federation.validation
+            built.phases, params, model_state, federation.clients, federation.validation
         )
         measure = evaluate.make_evaluate(built.task, engine.compiler_options)
         self._evaluate = self._lift(measure, (0, 0, None))

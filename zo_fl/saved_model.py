@@ -85,11 +85,7 @@ class TrainedModel(NamedTuple):
     images: Images
 
     def logits(self, images: Any) -> np.ndarray:
-        """Returns logits ``f32[n, classes]`` of images like those of training.
-
-        Raises:
-          ConfigError: they are not like those; see ``Images``.
-        """
+        """Returns logits ``f32[n, classes]`` of images like those of training, see ``Images``."""
         return _in_batches(self._logits, self.images.checked(images))
 
     def predict(self, images: Any) -> np.ndarray:

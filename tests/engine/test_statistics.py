@@ -61,7 +61,7 @@ def mean_of(trees_):
 
 
 def test_statistics_that_travel_are_billed_and_others_stay():
-    _, before, *_ = one_round("batch_sync")
+    _, before, _ = program("batch_sync")
     whole = trees.num_bytes(before.model_state)
     assert whole == 4 * 2 * (16 + 32 + 64)
     for policy in statistics.POLICIES:

@@ -6,8 +6,7 @@ A block of fields is declared beside the function that takes it. A config file e
 
 import importlib.util
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,16 +223,9 @@ def call(path: Path, function: str, *arguments: Any) -> Any:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    with _explained(path):
+    try:
         spec.loader.exec_module(module)
         return getattr(module, function)(*arguments)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns whatever a user's file raises into one line that names it and its line."""
-    try:
-        yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:

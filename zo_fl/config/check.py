@@ -33,7 +33,8 @@ def defaults(block: Block) -> dict[str, Any]:
 
 def flat(block: Block) -> dict[str, Field]:
     """Returns all fields of a block by dotted name."""
-    return traverse_util.flatten_dict(dict(block), sep=".")
+    found: Any = traverse_util.flatten_dict(dict(block), sep=".")
+    return found
 
 
 def resolve(block: Block, given: Any, name: str = "") -> dict[str, Any]:

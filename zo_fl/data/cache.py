@@ -77,7 +77,7 @@ def read_entry(folder: Path) -> Entry:
         arrays = {}
         for name, sums in meta["arrays"].items():
             path = folder / f"{name}.npy"
-            if _sum_of(path) != sums["sha256"]:
+            if sum_of(path) != sums["sha256"]:
                 raise ValueError(f"{path.name} has another checksum")
             arrays[name] = np.load(path, mmap_mode="r")
         return arrays, meta
@@ -116,13 +116,14 @@ def writing(key: str, num_bytes: int) -> Iterator[Path]:
 
 def write_meta(folder: Path, arrays: list[str], **facts: Any) -> None:
     """Writes ``meta.json`` with the checksums of an entry's ``.npy`` files and JSON-able facts."""
-    sums = {name: {"sha256": _sum_of(folder / f"{name}.npy")} for name in arrays}
+    sums = {name: {"sha256": sum_of(folder / f"{name}.npy")} for name in arrays}
     meta = {"arrays": sums, **facts}
     meta["sha256"] = _digest(meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _sum_of(path: Path) -> str:
+def sum_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -60,25 +60,17 @@ def dirichlet(
 
 
 def _take(
-    shares: np.ndarray,
-    stock: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-    is_log: bool = False,
+    shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Generator, is_log: bool = False
 ) -> np.ndarray:
-    """Returns the examples of each label that one client takes, ``i64[classes]``.
+    """Returns the examples of each label that one client takes, ``i64[classes]``, ``size`` in all.
 
-    They have the distribution of ``size`` draws one at a time. If draws of a label that has run out
-    are skipped, the others are draws from the renormalized shares. So a block can be drawn at once:
-    of each label ``min(multinomial count, stock)`` draws count. Each block is as long as the
-    missing examples, and completes the client or uses up a label.
+    They have the distribution of draws one at a time: if draws of a label that has run out are
+    skipped, the others are draws from the renormalized shares. So a block can be drawn at once: of
+    each label ``min(multinomial count, stock)`` draws count. Each block is as long as the missing
+    examples, and completes the client or uses up a label.
 
-    Args:
-      shares: ``f64[classes]``; if ``is_log`` their logarithms, up to a constant.
-      stock: ``i64[classes]`` unused examples, ``size`` or more in all.
-      size: number of examples to take.
-      rng: draws.
-      is_log: see ``shares``.
+    ``shares`` are ``f64[classes]``, if ``is_log`` their logarithms up to a constant; ``stock`` is
+    ``i64[classes]``, the unused examples.
     """
     taken = np.zeros_like(stock)
     while wanted := size - taken.sum():
@@ -188,14 +180,11 @@ def summarize(
       num_classes: number of labels.
 
     Returns:
-      ``num_classes``, and for each of ``high``, ``low`` and ``all`` clients
-
-      * ``clients``, ``examples``: counts;
-      * ``classes_covered``: number of labels that the clients hold together;
-      * ``labels_per_client``: mean number of labels that a client holds;
-      * ``dominant_share``: mean share, in [0, 1], of the most frequent label of a client;
-      * ``tv_from_uniform``: total variation distance, in [0, 1], between the labels of all these
-        clients and the uniform distribution. The last three are None without clients.
+      ``num_classes``, and for each of ``high``, ``low`` and ``all`` clients the counts ``clients``
+      and ``examples``; ``classes_covered``, labels that they hold together; ``labels_per_client``,
+      the mean; ``dominant_share``, the mean share in [0, 1] of a client's most frequent label; and
+      ``tv_from_uniform``, the total variation distance in [0, 1] of all their labels from the
+      uniform distribution. The last three are None without clients.
     """
     num_clients = len(client_indices)
     offsets = np.arange(num_clients)[:, None] * num_classes

@@ -82,10 +82,7 @@ def cohort_size(problem: Problem, who: Mapping[str, Any]) -> int:
 
 
 def make_sampler(
-    eligible: np.ndarray,
-    cohort_size: int,
-    tiers: np.ndarray,
-    participation: str,
+    eligible: np.ndarray, cohort_size: int, tiers: np.ndarray, participation: str
 ) -> Sampler:
     """Returns ``round_key -> Cohort``, for use inside ``jit``; ids are sorted.
 

@@ -24,9 +24,8 @@ def classification(
     mean: np.ndarray,
     std: np.ndarray,
     head: str = HEAD,
-    precision: str = "float32",
 ) -> Task:
-    """Returns image classification with cross-entropy by a Linen module.
+    """Returns image classification with cross-entropy by a Linen module, in float32.
 
     Examples are ``{"image": u8 or f32[n, H, W, c], "label": i32[n]}``.
 
@@ -39,7 +38,6 @@ def classification(
       mean: ``f32[c]`` of the pixels, of ``u8`` ones divided by 255.
       std: ``f32[c]``.
       head: name of the module's last layer.
-      precision: one of ``precision.PRECISIONS``.
     """
     accepted = inspect.signature(type(module).__call__).parameters
 
@@ -93,7 +91,7 @@ def classification(
 
     # One ``init`` for all precisions: JAX remembers the shapes of what it has traced.
     has_statistics = bool(jax.eval_shape(init, jax.random.key(0))[1])
-    return at(precision)
+    return at("float32")
 
 
 def _cross_entropy(logits: Array, examples: Examples) -> Array:
