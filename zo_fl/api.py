@@ -66,11 +66,10 @@ def run(
       changes: fields of the config, dotted: ``{"zo.num_directions": 9}``.
       on_round: called with each row of ``metrics.jsonl``, in order, as it is written.
       warm_start: folder of a finished run of the same data, model, seed and settings whose phases
-        are the first of this one's: a new run starts after them instead of repeating them, and ends
-        as if it had. A run that has begun goes on from its own checkpoints.
-      shared: folder in which runs leave features for each other, where a method looks at a model
-        that it does not change: they are computed once, also those for evaluation. Up to five
-        files, the largest as the training set's features in float32.
+        are the first of this one's: a new run starts after them, and ends as if it had done them. A
+        run that has begun goes on from its own checkpoints.
+      shared: folder in which runs leave features for each other, where a method does not change the
+        model that makes them. Up to five files, the largest as the training set's in float32.
       quiet: no progress output.
 
     Returns:
@@ -123,12 +122,9 @@ def resolve(config: Any, changes: Mapping[str, Any] | None = None) -> Config:
 
 
 def finished(resolved: Config, path: Path, said: str | None) -> Summary | None:
-    """Checks a folder, and returns the summary of the run in it, None if it is not finished.
+    """Checks a run's folder, and returns the run's summary, None if it is not finished.
 
-    Args:
-      resolved: the run's config.
-      path: the folder.
-      said: identity of the user's own model, None without one.
+    ``said`` is the identity of the user's own model, None without one.
     """
     with processes.agreed():
         folder.check(path, configs.identity, resolved, said)
@@ -157,7 +153,7 @@ def execute(
     on_round: OnRound | None = None,
     quiet: bool = False,
 ) -> list[Summary]:
-    """Runs or resumes a run, or several as one program, and returns their summaries.
+    """Runs or resumes a run, or several as one program; returns their summaries, raises as ``run``.
 
     Args:
       built: the experiment of the first config.
@@ -165,12 +161,7 @@ def execute(
       clock: started with the command.
       donor: folder of a finished run that they start after, which ``warm_starts`` checked.
       own: the user's own model and its identity.
-      shared: see ``run``.
-      on_round: see ``run``.
-      quiet: no progress output.
-
-    Raises:
-      ConfigError, Interrupted, StorageError: see ``run``.
+      shared: as for ``run``, as is the rest.
     """
     quiet = quiet or not processes.is_first()
     options = next(iter(runs.values()))["run"]
@@ -230,7 +221,7 @@ def _create(built: Experiment, runs: Mapping[Path, Config], said: str | None) ->
 def _resume(
     compiled: Compiled, folders: Sequence[RunFolder], donor: Path | None
 ) -> tuple[Position, ServerState]:
-    """Returns the latest position that all runs have saved, and the state there; or the start."""
+    """Returns the latest position that all runs have saved, or the start, and the state there."""
 
     def like(i: int, at: Position) -> ServerState:
         return compiled.take(loop.first_state(compiled, at), i)

@@ -37,11 +37,11 @@ class Compiled:
       built: the experiment.
       options: the config block ``run``.
       shared: folder in which runs leave features for each other, or None.
-      runs: their configs, if several runs that differ in seed and numbers are one program. States,
+      runs: configs of several runs that are one program and differ in seed and numbers. States,
         keys, metrics and accuracies then have a leading axis of runs.
 
     Attributes:
-      options: the config block ``run``.
+      options: as given.
       planned: the schedule, if no phase ends early.
       replicated: the sharding of states.
       run_key: ``key[]``, or ``key[runs]``.
@@ -66,10 +66,7 @@ class Compiled:
             return built.task.init(keys.stream(key, "init"))
 
         # Made under jit: of several processes, none can send an array to another's devices.
-        once = {
-            "out_shardings": self.replicated,
-            "compiler_options": engine.compiler_options_once,
-        }
+        once = {"out_shardings": self.replicated, "compiler_options": engine.compiler_options_once}
 
         def make_key():
             if not self._together:
@@ -91,7 +88,7 @@ class Compiled:
         self._programs: dict[Callable, Callable] = {}
 
     def start(self, phase: Phase, model: Model, done: int, before: PyTree = None) -> ServerState:
-        """Returns a phase's first state; the arguments are those of ``algorithm.start``."""
+        """Returns a phase's first state, see ``algorithm.start``."""
         begin = self._lift(functools.partial(algorithm.start, phase), (0, 0, None, 0))
         return jax.jit(begin, out_shardings=self.replicated)(*model, np.int32(done), before)
 
@@ -109,11 +106,11 @@ class Compiled:
 
     def evaluate(self, phase: Phase, model: Model) -> dict[str, np.ndarray]:
         """Returns ``test_loss``, ``test_accuracy``, ``val_loss``, ``val_accuracy`` of a model."""
-        measured = {}
-        for name in ("test", "val"):
-            values = self._measure(phase, name, model)
-            measured |= {f"{name}_{key}": value for key, value in values.items()}
-        return measured
+        return {
+            f"{name}_{key}": value
+            for name in ("test", "val")
+            for key, value in self._measure(phase, name, model).items()
+        }
 
     def count_right(self, phase: Phase, stop: Stop, state: ServerState) -> tuple[int, float]:
         """Returns the count of right validation examples for a phase's ``Stop``, and the share."""
@@ -128,9 +125,7 @@ class Compiled:
             return state
         return self._programs.setdefault(stop.keep, jax.jit(stop.keep))(state)
 
-    def _measure(
-        self, phase: Phase, name: str, model: Model, asks: bool = False
-    ) -> dict[str, np.ndarray]:
+    def _measure(self, phase: Phase, name: str, model: Model, asks: bool = False) -> dict[str, Any]:
         """Returns loss and accuracy on an evaluation set, by features where the phase keeps any."""
         examples = self._sets[name]
         if not self._together:
@@ -152,12 +147,10 @@ class Compiled:
         return itertools.repeat(data)
 
     def chunk(self, phase: ScheduledPhase, state: ServerState, data: FederatedData) -> RunChunk:
-        """Returns a phase's compiled chunk: ``(state, data, rounds) -> (state, metrics[, sent])``.
+        """Returns a phase's compiled chunk, for a state of it and its feed's data.
 
-        Args:
-          phase: of the rounds; ``sent`` is there if they replay.
-          state: one of its states.
-          data: of its feed.
+        It is called as ``(state, data, rounds) -> (state, metrics[, sent])``, and returns what was
+        sent if the rounds replay.
         """
         engine, home = self._engine_of(phase.phase), self.replicated
         recorded = home if phase.phase.replays and not self._together else None
@@ -219,8 +212,7 @@ def make_chunk(
     Args:
       algorithm_of: ``numbers -> algorithm``, whose rounds are run.
       capacity: the largest ``num_rounds``; metrics are ``f32[capacity]``, filled up to num_rounds.
-      recorded: sharding of a third output, ``recorded_shapes`` with a leading ``capacity``; None
-        for no such output.
+      recorded: sharding of a third output, ``recorded_shapes`` with a leading ``capacity``, if any.
     """
 
     def run_chunk(state: ServerState, data, run_key, num_rounds, numbers):

@@ -57,7 +57,7 @@ class Experiment(NamedTuple):
 def build(
     config: Mapping[str, Any], dataset: Dataset | None = None, model: nn.Module | None = None
 ) -> Experiment:
-    """Returns the experiment of a resolved config (``configs/base.py`` as nested dicts).
+    """Returns the experiment of a resolved config, as nested dicts.
 
     Args:
       config: resolved.
@@ -65,7 +65,7 @@ def build(
       model: any Linen module, instead of the one that the config names; see ``own_model``.
 
     Raises:
-      ConfigError: the config is wrong; raised before anything is traced.
+      ConfigError: the config is wrong; raised before a round is traced.
     """
     engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
     return assemble(config, federated.load(**config["data"], dataset=dataset), engine, model=model)
@@ -77,17 +77,7 @@ def assemble(
     engine: Engine,
     model: nn.Module | None = None,
 ) -> Experiment:
-    """Returns the experiment of a config on any federation.
-
-    Args:
-      config: resolved.
-      federation: data and clients.
-      engine: the layout of clients on the devices.
-      model: instead of the config's.
-
-    Raises:
-      ConfigError: the config is wrong; raised before anything is traced.
-    """
+    """Returns the experiment of a resolved config on any federation, see ``build``."""
     dataset = federation.dataset
 
     def make_task(share: float) -> Task:

@@ -58,15 +58,7 @@ def first_state(compiled: Compiled, position: Position) -> ServerState:
 def rounds(
     compiled: Compiled, state: ServerState, position: Position, clock: Stopwatch, screen: Progress
 ) -> Iterator[Chunk]:
-    """Yields the chunks of a run that are not done yet.
-
-    Args:
-      compiled: the device's side of the run.
-      state: at the position.
-      position: how far the run is.
-      clock: counts the seconds of each activity.
-      screen: shows compilations.
-    """
+    """Yields the chunks of a run that are not done yet, from the state at a position on."""
     schedule = compiled.planned.ended(position.ended)
     for place in range(len(schedule.phases)):
         phase = schedule.phases[place]
@@ -111,17 +103,8 @@ def _of_phase(
             with clock.during("evaluating"):
                 model = compiled.model_of(phase.phase.model, state)
                 found = compiled.evaluate(phase.phase, model) | found
-        yield Chunk(
-            schedule=schedule,
-            phase=phase,
-            rounds=range(begin + 1, end + 1),
-            state=state,
-            position=position,
-            metrics=metrics,
-            sent=sent[0] if sent else None,
-            measured=found,
-            seconds=seconds,
-        )
+        done, record = range(begin + 1, end + 1), sent[0] if sent else None
+        yield Chunk(schedule, phase, done, state, position, metrics, record, found, seconds)
         if end >= phase.end:
             return
 
@@ -139,8 +122,7 @@ def _ask(
     else:
         position = position._replace(waited=position.waited + 1)
     if position.waited >= stop.patience and position.done < phase.end:
-        ended = (*position.ended, (phase.place, position.done))
-        position = position._replace(ended=ended)
+        position = position._replace(ended=(*position.ended, (phase.place, position.done)))
     return state, position, {"check_accuracy": accuracy}
 
 

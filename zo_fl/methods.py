@@ -116,12 +116,7 @@ def blocks() -> dict[str, Block]:
 
 
 def create(name: str, problem: Problem, config: Config) -> tuple[Phase, ...]:
-    """Returns the phases of a method.
-
-    Args:
-      name: of ``METHODS`` or ``ALIASES``, or several joined by ``+``.
-      problem: task and clients.
-      config: resolved; has the blocks that the method reads.
+    """Returns the phases of a method, or of several joined by ``+``, by a resolved config.
 
     Raises:
       ConfigError: a value that does not go with the clients that there are.

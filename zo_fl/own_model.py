@@ -9,8 +9,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 
 from zo_fl.engine import image_task, keys
 from zo_fl.engine.fields import ConfigError
@@ -71,18 +71,14 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
         collections that are not supported.
     """
     shape, name = dataset.train["image"].shape[1:], type(module).__name__
+    head = getattr(module, "last_layer", image_task.HEAD)
     try:
         learning = image_task.classification(
-            module,
-            shape,
-            dataset.num_classes,
-            dataset.mean,
-            dataset.std,
-            getattr(module, "last_layer", image_task.HEAD),
+            module, shape, dataset.num_classes, dataset.mean, dataset.std, head
         )
-        params, model_state = jax.eval_shape(learning.init, keys.run_key(0))
         examples = jax.tree.map(lambda leaf: leaf[:2], dataset.train)
-        arguments = (params, model_state, examples, np.ones(2, bool))
+        model = jax.eval_shape(learning.init, keys.run_key(0))
+        arguments = (*model, examples, np.ones(2, bool))
         logits, _ = jax.eval_shape(lambda *a: learning.logits(*a, False), *arguments)
     except Exception as error:  # of a user's module: anything
         first = str(error).strip().splitlines() or [""]
@@ -105,12 +101,9 @@ def _check_statistics(learning: Task, examples: Any, module: nn.Module) -> None:
     params, statistics = learning.init(keys.run_key(0))
     moved = [
         learning.logits(params, start, examples, np.ones(2, bool), True)[1]
-        for start in (
-            jax.tree.map(jnp.zeros_like, statistics),
-            jax.tree.map(jnp.ones_like, statistics),
-        )
+        for start in (optax.tree.ones_like(statistics), optax.tree.zeros_like(statistics))
     ]
-    kept = jax.tree.leaves(jax.tree.map(lambda zeros, ones: ones - zeros, *moved))
+    kept = jax.tree.leaves(optax.tree.sub(*moved))
     if not all(np.allclose(leaf, BATCH_NORM_MOMENTUM, atol=1e-3) for leaf in kept):
         raise ConfigError(
             f"the model {name} keeps {float(np.mean(kept[0])):.3g} of its running statistics a "

@@ -23,10 +23,10 @@ from zo_fl.host.screen import Stopwatch
 def run_seeds(
     config: Any, path: str | Path, num_seeds: int, *, quiet: bool = False
 ) -> list[Summary]:
-    """Runs ``num_seeds`` seeds of a config as one program, and returns their summaries.
+    """Runs seeds of a config, from its own on, as one program, and returns their summaries.
 
-    Seed i is ``config["seed"] + i``; the partition is the config's for all of them. Each has a
-    folder ``path/SEED``, equal to that of ``zo_fl.run`` up to the rounding of batched arithmetic.
+    The partition is the config's for all of them. Each has a folder ``path/SEED``, equal to that of
+    ``zo_fl.run`` up to the rounding of batched arithmetic.
 
     Args:
       config: as for ``zo_fl.run``.
@@ -35,8 +35,7 @@ def run_seeds(
       quiet: no progress output.
 
     Raises:
-      ConfigError: as for ``zo_fl.run``, or some of the folders are further than others.
-      Interrupted: as for ``zo_fl.run``.
+      ConfigError, Interrupted: as ``zo_fl.run``; or some of the folders are further than others.
     """
     if num_seeds < 1:
         raise ConfigError(f"{num_seeds} seeds asked for; allowed: 1 or more; change --vmap_seeds")
@@ -48,12 +47,7 @@ def run_seeds(
 
 
 def run_values(
-    config: Any,
-    path: str | Path,
-    field: str,
-    values: Sequence[float],
-    *,
-    quiet: bool = False,
+    config: Any, path: str | Path, field: str, values: Sequence[float], *, quiet: bool = False
 ) -> list[Summary]:
     """Runs a config with several values of a number as one program, and returns their summaries.
 
@@ -67,8 +61,7 @@ def run_values(
       quiet: no progress output.
 
     Raises:
-      ConfigError: as for ``run_seeds``, or a field that may not vary.
-      Interrupted: as for ``zo_fl.run``.
+      ConfigError, Interrupted: as ``run_seeds``; or the field may not vary.
     """
     first = api.resolve(config)
     resolved = [api.resolve(first, {field: value}) for value in values]
@@ -90,18 +83,8 @@ def run_together(
 ) -> list[Summary]:
     """Runs configs that differ in their seed and in numbers that may vary as one program.
 
-    Args:
-      configs_: as for ``zo_fl.run``.
-      paths: the folder of each.
-      warm_start: as for ``zo_fl.run``; of all of them.
-      quiet: no progress output.
-
-    Returns:
-      The content of each one's ``summary.json``.
-
-    Raises:
-      ConfigError: as for ``run_values``.
-      Interrupted: as for ``zo_fl.run``.
+    ``paths`` are the folder of each; all start after the same ``warm_start``. Returns and raises as
+    ``run_values``.
     """
     devices.begin()
     resolved, folders = [api.resolve(one) for one in configs_], [*map(files.path_of, paths)]

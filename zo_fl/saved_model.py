@@ -85,11 +85,7 @@ class TrainedModel(NamedTuple):
     images: Images
 
     def logits(self, images: Any) -> np.ndarray:
-        """Returns logits ``f32[n, classes]`` of images like those of training.
-
-        Raises:
-          ConfigError: they are not like those; see ``Images``.
-        """
+        """Returns logits ``f32[n, classes]`` of images like those of training, see ``Images``."""
         return _in_batches(self._logits, self.images.checked(images))
 
     def predict(self, images: Any) -> np.ndarray:
@@ -112,16 +108,13 @@ class TrainedModel(NamedTuple):
 def save(
     path: Path, model: tuple[Params, ModelState], dataset: Dataset, module: nn.Module | None
 ) -> None:
-    """Saves a run's model; all processes take part.
+    """Saves the model of a run in its folder; all processes take part.
 
-    Args:
-      path: the run's folder.
-      model: parameters and statistics, as evaluated last.
-      dataset: that it was trained on.
-      module: the user's own, or None if the config names it.
+    It was trained on a data set; ``module`` is the user's own, or None if the config names it.
     """
+    params, model_state = model
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = dict(zip(("params", "model_state"), model, strict=True))
+        tree = {"params": params, "model_state": model_state}
         checkpointer.save((path / _FOLDER).absolute(), tree, force=True)
     images = dataset.train["image"]
     facts = {
@@ -132,7 +125,7 @@ def save(
         "num_classes": dataset.num_classes,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
-        "own": None if module is None else describe(module),
+        "own": None if module is None else _describe(module),
     }
     if processes.is_first():
         files.write_json(path / _FACTS, facts)
@@ -183,7 +176,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     return TrainedModel(tree["params"], tree["model_state"], config, summary, learning, images)
 
 
-def describe(module: nn.Module) -> dict[str, Any]:
+def _describe(module: nn.Module) -> dict[str, Any]:
     """Returns file, class and, if they are JSON, fields of a module; ``_import`` reads it."""
     fields = {
         field.name: getattr(module, field.name)

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests import commands
 from tests.data import fakes
 from zo_fl.data import cache, datasets, decode
 from zo_fl.engine.fields import ConfigError
@@ -21,9 +20,19 @@ def own_cache(tmp_path, monkeypatch):
     return folder
 
 
-def prepare(tmp_path, train=None, test=None, **options):
-    splits = {"train": train or fakes.rows(6), "test": test or fakes.rows(3, seed=1)}
-    return fakes.prepare(tmp_path, splits, **options)
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The folder of sets with ``tiny``, prepared once."""
+    root = tmp_path_factory.mktemp("sets")
+    fakes.prepare(root, {"train": fakes.rows(6), "test": fakes.rows(3, seed=1)})
+    return root
+
+
+@pytest.fixture
+def tiny(prepared, tmp_path):
+    """A copy of the prepared set ``tiny`` in ``tmp_path``, to be changed."""
+    shutil.copytree(prepared / "tiny", tmp_path / "tiny")
+    return tmp_path / "tiny" / "1.0.0"
 
 
 def error(name, data_dir):
@@ -39,11 +48,7 @@ def pairs(images, labels):
 
 @pytest.mark.parametrize(
     ("test_split", "shape", "declared"),
-    (
-        ("test", (8, 6, 3), (8, 6, 3)),
-        ("validation", (8, 6, 1), (8, 6, 1)),
-        ("test", (8, 6, 3), (None, None, 3)),
-    ),
+    (("validation", (8, 6, 1), (8, 6, 1)), ("test", (8, 6, 3), (None, None, 3))),
 )
 def test_a_tfds_set_with_images_of_one_size_loads_pixel_for_pixel(
     tmp_path, test_split, shape, declared
@@ -62,7 +67,7 @@ def test_a_tfds_set_with_images_of_one_size_loads_pixel_for_pixel(
 
 def test_rows_follow_the_id_feature(tmp_path):
     train = fakes.rows(40)
-    prepare(tmp_path, train, with_id=True)
+    fakes.prepare(tmp_path, {"train": train, "test": fakes.rows(3)}, with_id=True)
     loaded = datasets.load("tiny", str(tmp_path))
     np.testing.assert_array_equal(loaded.train["image"], [image for image, _ in train])
 
@@ -74,85 +79,73 @@ def test_a_constant_channel_has_deviation_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cached_set_loads_without_importing_tfds(tmp_path):
-    prepare(tmp_path)
-    first = datasets.load("tiny", str(tmp_path))
+def test_a_cached_set_loads_without_importing_tfds(prepared):
+    first = datasets.load("tiny", str(prepared))
     code = (
         "import sys; from zo_fl.data import datasets;"
-        f"d = datasets.load('tiny', {str(tmp_path)!r});"
+        f"d = datasets.load('tiny', {str(prepared)!r});"
         "assert 'tensorflow_datasets' not in sys.modules;"
         "print(int(d.train['image'].sum()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = commands.run("-c", code)
     assert int(done.stdout) == first.train["image"].sum() and done.stderr == ""
 
 
-def test_a_changed_source_is_decoded_again(tmp_path):
-    folder = prepare(tmp_path)
-    before = np.array(datasets.load("tiny", str(tmp_path)).train["image"])
-    shutil.rmtree(folder)
-    prepare(tmp_path, fakes.rows(6, seed=9))
-    assert not np.array_equal(datasets.load("tiny", str(tmp_path)).train["image"], before)
-
-
-def test_a_damaged_cache_entry_is_decoded_again(tmp_path, own_cache, capfd):
-    prepare(tmp_path)
+def test_a_damaged_cache_entry_and_a_changed_source_are_decoded_again(
+    tmp_path, tiny, own_cache, capfd
+):
     before = np.array(datasets.load("tiny", str(tmp_path)).train["image"])
     (entry,) = own_cache.iterdir()
     (entry / "train_images.npy").write_bytes(b"short")
     np.testing.assert_array_equal(datasets.load("tiny", str(tmp_path)).train["image"], before)
     assert "is damaged" in capfd.readouterr().err and list(own_cache.iterdir()) == [entry]
+    (tiny / "dataset_info.json").touch()
+    datasets.load("tiny", str(tmp_path))
+    assert len(list(own_cache.iterdir())) == 2
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_decoding_leaves_nothing_behind(tmp_path, own_cache, monkeypatch, failure):
-    prepare(tmp_path)
+def test_an_interrupted_decoding_leaves_nothing_behind(prepared, own_cache, monkeypatch):
+    for failure, said in ((KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, ConfigError)):
 
-    def fail(*_):
-        raise failure("stop")
+        def fail(*_, failure=failure):
+            raise failure("stop")
 
-    monkeypatch.setattr(decode, "decode_image", fail)
-    with pytest.raises(KeyboardInterrupt if failure is KeyboardInterrupt else ConfigError):
-        datasets.load("tiny", str(tmp_path))
-    assert list(own_cache.iterdir()) == []
+        monkeypatch.setattr(decode, "decode_image", fail)
+        with pytest.raises(said):
+            datasets.load("tiny", str(prepared))
+        assert list(own_cache.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    (
+def test_a_missing_set_is_said_with_how_to_prepare_it(prepared, tmp_path):
+    for name, command in (
         ("cifar10", "experiments.prepare_data --dataset=cifar10 --data_dir="),
         ("tiny:2.0.0", "tfds build --file_format=array_record --data_dir="),
-    ),
-)
-def test_a_missing_set_is_said_with_how_to_prepare_it(tmp_path, name, command):
-    prepare(tmp_path)
-    for data_dir in (tmp_path, tmp_path / "nowhere"):
-        message = error(name, data_dir)
-        assert f"config.data.name={name!r} was not found" in message
-        assert f"config.data.data_dir={str(data_dir)!r}" in message and command in message
+    ):
+        for data_dir in (prepared, tmp_path / "nowhere"):
+            message = error(name, data_dir)
+            assert f"config.data.name={name!r} was not found" in message
+            assert f"config.data.data_dir={str(data_dir)!r}" in message and command in message
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b/c", "a b", "/etc"])
-def test_a_name_that_is_no_name_is_refused(tmp_path, name):
-    assert "config.data.name" in error(name, tmp_path)
+def test_a_name_that_is_no_name_is_refused(tmp_path):
+    for name in ("", "../x", "a/b/c", "a b", "/etc"):
+        assert "is not a data set name" in error(name, tmp_path)
 
 
-def test_without_data_dir_the_environment_variable_counts(tmp_path, monkeypatch):
-    prepare(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert len(datasets.load("tiny").train["image"]) == 6
+def test_without_data_dir_the_environment_variable_counts(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     assert len(datasets.load("tiny:1.0.0", "").train["image"]) == 6
 
 
-def test_tfrecord_files_are_refused_by_name(tmp_path):
-    path = prepare(tmp_path) / "dataset_info.json"
+def test_tfrecord_files_are_refused_by_name(tmp_path, tiny):
+    path = tiny / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     assert "as tfrecord; allowed: array_record" in error("tiny", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "train.array_record"])
-def test_a_damaged_source_is_one_line(tmp_path, own_cache, file):
-    (path,) = (path for path in prepare(tmp_path).iterdir() if file in path.name)
+def test_a_damaged_source_is_one_line(tmp_path, tiny, own_cache, file):
+    (path,) = (path for path in tiny.iterdir() if file in path.name)
     path.write_bytes(b"nonsense")
     assert "config.data.name" in error("tiny", tmp_path) and list(own_cache.iterdir()) == []
 

@@ -52,15 +52,11 @@ def test_another_high_fraction_moves_no_example_and_keeps_the_high_clients():
     assert (few.clients.client_tiers <= many.clients.client_tiers).all()
 
 
-@pytest.mark.parametrize("kind", federated.PARTITIONS)
-def test_some_examples_are_drawn_by_the_partition_seed_and_divided(kind):
-    few, others = (
-        held(load(partition=kind, num_examples=400, partition_seed=seed)) for seed in (0, 1)
-    )
+def test_some_examples_are_drawn_by_the_partition_seed_and_divided():
+    few, others = (held(load(num_examples=400, partition_seed=seed)) for seed in (0, 1))
     assert all(len(np.unique(rows)) == len(rows) == 400 for rows in (few, others))
     assert few.max() >= 400 and set(few) != set(others)
-    whole = held(load(partition=kind, num_examples=800))
-    np.testing.assert_array_equal(whole, held(load(partition=kind)))
+    np.testing.assert_array_equal(held(load(num_examples=800)), held(load()))
 
 
 def test_no_validation_is_allowed():

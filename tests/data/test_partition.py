@@ -1,6 +1,5 @@
 """Partitions: equal clients, no example twice, and the skew that each partition promises."""
 
-import itertools
 import json
 
 import numpy as np
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zo_fl.data import partition
-from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import HIGH
 
 CIFAR_LABELS = np.arange(50_000) % 10
@@ -30,9 +28,9 @@ def _summary(labels, rows, tiers, num_classes):
     return partition.summarize(labels, rows, np.full(*rows.shape), tiers, num_classes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
+    kind=st.sampled_from(sorted(KINDS)),
     num_examples=st.integers(40, 300),
     num_clients=st.integers(1, 20),
     num_classes=st.integers(1, 12),
@@ -49,10 +47,9 @@ def test_clients_are_equal_in_size_and_share_no_example(
     np.testing.assert_array_equal(rows, KINDS[kind](labels, num_clients, _rng(seed)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_another_seed_gives_another_partition(kind):
-    rows = [KINDS[kind](CIFAR_LABELS, 10, _rng(seed)) for seed in (0, 1)]
-    assert not np.array_equal(*rows)
+def test_another_seed_gives_another_partition():
+    for divide in KINDS.values():
+        assert not np.array_equal(*(divide(CIFAR_LABELS, 10, _rng(seed)) for seed in (0, 1)))
 
 
 def _one_at_a_time(shares, stock, size):
@@ -71,9 +68,8 @@ def _one_at_a_time(shares, stock, size):
     return states
 
 
-@pytest.mark.slow
 def test_drawing_in_blocks_has_the_distribution_of_drawing_one_at_a_time():
-    shares, stock, size, trials = np.array([0.6, 0.3, 0.1]), np.array([2, 1, 3]), 4, 20_000
+    shares, stock, size, trials = np.array([0.6, 0.3, 0.1]), np.array([2, 1, 3]), 4, 5_000
     expected = _one_at_a_time(shares, stock, size)
     rng = _rng()
     found = {}
@@ -103,7 +99,7 @@ def test_a_client_whose_labels_ran_out_is_filled_from_what_is_left():
 
 def test_cifar10_with_alpha_a_tenth_has_the_papers_skew():
     figures, labels_held = [], []
-    for seed in range(12):
+    for seed in range(8):
         rows = partition.dirichlet(CIFAR_LABELS, 50, 0.1, _rng(seed))
         tiers = partition.draw_tiers(50, 0.1, _rng(seed))
         figures.append(_summary(CIFAR_LABELS, rows, tiers, 10))
@@ -130,10 +126,8 @@ def test_iid_clients_hold_every_label_and_skewed_ones_few():
 
 
 @pytest.mark.parametrize(
-    ("size", "fraction", "train", "val"),
-    [(1000, 0.1, 900, 100), (125, 0.1, 112, 13), (25_623, 0.1, 23_060, 2_563), (10, 0.9, 1, 9),
-     (10, 0.0, 10, 0)],
-)  # fmt: skip
+    ("size", "fraction", "train", "val"), [(125, 0.1, 112, 13), (10, 0.9, 1, 9), (10, 0.0, 10, 0)]
+)
 def test_validation_takes_its_share_of_each_client(size, fraction, train, val):
     rows = np.arange(3 * size, dtype=np.int32).reshape(3, size)
     kept, held_out = partition.split_validation(rows, fraction, _rng())
@@ -143,33 +137,14 @@ def test_validation_takes_its_share_of_each_client(size, fraction, train, val):
         assert not np.array_equal(held_out, rows[:, train:]), "rows are shuffled first"
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.99])
-def test_a_split_that_leaves_no_training_row_is_refused(fraction):
-    with pytest.raises(ConfigError, match=r"config\.data\.val_fraction"):
-        partition.split_validation(np.zeros((2, 10), np.int32), fraction, _rng())
-
-
-@pytest.mark.parametrize(
-    ("fraction", "count"), [(0.1, 5), (0.3, 15), (0.5, 25), (0.7, 35), (0.9, 45), (1, 50)]
-)
-def test_the_papers_splits_have_their_count_of_high_clients(fraction, count):
-    assert (partition.draw_tiers(50, fraction, _rng()) == HIGH).sum() == count
+def test_the_papers_splits_have_their_count_of_high_clients():
+    for fraction, count in ((0.1, 5), (0.3, 15), (0.5, 25), (0.7, 35), (0.9, 45), (1, 50)):
+        assert (partition.draw_tiers(50, fraction, _rng()) == HIGH).sum() == count
 
 
 def test_tiers_are_drawn_at_random_and_never_by_index():
     share = np.mean([partition.draw_tiers(10, 0.3, _rng(seed)) for seed in range(2000)], axis=0)
     np.testing.assert_allclose(share, 0.3, atol=0.06)
-
-
-def test_the_high_clients_of_a_smaller_fraction_are_among_those_of_a_larger():
-    tiers = [partition.draw_tiers(50, fraction, _rng()) for fraction in (0.1, 0.3, 0.5, 0.9)]
-    assert all((a <= b).all() for a, b in itertools.pairwise(tiers))
-
-
-@pytest.mark.parametrize("fraction", [0, 0.01])
-def test_no_high_client_is_an_error_that_names_the_field(fraction):
-    with pytest.raises(ConfigError, match=r"config\.data\.high_fraction"):
-        partition.draw_tiers(10, fraction, _rng())
 
 
 def test_a_summary_states_known_figures():

@@ -16,41 +16,29 @@ EVERYONE = np.arange(10, dtype=np.int32)
 epoch_order = jax.jit(cohorts.epoch_order, static_argnums=2)
 
 
-def _cohorts(sample, count=200):
+def _cohorts(sample, count):
     """Returns the cohorts of many rounds, stacked."""
     one = lambda r: sample(keys.round_key(keys.run_key(0), r))  # noqa: E731
     # Mapped one by one, because the compiler takes three times as long where they are vectorized.
     return jax.device_get(jax.jit(lambda: jax.lax.map(one, np.arange(count)))())
 
 
-@pytest.mark.parametrize("participation", cohorts.PARTICIPATION)
-def test_cohort_size_0_is_everyone_eligible_in_order_in_every_round(participation):
+def test_cohort_size_0_is_everyone_eligible_in_order():
     eligible = np.array([7, 2, 5], np.int32)
-    drawn = _cohorts(cohorts.make_sampler(eligible, 0, TIERS, participation), 5)
-    np.testing.assert_array_equal(drawn.client_ids, [[2, 5, 7]] * 5)
-    assert drawn.valid.all()
+    for participation in cohorts.PARTICIPATION:
+        drawn = cohorts.make_sampler(eligible, 0, TIERS, participation)(keys.run_key(0))
+        np.testing.assert_array_equal(drawn.client_ids, [2, 5, 7])
+        assert drawn.valid.all()
 
 
-@settings(max_examples=8, deadline=None)
-@given(
-    eligible=st.sets(st.integers(0, 9), min_size=1),
-    data=st.data(),
-    participation=st.sampled_from(cohorts.PARTICIPATION),
-)
-def test_a_cohort_is_sorted_eligible_and_without_repetition(eligible, data, participation):
-    size = data.draw(st.integers(1, len(eligible)))
-    ids = np.array(sorted(eligible), np.int32)
-    drawn = _cohorts(cohorts.make_sampler(ids, size, TIERS, participation), 4)
-    assert drawn.client_ids.dtype == np.int32 and drawn.client_ids.shape == (4, size)
-    assert drawn.valid.all()
-    for chosen in drawn.client_ids:
-        assert (np.diff(chosen) > 0).all() and set(chosen) <= eligible
-
-
-def test_uniform_takes_each_client_equally_often():
-    drawn = _cohorts(cohorts.make_sampler(EVERYONE, 3, TIERS, "uniform"), 2000)
-    share = np.bincount(drawn.client_ids.ravel(), minlength=10) / 2000
-    np.testing.assert_allclose(share, 0.3, atol=0.06)
+def test_a_cohort_is_sorted_eligible_and_without_repetition_and_uniform_among_clients():
+    eligible = np.array([9, 0, 4, 7, 2, 5], np.int32)
+    drawn = _cohorts(cohorts.make_sampler(eligible, 3, TIERS, "uniform"), 2000)
+    assert drawn.client_ids.dtype == np.int32 and drawn.client_ids.shape == (2000, 3)
+    assert drawn.valid.all() and (np.diff(drawn.client_ids) > 0).all()
+    ids, counts = np.unique(drawn.client_ids, return_counts=True)
+    np.testing.assert_array_equal(ids, np.sort(eligible))
+    np.testing.assert_allclose(counts / 2000, 0.5, atol=0.06)
 
 
 def test_a_large_population_is_drawn_from_in_the_time_of_the_cohort_and_uniformly():
@@ -75,15 +63,9 @@ def test_distinct_numbers_come_in_every_order_equally_often():
 def test_stratified_gives_each_tier_its_share_and_each_client_of_a_tier_the_same():
     drawn = _cohorts(cohorts.make_sampler(EVERYONE, 6, TIERS, "stratified"), 2000)
     assert (TIERS[drawn.client_ids].sum(axis=1) == 2).all()
+    assert (np.diff(drawn.client_ids) > 0).all()
     share = np.bincount(drawn.client_ids.ravel(), minlength=10) / 2000
     np.testing.assert_allclose(share, np.where(TIERS == 1, 2 / 3, 4 / 7), atol=0.06)
-
-
-def test_a_cohort_is_a_function_of_the_round_key():
-    sample = jax.jit(cohorts.make_sampler(EVERYONE, 4, TIERS, "uniform"))
-    first, again, other = (sample(keys.round_key(keys.run_key(0), r)) for r in (0, 0, 1))
-    np.testing.assert_array_equal(first.client_ids, again.client_ids)
-    assert not np.array_equal(first.client_ids, other.client_ids)
 
 
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=4), data=st.data())
@@ -103,12 +85,11 @@ def test_largest_remainder_known_answers():
     assert cohorts.largest_remainder(3, [5, 45]) == [0, 3]
 
 
-@pytest.mark.parametrize("size", [-1, 4])
-def test_a_cohort_larger_than_the_eligible_clients_names_the_last_block_that_has_the_field(size):
-    blocks = {"zo": {"cohort_size": size}, "mezo": {"cohort_size": size}, "decomfl": {"lr": 0.1}}
+def test_a_cohort_larger_than_the_eligible_clients_names_the_last_block_that_has_the_field():
+    blocks = {"zo": {"cohort_size": 4}, "mezo": {"cohort_size": 4}, "decomfl": {"lr": 0.1}}
     with pytest.raises(ConfigError, match=r"config\.mezo\.cohort_size=.* 1 to 3 .* 0 for all"):
         with in_block(blocks):
-            cohorts.make_sampler(EVERYONE[:3], size, TIERS, "uniform")
+            cohorts.make_sampler(EVERYONE[:3], 4, TIERS, "uniform")
 
 
 def test_nobody_eligible_is_an_error():
@@ -116,15 +97,13 @@ def test_nobody_eligible_is_an_error():
         cohorts.make_sampler(EVERYONE[:0], 0, TIERS, "uniform")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
-    size=st.sampled_from([1, 7, 12]),
-    drawn=st.lists(st.booleans(), min_size=12, max_size=12),
+    mask=st.lists(st.booleans(), min_size=12, max_size=12),
     batch_size=st.sampled_from([1, 5, 16]),
     seed=st.integers(0, 99),
 )
-def test_an_epoch_holds_each_real_example_once_and_then_padding(size, drawn, batch_size, seed):
-    mask = drawn[:size]
+def test_an_epoch_holds_each_real_example_once_and_then_padding(mask, batch_size, seed):
     order, real = epoch_order(keys.run_key(seed), jnp.array(mask), batch_size)
     assert order.shape == real.shape == (-(-len(mask) // batch_size), batch_size)
     assert order.dtype == jnp.int32 and real.dtype == jnp.bool_

@@ -1,14 +1,12 @@
 """Configs: all fields, their defaults and their check, and config files by name.
 
-A block of fields is declared beside the function that takes it: ``data`` in ``data.federated``,
-``model`` in ``models``, a method's in its file in ``algorithms`` (``BLOCKS``). A config file
-exports ``get_config()``; it changes fields of ``default()``, or of another one, got by ``load``.
+A block of fields is declared beside the function that takes it. A config file exports
+``get_config()``; it changes fields of ``default()``, or of another one, got by ``load``.
 """
 
 import importlib.util
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +98,7 @@ def parse(field: str, text: str) -> Any:
 
 
 def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config with fields changed, not yet checked.
-
-    Args:
-      resolved: as ``resolve`` returns it.
-      changes: dotted field -> value.
+    """Returns a resolved config with dotted fields changed, not yet checked.
 
     Raises:
       ConfigError: a field that there is not.
@@ -117,11 +111,7 @@ def changed(resolved: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def blocks_read(parts: Iterable[str]) -> set[str]:
-    """Returns the names of the blocks that decide what some methods do: every method's, and theirs.
-
-    Args:
-      parts: keys of ``METHODS``.
-    """
+    """Returns the blocks that decide what methods, keys of ``METHODS``, do: common ones and own."""
     own = {block for part in parts for block in methods.METHODS[part].reads}
     return {"data", "model", "faults", "robust"} | own
 
@@ -184,10 +174,7 @@ def numbers_that_differ(resolved: Sequence[Mapping[str, Any]]) -> dict[str, list
 
 
 def load(name: str | Path) -> ConfigDict:
-    """Returns the config of a file.
-
-    Args:
-      name: a name in ``configs``, such as ``quickstart``, or a path.
+    """Returns the config of a file, by a name in ``configs``, such as ``quickstart``, or by a path.
 
     Raises:
       ConfigError: there is no such file, or it fails.
@@ -211,7 +198,7 @@ def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
       within: folder in ``configs`` of those that come along.
 
     Raises:
-      ConfigError: there is no such file; names those that are like it.
+      ConfigError: there is no such file.
     """
     path, known = Path(name), folder() / within
     if path.is_file():
@@ -236,16 +223,9 @@ def call(path: Path, function: str, *arguments: Any) -> Any:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    with _explained(path):
+    try:
         spec.loader.exec_module(module)
         return getattr(module, function)(*arguments)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns whatever a user's file raises into one line that names it and its line."""
-    try:
-        yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:

@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flax import traverse_util
+
 from zo_fl.engine.fields import Block, ConfigError, Field
 
 # Names of other projects for what is called otherwise here.
@@ -29,14 +31,9 @@ def defaults(block: Block) -> dict[str, Any]:
     }
 
 
-def flat(block: Block, prefix: str = "") -> dict[str, Field]:
+def flat(block: Block) -> dict[str, Field]:
     """Returns all fields of a block by dotted name."""
-    found: dict[str, Field] = {}
-    for name, entry in block.items():
-        if isinstance(entry, Field):
-            found[prefix + name] = entry
-        else:
-            found |= flat(entry, f"{prefix}{name}.")
+    found: Any = traverse_util.flatten_dict(dict(block), sep=".")
     return found
 
 
@@ -69,12 +66,7 @@ def resolve(block: Block, given: Any, name: str = "") -> dict[str, Any]:
 
 
 def checked(field: Field, name: str, value: Any) -> Any:
-    """Returns a field's value as plain Python.
-
-    Args:
-      field: the declaration.
-      name: its name with its block: ``zo.eps``.
-      value: what was given.
+    """Returns the value given to a field, whose dotted name is ``name``, as plain Python.
 
     Raises:
       ConfigError: it is not allowed.
@@ -145,12 +137,8 @@ def unknown(name: str, known: Iterable[str]) -> str:
     block = name.rpartition(".")[0]
     *_, field = name.split(".")
     usual = name.removesuffix(field) + _USUAL.get(field, "")
-    shown = (
-        [usual]
-        if usual in known
-        else near(name, known)
-        or [other for other in known if other.rpartition(".")[0] == block][:6]
-    )
+    siblings = [other for other in known if other.rpartition(".")[0] == block]
+    shown = [usual] if usual in known else near(name, known) or siblings[:6]
     hint = f"did you mean {' or '.join(f'config.{other}' for other in shown)}?" if shown else ""
     return f"unknown field config.{name}; {hint or 'zo-fl configs --all lists them all'}"
 

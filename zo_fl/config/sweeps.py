@@ -86,12 +86,8 @@ def rate_of_equal_norm(
     """Returns the rate at which a zeroth-order round moves the model as far as at ``rate``.
 
     The norm of an update is proportional to ``rate * tau^2 * sqrt(steps)`` (``configs/base.py``):
-    where tau or the local steps vary at a fixed rate, it is the step size that is compared.
-
-    Args:
-      rate: before.
-      tau: of the directions, before and after.
-      steps: local steps, before and after.
+    where these vary at a fixed rate, it is the step size that is compared. ``tau`` and the local
+    ``steps`` are given before and after.
     """
     return rate * (tau[0] / tau[1]) ** 2 * math.sqrt(steps[0] / steps[1])
 

@@ -20,8 +20,7 @@ _CADENCE = ("eval_every", "eval_batch_size")
 def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
     """Returns the fields that decide the result of a run's first methods, by dotted names.
 
-    The number of rounds of the last of them is left out, see ``last_rounds``, unless what follows
-    these rounds would be in the way of more.
+    The number of rounds of the last of them is left out, unless it cannot be extended.
 
     Args:
       config: resolved.

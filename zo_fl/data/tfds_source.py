@@ -83,10 +83,6 @@ def how_to_prepare(name: str, root: Path) -> str:
 def load(folder: Path, name: str) -> cache.Entry:
     """Returns the arrays and the facts of a prepared data set, which is decoded on first use.
 
-    Args:
-      folder: from ``find``.
-      name: name of the data set.
-
     Returns:
       ``(arrays, facts)``. Arrays, memory-mapped: ``train_images`` ``u8[N, H, W, c]``,
       ``train_labels`` ``i32[N]``, ``test_images`` ``u8[M, H, W, c]``, ``test_labels`` ``i32[M]``.

@@ -2,9 +2,8 @@
 
     Client.update -> message -> Client.decode -> mean or sum over the cohort -> Server.step
 
-A ``Group`` says who takes part and what its ``Client`` does, a ``Server`` what becomes of their
-updates, a ``Phase`` for how many rounds. A phase only describes; ``round.make_algorithm`` runs it
-on devices. ZOWarmUp is two phases, and the pivot is where the first one ends.
+These types only describe; ``round.make_algorithm`` runs a ``Phase`` on devices. ZOWarmUp is two
+phases, and the pivot is where the first one ends.
 
 Axis letters, used throughout the project: ``N`` examples, ``K`` clients in the population, ``C``
 clients in the cohort, ``n`` examples of a client (padded), ``S`` directions, ``d`` parameters,
@@ -55,7 +54,7 @@ class ClientBatch(NamedTuple):
 
     Attributes:
       client_id: ``i32[]`` index in the population.
-      tier: ``i32[]``.
+      tier: ``i32[]``, ``HIGH`` or ``LOW``.
       examples: leaves ``[n, ...]``.
       mask: ``bool[n]``, True for a real example; all False for a padding client.
     """
@@ -101,9 +100,8 @@ class ClientResult(NamedTuple):
 
     Attributes:
       message: exactly what is uploaded; the uplink is billed for its shape.
-      weight: ``f32[]`` weight in the mean over the cohort, usually the client's example count; 0
-        for a client that drops out.
-      model_state: statistics uploaded beside the message, or ``{}`` when none travel.
+      weight: ``f32[]``, usually the client's example count; 0 for a client that drops out.
+      model_state: statistics uploaded beside the message, or ``{}``.
       metrics: dict of ``f32[]``, averaged over the cohort by ``weight``. Usually has ``loss``.
     """
 
@@ -128,15 +126,13 @@ class Client(NamedTuple):
 
     Attributes:
       update: ``(state, batch, keys) -> ClientResult``. All randomness comes from ``keys``.
-      decode: ``(message, state, keys of its sender) -> update``, the message's part in the mean
-        (or sum) over the cohort.
+      decode: ``(message, state, keys of its sender) -> update``, the message's part in the mean.
       receives: ``state -> PyTree``: the downlink is billed for its shape.
       replays: whether messages are scalars from which anyone rebuilds the update. They are then
         gathered and decoded by everyone, instead of being decoded where they arise.
       one_model: whether all clients evaluate the same weights: several at once are then one batch.
       holds_part: whether clients hold only the part of the model that they receive.
-      sent_bytes: ``batch -> i32[]`` bytes of a message that leaves out what a client does not hold;
-        None where the message's shape says it.
+      sent_bytes: ``batch -> i32[]`` bytes of a message; None where its shape says it.
     """
 
     update: Callable[[ServerState, ClientBatch, Keys], ClientResult]
@@ -151,8 +147,8 @@ class Client(NamedTuple):
 class Keeping(NamedTuple):
     """Features that clients may use instead of their examples: computed once, as a phase begins.
 
-    ``Client.update`` must do the same with the examples themselves, which it gets where data are
-    streamed. The same object in phases that follow each other is computed once.
+    Where data are streamed, ``Client.update`` gets the examples and must do the same with them.
+    Phases that follow each other share what the same object computes.
 
     Attributes:
       compute: ``(params, model_state, examples) -> examples``, leaves ``[N, ...]`` in the same
@@ -174,11 +170,10 @@ class Group(NamedTuple):
       cohort_size: real clients in each cohort.
       forward_passes: single-example forward passes of the group in a round.
       eligible: ``i32[E]``, the ids of the clients that may be in a cohort.
-      backward_passes: likewise; one costs about two forward passes.
+      backward_passes: likewise.
       name: tells the groups of a phase apart in reports; "" if there is one.
-      on_validation: whether they look at their validation examples, not at those of training. All
-        groups of a phase do the same.
-      keeping: what they may look at instead of examples.
+      on_validation: whether they use their validation examples; as all groups of a phase do.
+      keeping: what they may use instead of examples; as all groups of a phase do.
       release: what they reveal of one example (``wrap.privacy.Release``); None promises nothing.
     """
 
@@ -195,7 +190,7 @@ class Group(NamedTuple):
 
     @property
     def pass_equivalents(self) -> float:
-        """Passes of the group in a round, in forward ones: a backward pass counts two."""
+        """Passes of a round, in forward ones: a backward pass costs about two."""
         return self.forward_passes + 2 * self.backward_passes
 
 
@@ -203,8 +198,7 @@ class Reducer(NamedTuple):
     """The reduction of a cohort's updates to one.
 
     Attributes:
-      is_sum: the plain sum over clients of positive weight, for ratios that the server takes and
-        systems that it solves; otherwise the mean by weights.
+      is_sum: the plain sum over clients of positive weight; otherwise the mean by weights.
       middle: ``(stacked updates f32[C, ...], weights f32[C]) -> update`` instead of the mean.
       factors: ``(norms f32[C], weights f32[C]) -> f32[C]``, by which messages are scaled first.
       tolerant: whether a round goes on without clients whose numbers are not finite, and leaves
@@ -239,10 +233,7 @@ class Server(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Ends a phase early, by what clients get right of their validation examples.
-
-    Every few rounds the clients of some tiers receive a model, make one forward pass each over
-    their validation examples, and answer with one count.
+    """Ends a phase early, by how many of their validation examples clients get right.
 
     Attributes:
       every: rounds between questions; the last round of the phase is followed by one too.
@@ -279,10 +270,9 @@ class Phase(NamedTuple):
       num_rounds: how many, at most; 0 skips the phase.
       groups: who does what.
       server: what becomes of their updates.
-      evaluated: ``(state, data) -> (params, model_state)``, the model that the phase has arrived
-        at: it is evaluated, and the next phase starts from it. None where the phase only prepares
-        what a later one needs: the next phase starts from the state's model. Data are None where
-        they are streamed.
+      evaluated: ``(state, data) -> (params, model_state)``, the model that is evaluated, and that
+        the next phase starts from; data are None where they are streamed. None where the phase
+        only prepares what a later one needs: the next phase starts from the state's own model.
       stop: what may end it before its rounds are over.
     """
 
@@ -300,11 +290,7 @@ class Phase(NamedTuple):
 
     @property
     def sums_suffice(self) -> bool:
-        """Whether the server needs only the sum of what clients send: secure aggregation fits.
-
-        It does not where each message is rebuilt along directions of the client's own, or judged
-        beside the others.
-        """
+        """Whether the server needs only the sum of what clients send: secure aggregation fits."""
         read_singly = (g.client.replays and g.client.decode is not as_sent for g in self.groups)
         return not self.server.reducer.looks_at_all and not any(read_singly)
 
@@ -315,12 +301,12 @@ class Phase(NamedTuple):
 
     @property
     def on_validation(self) -> bool:
-        """Whether the phase's clients look at their validation examples."""
+        """See ``Group``."""
         return self.groups[0].on_validation
 
     @property
     def keeping(self) -> Keeping | None:
-        """The features that the phase's clients may use instead of examples."""
+        """See ``Group``."""
         return self.groups[0].keeping
 
     def model(self, state: ServerState, data: FederatedData | None) -> tuple[Params, ModelState]:
@@ -339,10 +325,10 @@ def start(
 
     Args:
       phase: any phase.
-      params: the model that the phase before has arrived at, or the run's first.
+      params: of the model that the phase before has arrived at, or of the run's first.
       model_state: likewise.
       round_idx: rounds of the run that are done.
-      before: strategy state of the phase before, for methods of several phases; None without one.
+      before: strategy state of the phase before, or None.
     """
     opt_state, strategy_state = phase.server.init(params, before)
     return ServerState(params, model_state, opt_state, strategy_state, jnp.int32(round_idx))

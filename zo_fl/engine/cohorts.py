@@ -40,7 +40,7 @@ def make_group(
 
     Args:
       problem: the population.
-      client: what they do.
+      client: what each of them does.
       forward_passes: ``(clients, mean examples of one) -> passes a round``.
       who: has ``FIELDS``.
       trains: whether a backward pass follows each forward one.
@@ -82,14 +82,9 @@ def cohort_size(problem: Problem, who: Mapping[str, Any]) -> int:
 
 
 def make_sampler(
-    eligible: np.ndarray,
-    cohort_size: int,
-    tiers: np.ndarray,
-    participation: str,
+    eligible: np.ndarray, cohort_size: int, tiers: np.ndarray, participation: str
 ) -> Sampler:
-    """Returns ``round_key -> Cohort``, a pure function for use inside ``jit``.
-
-    Ids are sorted, so that a cohort does not depend on the order in which it was drawn.
+    """Returns ``round_key -> Cohort``, for use inside ``jit``; ids are sorted.
 
     Args:
       eligible: ``i32[E]`` ids of the clients that may take part, without repetition.
@@ -100,7 +95,7 @@ def make_sampler(
         first on a tie) and is sampled uniformly within.
 
     Raises:
-      ConfigError: nobody is eligible, or a cohort larger than the eligible clients.
+      FieldError: nobody is eligible, or a cohort larger than the eligible clients.
     """
     eligible = np.sort(np.asarray(eligible, np.int32))
     _check(len(eligible), cohort_size)
@@ -125,10 +120,9 @@ def make_sampler(
 
 
 def largest_remainder(total: int, sizes: list[int]) -> list[int]:
-    """Returns each group's share of ``total`` places, in proportion to its size.
+    """Returns each group's share of ``total <= sum(sizes)`` places, in proportion to its size.
 
-    Whole places first, then one each to the largest remainders; ties go to the earlier group. No
-    group gets more places than its size as long as ``total <= sum(sizes)``.
+    Whole places first, then one each to the largest remainders; ties go to the earlier group.
     """
     counts = [total * size // sum(sizes) for size in sizes]
     remainders = [total * size % sum(sizes) for size in sizes]
@@ -168,7 +162,7 @@ def _check(num_eligible: int, cohort_size: int) -> None:
             f"={cohort_size}: no client is eligible; raise config.data.high_fraction or allow all "
             "tiers",
         )
-    if not 0 <= cohort_size <= num_eligible:
+    if cohort_size > num_eligible:
         raise FieldError(
             "cohort_size",
             f"={cohort_size} is outside what is allowed: 1 to {num_eligible} (the eligible "
@@ -177,16 +171,7 @@ def _check(num_eligible: int, cohort_size: int) -> None:
 
 
 def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
-    """Returns all training examples of some clients, for use inside ``jit``.
-
-    Args:
-      data: the federation's arrays, as an argument of the jitted function: captured arrays would be
-        baked into the program.
-      client_ids: ``i32[C]``.
-
-    Returns:
-      A ``ClientBatch`` with a leading ``C``: examples ``[C, n, ...]``, mask ``bool[C, n]``.
-    """
+    """Returns all examples of the clients ``i32[C]``: a ``ClientBatch`` with a leading ``C``."""
     rows = data.client_indices[client_ids]
     sizes = data.client_sizes[client_ids]
     mask = jnp.arange(rows.shape[1])[None, :] < sizes[:, None]
@@ -201,8 +186,8 @@ def gather(data: FederatedData, client_ids: Array) -> ClientBatch:
 def epoch_order(key: Array, mask: Array, batch_size: int) -> tuple[Array, Array]:
     """Returns one epoch of shuffled mini-batches: each real example once, then padding.
 
-    Shapes are static, so a client with few examples has batches that are all padding (an all-False
-    mask); the caller must make such a step change nothing.
+    A client with few examples has batches that are all padding: the caller must make such a step
+    change nothing.
 
     Args:
       key: ``key[]``.
@@ -210,9 +195,8 @@ def epoch_order(key: Array, mask: Array, batch_size: int) -> tuple[Array, Array]
       batch_size: examples a batch, at least 1; static.
 
     Returns:
-      ``(indices, batch_mask)``: ``i32[num_batches, batch_size]`` rows of the client's arrays, any
-      row where the mask is False, and ``bool[num_batches, batch_size]``. ``num_batches`` is
-      ``ceil(n / batch_size)``.
+      ``(indices, batch_mask)``: ``i32[ceil(n / batch_size), batch_size]`` rows of the client's
+      arrays, any row where the mask is False; and ``bool`` of the same shape.
     """
     (n,) = mask.shape
     num_batches = -(-n // batch_size)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 
 
 class ConfigError(ValueError):
-    """Bad input found before any work is done.
+    """Bad input found before any work is done; commands print it and exit with status 2.
 
-    The message is one line: what was given, what is allowed, and which config field (or flag) to
-    change. ``experiments`` commands print it and exit with status 2.
+    The message is one line: what was given, what is allowed, and which config field or flag to
+    change.
     """
 
 
@@ -33,11 +33,7 @@ class FieldError(ConfigError):
 
 @contextmanager
 def in_block(blocks: Mapping[str, Any]) -> Iterator[None]:
-    """Names the block in every ``FieldError`` that is raised within: the last that has the field.
-
-    Args:
-      blocks: name -> fields, in the order in which later ones take the place of earlier ones.
-    """
+    """Names the block in a ``FieldError`` that is raised within: the last that has the field."""
     try:
         yield
     except FieldError as error:
@@ -61,7 +57,7 @@ class Field(NamedTuple):
     """One field of a config block.
 
     Attributes:
-      default: also says the type: bool, int, float, str, or tuple of ints or of floats.
+      default: also says the type.
       meaning: a few words.
       choices: allowed texts, or what gives them; None allows any.
       at_least: smallest allowed number.
@@ -69,8 +65,8 @@ class Field(NamedTuple):
       at_most: largest allowed number.
       below: the number must be smaller.
       rule: for what is none of these.
-      varies: whether runs that differ in it can be one program, to which it is an argument: a
-        number by which nothing is decided in Python.
+      varies: whether it is an argument of one program for runs that differ in it: nothing is
+        decided by it in Python.
       zero_chooses: whether 0 lets the program choose, in Python: it is no number to vary then.
     """
 

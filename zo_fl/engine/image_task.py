@@ -24,9 +24,8 @@ def classification(
     mean: np.ndarray,
     std: np.ndarray,
     head: str = HEAD,
-    precision: str = "float32",
 ) -> Task:
-    """Returns image classification with cross-entropy by a Linen module.
+    """Returns image classification with cross-entropy by a Linen module, in float32.
 
     Examples are ``{"image": u8 or f32[n, H, W, c], "label": i32[n]}``.
 
@@ -39,7 +38,6 @@ def classification(
       mean: ``f32[c]`` of the pixels, of ``u8`` ones divided by 255.
       std: ``f32[c]``.
       head: name of the module's last layer.
-      precision: one of ``precision.PRECISIONS``.
     """
     accepted = inspect.signature(type(module).__call__).parameters
 
@@ -55,7 +53,7 @@ def classification(
         variables: Any = module.init(key, example, **given)
         return variables["params"], variables.get("batch_stats", {})
 
-    def normalized(examples):
+    def inputs(examples):
         return normalize(examples["image"], mean, std)
 
     def at(precision: str) -> Task:
@@ -63,7 +61,7 @@ def classification(
             variables = {"params": params}
             if model_state:
                 variables["batch_stats"] = model_state
-            x = normalized(examples).astype(precisions.activation_dtype(precision))
+            x = inputs(examples).astype(precisions.activation_dtype(precision))
             # Products remember their precision: a backward pass has that of the forward one.
             with jax.default_matmul_precision(precisions.products(precision)):
                 if not (train and model_state):
@@ -80,10 +78,10 @@ def classification(
             logits=logits,
             losses=losses,
             loss_of_logits=_cross_entropy,
-            labels=_labels,
-            relabel=_relabel,
+            labels=lambda examples: examples["label"],
+            relabel=lambda examples, labels: examples | {"label": labels},
             augment=_augment,
-            inputs=normalized,
+            inputs=inputs,
             head=head,
             num_classes=num_classes,
             module=module,
@@ -93,7 +91,7 @@ def classification(
 
     # One ``init`` for all precisions: JAX remembers the shapes of what it has traced.
     has_statistics = bool(jax.eval_shape(init, jax.random.key(0))[1])
-    return at(precision)
+    return at("float32")
 
 
 def _cross_entropy(logits: Array, examples: Examples) -> Array:
@@ -102,28 +100,14 @@ def _cross_entropy(logits: Array, examples: Examples) -> Array:
     )
 
 
-def _labels(examples: Examples) -> Array:
-    return examples["label"]
-
-
-def _relabel(examples: Examples, labels: Array) -> Examples:
-    return examples | {"label": labels}
-
-
 def _augment(key: Array, examples: Examples) -> Examples:
     return examples | {"image": crop_and_flip(key, examples["image"])}
 
 
 def normalize(images: Array, mean: Array | np.ndarray, std: Array | np.ndarray) -> Array:
-    """Returns ``(images / 255 - mean) / std``, without the 255 for floating-point images.
+    """Returns ``(images / 255 - mean) / std``, ``f32[..., H, W, c]``.
 
-    Args:
-      images: ``u8`` or ``f32[..., H, W, c]``.
-      mean: ``f32[c]`` channel means of the pixels, of ``u8`` ones divided by 255.
-      std: ``f32[c]`` channel standard deviations, likewise.
-
-    Returns:
-      ``f32[..., H, W, c]``.
+    Images are ``u8``, or ``f32`` and then without the 255; mean and deviation are ``f32[c]``.
     """
     # One multiplication and one addition a pixel instead of two divisions.
     white = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
@@ -134,18 +118,11 @@ def normalize(images: Array, mean: Array | np.ndarray, std: Array | np.ndarray) 
 
 
 def crop_and_flip(key: Array, images: Array) -> Array:
-    """Returns each image shifted by up to 4 pixels, zeros moving in, and mirrored half the time.
+    """Returns images ``[n, H, W, c]`` shifted by up to 4 pixels, and mirrored half the time.
 
     The same as zero padding by 4 and a random crop of the first size. A pure function of the key:
     both sides of a two-sided difference, and all directions of a client, must see the same images,
     else the augmentation swamps loss differences of 1e-4.
-
-    Args:
-      key: ``key[]``.
-      images: ``[n, H, W, c]`` of any dtype.
-
-    Returns:
-      ``[n, H, W, c]``, likewise.
     """
     crop, flip = jax.random.split(key)
     offsets = jax.random.randint(crop, (len(images), 2), 0, 2 * PADDING + 1)
@@ -154,7 +131,7 @@ def crop_and_flip(key: Array, images: Array) -> Array:
 
 
 def _crop_and_flip_one(image: Array, offset: Array, mirrored: Array) -> Array:
-    """Returns one image ``u8[H, W, c]`` cropped at ``offset`` ``i32[2]`` and perhaps mirrored."""
+    """Returns an image ``[H, W, c]`` cropped at ``offset`` ``i32[2]`` and perhaps mirrored."""
     height, width, _ = image.shape
     padded = jnp.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     columns = jnp.arange(width)

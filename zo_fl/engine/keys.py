@@ -25,7 +25,7 @@ class Keys(NamedTuple):
     """The keys of a round, and of one client in it.
 
     Attributes:
-      run: ``key[]``, the root of all randomness of the run.
+      run: ``key[]``, the root of all randomness.
       round: ``key[]``.
       client: ``key[]``, the client's own in this round; None where the server computes.
       client_id: ``i32[]``; likewise.
@@ -62,20 +62,18 @@ def client_key(key: Array, client_id: int | Array) -> Array:
 
 
 def stream(key: Array, name: str) -> Array:
-    """Returns an independent key ``key[]`` for one purpose (``"batches"``, ``"augment"``, ...).
+    """Returns an independent key ``key[]`` for one purpose: ``"batches"``, ``"augment"``.
 
-    The name is hashed by CRC-32, which is the same on every machine and in every process (Python's
-    ``hash`` is not).
+    CRC-32 of the name is the same in every process; Python's ``hash`` is not.
     """
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def leaf_keys(key: Array, tree: PyTree) -> Array:
-    """Returns one key a leaf, ``key[L]`` in the order of ``jax.tree.leaves``, from the leaves'
-    paths.
+    """Returns a key for each leaf, ``key[L]`` in the order of ``jax.tree.leaves``.
 
-    Independent of the order of the leaves and of what other leaves there are, so that a sub-model,
-    or a model with its modules in another order, sees the same directions.
+    It depends on the leaf's path alone: a sub-model, or a model with its modules in another order,
+    sees the same directions.
 
     Raises:
       ValueError: two paths have the same CRC-32.

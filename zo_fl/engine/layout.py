@@ -44,8 +44,7 @@ class Loop(NamedTuple):
 
     Attributes:
       chunk_size: clients evaluated at once.
-      skips_padding: whether a turn without a client is skipped, not computed: devices that share
-        cores leave them to the others.
+      skips_padding: whether a turn without a client is skipped: it leaves shared cores to others.
     """
 
     chunk_size: int
@@ -61,8 +60,8 @@ class Engine(NamedTuple):
         or, where all clients evaluate the same weights, as many as have ``EXAMPLES_AT_ONCE``:
         ``vmap`` then makes one batch of theirs, where weights of their own would make grouped
         convolutions, and a direction is drawn once for all.
-      streamed: False if all data lie on every device, True if each device is given what the clients
-        need that it will evaluate (see ``streaming``).
+      streamed: whether each device is given the data of its own clients alone, chunk by chunk (see
+        ``streaming``); otherwise all data lie on every device.
       cores: a CPU's cores as devices, the first of which is all of ``mesh``; see ``of``.
     """
 
@@ -85,12 +84,9 @@ class Engine(NamedTuple):
         return self._replace(mesh=make_mesh(self.cores[:count]), cores=())
 
     def sharding(self, spec: P) -> Sharding:
-        """Returns the sharding of arrays on the mesh.
-
-        On a single device as any array lies that nobody placed: what was traced for the shapes of
-        such arrays, as clients are for what they send, is not traced anew for its program.
-        """
+        """Returns the sharding of arrays on the mesh."""
         if self.mesh.size == 1:
+            # As arrays lie that nobody placed: what was traced for these is not traced anew.
             return SingleDeviceSharding(self.mesh.devices.flat[0])
         return NamedSharding(self.mesh, spec)
 
@@ -106,7 +102,7 @@ class Engine(NamedTuple):
 
     @property
     def compiler_options(self) -> dict[str, Any]:
-        """Compiler options for rounds, see ``jax.jit``."""
+        """Compiler options of rounds, as ``jax.jit`` takes them."""
         return self._known(_COMPILER_OPTIONS)
 
     @property
@@ -129,12 +125,9 @@ class Engine(NamedTuple):
         return -(-share // chunks)  # of equal size: the fewest padding clients
 
     def lay_out(self, group: Group, cohort: Cohort, examples: int) -> tuple[Cohort, Loop]:
-        """Returns the cohort, padded such that every device has whole chunks, and the loop over it.
+        """Returns a cohort, padded such that every device has whole chunks, and the loop over it.
 
-        Args:
-          group: what the clients do.
-          cohort: of the group.
-          examples: of each client.
+        Each of its clients has ``examples``, with padding.
         """
         count = cohort.client_ids.shape[0]
         size = self.chunk_size(group.client, count, examples)

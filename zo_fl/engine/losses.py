@@ -46,19 +46,9 @@ def of_client(task: Task, loss: str, batch: ClientBatch) -> Callable[..., tuple[
 
 
 def class_counts(labels: Array, mask: Array, num_classes: int) -> Array:
-    """Returns ``f32[classes]``, the examples of each class.
-
-    Args:
-      labels: ``i32[n]``.
-      mask: ``bool[n]``, True for a real example.
-      num_classes: labels lie in ``[0, num_classes)``.
-    """
+    """Returns ``f32[classes]``, the real examples of each class, of ``i32[n]`` and ``bool[n]``."""
     is_label = labels[:, None] == jnp.arange(num_classes)[None]
     return jnp.sum(is_label & mask[:, None], axis=0).astype(jnp.float32)
-
-
-def _masked(logits: Array, counts: Array) -> Array:
-    return jnp.where(counts[None] > 0, logits, 0.0)
 
 
 def _weighted(logits: Array, counts: Array) -> Array:
@@ -69,7 +59,7 @@ def _weighted(logits: Array, counts: Array) -> Array:
 # name -> what becomes of logits f32[n, C], given the client's examples of each class f32[C]
 LOSSES: dict[str, Callable[[Array, Array], Array] | None] = {
     "ce": None,
-    "masked": _masked,
+    "masked": lambda logits, counts: jnp.where(counts[None] > 0, logits, 0.0),
     "wsm": _weighted,
 }
 

@@ -44,9 +44,9 @@ def reduce(phase: Phase, records: Sequence[RoundRecord], sums, state: ServerStat
 
     Args:
       phase: of the round.
-      records: what was sent, one a group; of groups that do not replay the decoded updates, where
+      records: one a group; of one that does not replay, with updates in place of messages where
         the reducer looks at all of them.
-      sums: ``Sums`` of each group; None where it replays.
+      sums: ``Sums`` of each group; not used where it replays.
       state: the server's, before the round.
       keys: of the round.
     """
@@ -85,16 +85,13 @@ def mean(sums: Sequence[PyTree], weights: Sequence[Array]) -> PyTree:
 
 
 def shares(reducer: Reducer, weights: Array) -> Array:
-    """Returns the share of each client in the sum of the updates.
-
-    In a plain sum that is 1, and 0 for padding and drop-outs.
-    """
+    """Returns ``f32[C]``, each client's share in the sum of the updates; 1 or 0 in a plain sum."""
     return (weights > 0).astype(weights.dtype) if reducer.is_sum else weights
 
 
 def _updates(group: Group, record: RoundRecord, state: ServerState, keys: Keys) -> PyTree:
     """Returns the updates of a group's clients, stacked."""
-    if not group.client.replays:  # they were decoded where they arose
+    if not group.client.replays:
         return record.messages
     state = state._replace(opt_state=())
     return jax.lax.map(
@@ -119,12 +116,7 @@ def _decoded_sum(
 ) -> PyTree:
     """Returns the sum of a group's decoded messages, in the cohort's order, each times its share.
 
-    Args:
-      group: whose clients replay.
-      record: what was sent.
-      state: the server's, before the round.
-      keys: of the round.
-      total: ``f32[]`` weight of all clients of all groups; None for a plain sum.
+    ``total`` is the weight ``f32[]`` of all clients of all groups; None for a plain sum.
     """
     state = state._replace(opt_state=())
 

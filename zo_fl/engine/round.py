@@ -3,14 +3,11 @@
     sample the cohort -> clients, in chunks of ``clients_per_vmap`` -> mean -> server optimizer
                          (each device of the mesh its share)           (optax, on every device)
 
-A ``Client`` says what is sent and what a message means, a ``Group`` who takes part, the ``Server``
-what becomes of the mean (or sum) over all groups. There are two ways home for messages. Dense ones
-(FedAvg's deltas) are decoded and summed where they arise, and one ``psum`` of a model adds the
-devices' sums. Scalar ones (``replays``) are gathered whole, a few floats a client, and every device
-rebuilds the same update from them and the keys: no model ever crosses between devices, just as none
-crosses between clients and server. That second half alone is ``FederatedAlgorithm.apply``: what a
-late joiner or an auditor runs on a stored ``RoundRecord``. Where the server's reducer looks at all
-updates at once, dense ones are stacked instead of summed.
+There are two ways home for messages. Dense ones (FedAvg's deltas) are decoded and summed where they
+arise, and one ``psum`` of a model adds the devices' sums; they are stacked where the server's
+reducer looks at all of them. Scalar ones (``replays``) are gathered whole, a few floats a client,
+and every device rebuilds the same update from them and the keys: no model ever crosses between
+devices, just as none crosses between clients and server.
 """
 
 import functools
@@ -22,17 +19,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from zo_fl.engine import cohorts, reduction, trees
+from zo_fl.engine import cohorts, health, reduction, trees
 from zo_fl.engine import keys as seeds
-from zo_fl.engine.algorithm import (
-    ClientResult,
-    Cohort,
-    Group,
-    Phase,
-    Reducer,
-    ServerState,
-    start,
-)
+from zo_fl.engine.algorithm import Cohort, Group, Phase, Reducer, ServerState, start
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.layout import AXIS, Engine, Loop
 from zo_fl.engine.reduction import RoundRecord, Sums
@@ -46,8 +35,8 @@ class FederatedAlgorithm(NamedTuple):
       init: ``(params, model_state, round_idx=0, before=None) -> ServerState``, see ``start``.
       round: ``(state, data, run_key) -> (state, metrics, records)``: ``f32[]`` each, and one
         ``RoundRecord`` a group.
-      apply: ``(state, records, run_key) -> state``, the server's half of a round, where clients
-        replay; running statistics stay.
+      apply: ``(state, records, run_key) -> state``, the server's half of a round where clients
+        replay, for a late joiner or an auditor; running statistics stay.
     """
 
     init: Callable[..., ServerState]
@@ -83,31 +72,27 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
     def apply(state: ServerState, records: Sequence[RoundRecord], run_key) -> ServerState:
         new = step(state, records, [None] * len(records), seeds.of_round(run_key, state.round_idx))
         if reducer.tolerant:
-            new = _unless_empty([jnp.sum(record.weights) for record in records], new, state)
+            new = health.unless_empty([jnp.sum(record.weights) for record in records], new, state)
         return new
 
     def round_(state: ServerState, data: FederatedData, run_key):
         keys = seeds.of_round(run_key, state.round_idx)
-        examples = data.client_indices.shape[1]
         cohorts, outcomes = [], []
         for group in groups:
             drawn = group.sample_cohort(keys.round)
-            cohort, loop = engine.lay_out(group, drawn, examples)
+            cohort, loop = engine.lay_out(group, drawn, examples=data.client_indices.shape[1])
             cohorts.append(cohort)
             run = _spread(_client_loop(group, reducer, loop), engine)
             outcomes.append(run(state._replace(opt_state=()), data, cohort, run_key))
-        sums = [outcome for outcome, _, _, _ in outcomes]
-        sent = tuple(
-            RoundRecord(cohort, messages, weights)
-            for cohort, (_, messages, weights, _) in zip(cohorts, outcomes, strict=True)
-        )
+        sums, messages, sent_weights, bad = zip(*outcomes, strict=True)
+        sent = tuple(map(RoundRecord, cohorts, messages, sent_weights))
         new = step(state, sent, sums, keys)
         uploads = [s for s in sums if jax.tree.leaves(s.model_state)]
         uploaded = reduction.mean([s.model_state for s in uploads], [s.weight for s in uploads])
         new = new._replace(model_state=phase.server.statistics(state.model_state, uploaded))
         weights = [s.weight for s in sums]
         if reducer.tolerant:
-            new = _unless_empty(weights, new, state)
+            new = health.unless_empty(weights, new, state)
         # No weight at all leaves NaN in the metrics: it stops the run, unless that is tolerated.
         metrics = reduction.mean([s.metrics for s in sums], weights)
         metrics |= {"update_norm": optax.tree.norm(optax.tree.sub(new.params, state.params))}
@@ -115,73 +100,19 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
             record if group.client.replays else record._replace(messages=(), weights=())
             for group, record in zip(groups, sent, strict=True)
         )
-        bad = [bad for _, _, _, bad in outcomes]
-        return new, metrics | _faults(reducer, cohorts, bad, records, weights), records
+        return new, metrics | health.metrics(reducer, cohorts, bad, records, weights), records
 
     return FederatedAlgorithm(functools.partial(start, phase), round_, apply)
 
 
-def _unless_empty(weights: Sequence[Array], new: ServerState, old: ServerState) -> ServerState:
-    """Returns the new state; the old one, a round later, if nobody's answer counts."""
-    stays = old._replace(round_idx=new.round_idx)
-    return jax.tree.map(lambda a, b: jnp.where(reduction.add(*weights) > 0, a, b), new, stays)
-
-
-def _faults(
-    reducer: Reducer,
-    cohorts: Sequence[Cohort],
-    bad: Sequence[Array],
-    records: Sequence[RoundRecord],
-    weights: Sequence[Array],
-) -> dict[str, Array]:
-    """Returns metrics of what is wrong with a round's messages; see ``host.record``.
-
-    Args:
-      reducer: the server's.
-      cohorts: of the groups.
-      bad: of each, ``bool[C]``: who sent what is not finite.
-      records: what was sent, where messages are scalars.
-      weights: ``f32[]`` of each group's answers.
-    """
-    is_empty = (reduction.add(*weights) == 0) & reducer.tolerant
-    ids = jnp.concatenate([cohort.client_ids for cohort in cohorts])
-    flags = jnp.concatenate(bad)
-    scalars = [
-        jnp.any((leaf != 0).reshape(len(leaf), -1), axis=1) & (record.weights > 0)
-        for record in records
-        for leaf in jax.tree.leaves(record.messages)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)  # whole numbers may well be zero
-    ]
-    all_zero = ~jnp.any(jnp.concatenate(scalars)) & ~is_empty if scalars else jnp.bool(False)
-    found = {
-        "bad_clients": jnp.sum(flags),
-        "first_bad_client": jnp.min(jnp.where(flags, ids, jnp.iinfo(ids.dtype).max)),
-        "all_zero": all_zero,
-        "is_empty": is_empty,
-    }
-    return {name: value.astype(jnp.float32) for name, value in found.items()}
-
-
-def _is_finite(result: ClientResult) -> Array:
-    """Returns whether a result is finite: message, statistics and metrics."""
-    leaves = jax.tree.leaves((result.message, result.model_state, result.metrics))
-    # Zero times what is finite is zero: a sum takes a quarter of the time of a conjunction.
-    return jnp.isfinite(jnp.sum(jnp.stack([jnp.sum(0.0 * leaf) for leaf in leaves])))
-
-
 def _spread(run: Callable, engine: Engine) -> Callable:
-    """Returns ``run`` of ``_client_loop`` with the cohort spread over the devices.
-
-    Results are then on all devices: sums added up, what is of single clients gathered.
-    """
+    """Returns ``run`` of ``_client_loop`` with the cohort spread over devices, results on all."""
     if engine.mesh.size == 1:
         return run
 
     def on_devices(*arguments):
         sums, *sent = run(*arguments)
-        sums = jax.lax.psum(sums, AXIS)
-        gather = lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True)  # noqa: E731
-        return sums, *jax.tree.map(gather, sent)
+        return jax.lax.psum(sums, AXIS), *jax.lax.all_gather(sent, AXIS, tiled=True)
 
     return jax.shard_map(
         on_devices,
@@ -200,9 +131,9 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
     It accumulates: that keeps memory flat in the number of clients; stacking updates would not.
 
     Returns:
-      ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; the messages
-      and their weights if the clients replay, the updates and weights if the reducer looks at all
-      of them; who of the cohort sent what is not finite.
+      ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; messages and
+      weights ``f32[C]`` if the clients replay, updates and weights if the reducer looks at all of
+      them, else ``()``; ``bool[C]``, who sent what is not finite.
     """
     client, stacks = group.client, reducer.looks_at_all and not group.client.replays
 
@@ -210,7 +141,7 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
         own = keys.of(batch.client_id)
         result = client.update(state, batch, own)
         update = () if client.replays else client.decode(result.message, state, own)
-        return result, update, _is_finite(result)
+        return result, update, health.is_finite(result)
 
     def run_chunk(state, data, chunk: Cohort, run_key):
         batch = cohorts.gather(data, chunk.client_ids)
@@ -218,7 +149,8 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
         keys = seeds.of_round(run_key, state.round_idx)
         one = functools.partial(one_client, state=state, keys=keys)
         if loop.chunk_size == 1:  # vmap would make every convolution a grouped one of one group
-            result, update, is_finite = trees.expand(one(trees.squeeze(batch)))
+            alone = one(trees.squeeze(batch))
+            result, update, is_finite = jax.tree.map(lambda leaf: leaf[None], alone)
         else:
             result, update, is_finite = jax.vmap(one)(batch)
         counts = chunk.valid & is_finite if reducer.tolerant else chunk.valid
@@ -236,10 +168,7 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
 
     def run(state, data, cohort: Cohort, run_key):
         # Traced once, for its shapes and the scan; the program is the same as without jit.
-        @functools.partial(jax.jit, inline=True)
-        def of_chunk(chunk: Cohort):
-            return run_chunk(state, data, chunk, run_key)
-
+        of_chunk = jax.jit(lambda chunk: run_chunk(state, data, chunk, run_key), inline=True)
         cut = lambda leaf: leaf.reshape(-1, loop.chunk_size, *leaf.shape[1:])  # noqa: E731
         chunks = jax.tree.map(cut, cohort)
         shapes = jax.eval_shape(of_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))

@@ -1,5 +1,4 @@
-"""BatchNorm's running statistics, which are state and not parameters: never perturbed, never
-optimized.
+"""BatchNorm's running statistics, which are state and not parameters: never perturbed or optimized.
 
 BatchNorm in a pass that has no gradient is an open choice in the paper; ``bn_policy`` makes it
 explicit. Perturbed passes never touch running statistics, whatever the policy.
@@ -12,11 +11,9 @@ explicit. Perturbed passes never touch running statistics, whatever the policy.
     recalibrate   the running statistics         replaced every round by the pooled moments of all
                                                  clients' unperturbed passes
 
-In these passes a client's activations are normalised by its own batch. What ``recalibrate`` pools
-is therefore exact in the first normalised layer alone, and deeper what clients see who normalise by
-themselves; where labels are skewed it is not what a pass over the pooled data would give.
-
-The last two upload statistics beside the scalars, and are billed for them.
+The last two upload statistics beside the scalars, and are billed for them. In these passes a
+client's activations are normalised by its own batch: beyond the first normalised layer,
+``recalibrate`` does not pool what a pass over all clients' data would give.
 
 A statistics tree is flax's ``batch_stats`` collection: nested dicts that end in
 ``{"mean": f32[channels], "var": f32[channels]}``. With GroupNorm or LayerNorm it is ``{}``.
@@ -43,12 +40,7 @@ def of_client(
 ) -> ModelState:
     """Returns the statistics that a client uploads, ``{}`` if its policy sends none.
 
-    Args:
-      task: the learning problem.
-      policy: one of ``POLICIES``.
-      state: what the server sent.
-      examples: leaves ``[b, n, ...]``, all of the client's.
-      mask: ``bool[b, n]``.
+    All of its examples are leaves ``[b, n, ...]``, and the mask is ``bool[b, n]``.
     """
     if policy not in UPLOADED:
         return {}
@@ -78,24 +70,20 @@ def batch_moments(
       mask: ``bool[b, n]``.
 
     Returns:
-      A statistics tree with ``var`` replaced by the second moment, mean over the real examples of
-      all batches. Second moments, unlike variances, can be averaged exactly.
+      A statistics tree, mean over the real examples of all batches, with ``var`` replaced by the
+      second moment ``var + mean^2``: it can be averaged exactly.
     """
     zeros = jax.tree.map(jnp.zeros_like, model_state)
 
     def one(batch):
         # Starting from zero, momentum leaves (1 - momentum) times this batch's statistics.
         _, moved = task.logits(params, zeros, *batch, True)
-        return to_moments(jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved))
+        own = jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved)
+        return _per_norm(lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, own)
 
     moments = jax.lax.map(one, (examples, mask))
     share = jnp.sum(mask, axis=1) / jnp.maximum(jnp.sum(mask), 1)
     return jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, axes=1), moments)
-
-
-def to_moments(statistics: ModelState) -> ModelState:
-    """Returns the tree with ``var`` replaced by the second moment ``var + mean^2``."""
-    return _per_norm(lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, statistics)
 
 
 def from_moments(moments: ModelState) -> ModelState:
@@ -113,6 +101,4 @@ def move(running: ModelState, batch: ModelState) -> ModelState:
 
 
 def _per_norm(function, tree):
-    if set(tree) == {"mean", "var"}:
-        return function(tree)
-    return {name: _per_norm(function, subtree) for name, subtree in tree.items()}
+    return jax.tree.map(function, tree, is_leaf=lambda s: set(s) == {"mean", "var"})

@@ -8,13 +8,9 @@ from zo_fl.engine.types import Array, PyTree
 
 
 def weighted_sum(stacked: PyTree, weights: Array) -> PyTree:
-    """Returns ``sum_i weights[i] * stacked[i]`` over the leading axis of every leaf.
+    """Returns the sum of leaves ``f32[C, ...]`` over the first axis, times the weights ``f32[C]``.
 
     An entry of weight 0 adds nothing, even where it is NaN: it is a padding client.
-
-    Args:
-      stacked: leaves ``f32[C, ...]``.
-      weights: ``f32[C]``.
     """
 
     def one(leaf):
@@ -27,11 +23,6 @@ def weighted_sum(stacked: PyTree, weights: Array) -> PyTree:
 def scale_down(tree: PyTree, divisor: Array) -> PyTree:
     """Returns every leaf divided by ``divisor``."""
     return jax.tree.map(lambda leaf: leaf / divisor, tree)
-
-
-def expand(tree: PyTree) -> PyTree:
-    """Returns every leaf with a new leading axis of length one."""
-    return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
 def squeeze(tree: PyTree) -> PyTree:

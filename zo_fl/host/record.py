@@ -19,7 +19,7 @@ from zo_fl.host.units import is_number
 LARGEST_LOSS = 1e6
 # Rounds in a row in which no client sent a finite number. A run with faulty clients survives a few.
 MUTE_ROUNDS = 10
-# Metrics of ``engine.round`` about bad messages; they are no columns.
+# Metrics of ``engine.health`` about bad messages; they are no columns.
 FAULTS = ("bad_clients", "first_bad_client", "all_zero", "is_empty")
 
 Row = dict[str, Any]
