@@ -30,6 +30,7 @@ def test_a_ledger_of_version_0_2_rebuilds_the_same_parameters_to_the_bit():
     # the same on every machine.
     built = tiny.build(
         "zo",
+        model__width=1.0,
         **{name.replace(".", "__"): value for name, value in vectors.stored()["config"].items()},
     )
     (phase,) = built.phases
