@@ -103,7 +103,7 @@ def test_a_fresh_run_replaces_what_is_there(tmp_path):
     assert rounds(tmp_path) == [1]
 
 
-@pytest.mark.parametrize("torn", ['{"round": 3, "tr', '{"round": 3, "phase": "\udc80', "{"])
+@pytest.mark.parametrize("torn", ['{"round": 3, "tr', '{"round": 3, "phase": "\udc80'])
 def test_a_torn_last_line_is_left_out_and_dropped_on_resuming(tmp_path, torn):
     write(tmp_path, [row(1), row(2)])
     with (tmp_path / "metrics.jsonl").open("a", errors="surrogateescape") as file:
