@@ -17,16 +17,6 @@ from zo_fl.host import streaming
 
 pytestmark = pytest.mark.slow
 
-PARTIAL = dict(
-    warmup__num_rounds=3,
-    warmup__cohort_size=2,
-    zo__num_rounds=5,
-    zo__cohort_size=3,
-    run__rounds_per_jit=2,
-    run__eval_every=3,
-    run__checkpoint_every=4,
-)
-
 
 @pytest.fixture
 def uneven(monkeypatch):
@@ -54,15 +44,16 @@ def test_a_streamed_run_that_was_killed_and_resumed_ends_as_one_with_data_on_dev
     tmp_path, uneven
 ):
     """Bit for bit; of two devices, so that a cohort of three is padded."""
-    fields = PARTIAL | {"run__num_devices": 2}
-    api.run(tiny.config(**fields), tmp_path / "device", quiet=True)
-    streamed = tiny.config(**fields, run__data="stream")
+    fields = dict(zo__num_rounds=5, zo__cohort_size=3, run__num_devices=2)
+    fields |= dict(run__eval_every=3, run__checkpoint_every=4)
+    api.run(tiny.config("zo", **fields), tmp_path / "device", quiet=True)
+    streamed = tiny.config("zo", **fields, run__data="stream")
     with pytest.raises(Killed):
-        api.run(streamed, tmp_path / "stream", quiet=True, on_round=killing(6))
+        api.run(streamed, tmp_path / "stream", quiet=True, on_round=killing(5))
     api.run(streamed, tmp_path / "stream", quiet=True)
     assert rows_of(tmp_path / "stream") == rows_of(tmp_path / "device")
-    built = tiny.build(**PARTIAL)
-    like = tiny.start(built, built.phases[1])
+    built = tiny.build("zo", **fields)
+    like = tiny.start(built, built.phases[0])
     found = [tiny.latest(tmp_path / name, like)[1] for name in ("stream", "device")]
     jax.tree.map(np.testing.assert_array_equal, *found)
 
@@ -70,8 +61,8 @@ def test_a_streamed_run_that_was_killed_and_resumed_ends_as_one_with_data_on_dev
 @pytest.mark.parametrize("devices", (2, 8))
 def test_every_device_holds_what_its_clients_hold_under_other_row_numbers(devices):
     """The clients of both groups, chunks of one shape, with a cohort that is padded."""
-    changes = {"zo__cohort_size": 5, "run__data": "stream", "run__num_devices": devices}
-    built = tiny.build("mixed_tiers", **PARTIAL | changes)
+    sizes = dict(warmup__cohort_size=2, zo__cohort_size=5)
+    built = tiny.build("mixed_tiers", **sizes, run__data="stream", run__num_devices=devices)
     (phase,) = built.phases
     clients, chunks = built.federation.clients, [(0, 2), (2, 3), (3, 5)]
     examples = clients.client_indices.shape[1]
