@@ -39,12 +39,9 @@ def test_clients_that_train_have_a_core_each_while_there_are_cores(cores, cohort
     assert engine.of([group(size) for size in cohorts]).mesh.size == expected
 
 
-def test_forward_passes_stay_on_one_device(cores):
+def test_forward_passes_stay_on_one_device_and_devices_that_were_asked_for_are_those_of_all(cores):
     engine = devices.make_engine(tiny.config(run__num_devices=0)["run"])
     assert engine.of([group(8), group(8, trains=False)]) is engine
-
-
-def test_devices_that_were_asked_for_are_those_of_all_phases(cores):
     engine = devices.make_engine(tiny.config(run__num_devices=2)["run"])
     assert engine.mesh.size == 2 and engine.of([group(8)]) is engine
 
