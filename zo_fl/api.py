@@ -256,7 +256,7 @@ def _record(
         measured = {name: float(value) for name, value in measured.items()}
         record = run_folder.record
         rows = record.rows(chunk.schedule, chunk.phase, chunk.rounds, metrics, measured, each)
-        run_folder.write(rows, chunk.sent, chunk.phase.phase.name)
+        run_folder.write(rows, chunk.sent)
         written.append(rows)
         for text in record.news():
             screen.message(f"warning: {text}")

@@ -1,6 +1,3 @@
-import signal
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +5,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests import commands, tiny
+from tests import tiny
 from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.checkpoint import Checkpoints
@@ -30,9 +27,9 @@ def assert_same(a, b):
 PROGRESS = {"seconds": 1.5, "pivot_accuracy": None, "nested": {"list": [1, 0.1]}}
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(1.0), optax.sgd(1.0, 0.9), optax.adam(1.0)])
-def test_a_state_comes_back_bit_for_bit(tmp_path, optimizer):
-    state = make_state(float("nan"), optimizer, model_state={"bn": {"mean": jnp.arange(3.0)}})
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    state = make_state(float("nan"), model_state={"bn": {"mean": jnp.arange(3.0)}})
+    assert tiny.latest(tmp_path, state) is None
     Checkpoints(tmp_path).save(3, state, PROGRESS)
     found = tiny.latest(tmp_path, state)
     assert found is not None
@@ -40,11 +37,6 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, optimizer):
     assert (round_idx, progress) == (3, PROGRESS)
     assert type(restored) is ServerState
     assert_same(restored, state)
-
-
-def test_a_fresh_folder_has_no_checkpoint(tmp_path):
-    assert Checkpoints(tmp_path).latest_round() is None
-    assert tiny.latest(tmp_path, make_state()) is None
 
 
 def test_the_latest_two_are_kept_and_one_that_is_kept_for_ever(tmp_path):
@@ -67,8 +59,7 @@ def test_saving_a_round_again_changes_nothing(tmp_path):
     assert checkpoints.restore(1, make_state())[1] == {"first": True}
 
 
-@pytest.mark.parametrize("saved", ("one", "all"))
-@pytest.mark.parametrize("wanted", ("one", "all"))
+@pytest.mark.parametrize("saved, wanted", (("one", "all"), ("all", "one")))
 def test_arrays_get_the_sharding_that_is_asked_for(tmp_path, saved, wanted):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("clients",))
     there = {"all": NamedSharding(mesh, PartitionSpec()), "one": None}
@@ -82,52 +73,15 @@ def test_arrays_get_the_sharding_that_is_asked_for(tmp_path, saved, wanted):
     assert_same(restored, make_state())
 
 
-@pytest.mark.parametrize(
-    ("other", "difference"),
-    [
+def test_another_config_is_refused_in_one_line_that_says_what_differs(tmp_path):
+    Checkpoints(tmp_path).save(1, make_state(), {})
+    for other, difference in (
         (make_state(width=4), "a/w: float32[2,3], the config makes it float32[2,4]"),
         (make_state(optimizer=optax.sgd(1.0)), "count: int32[], the config makes it absent"),
         (make_state(model_state={"bn": jnp.ones(3)}), "model_state/bn: absent, the config"),
         (make_state()._replace(round_idx=jnp.float32(7)), "round_idx: int32[], the config"),
-    ],
-    ids=["shape", "optimizer", "model state", "dtype"],
-)
-def test_another_config_is_refused_in_one_line_that_says_what_differs(tmp_path, other, difference):
-    Checkpoints(tmp_path).save(1, make_state(), {})
-    with pytest.raises(ConfigError) as caught:
-        tiny.latest(tmp_path, other)
-    message = str(caught.value)
-    assert "\n" not in message and "--workdir" in message and difference in message
-
-
-SAVE_FOR_EVER = """
-import sys, jax.numpy as jnp
-from zo_fl.host.checkpoint import Checkpoints
-checkpoints = Checkpoints(sys.argv[1])
-for i in range(1, 10_000):
-    checkpoints.save(i, {"w": jnp.full(1_000_000, i, jnp.float32)}, {"i": i})
-    print(i, flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_save_is_not_picked_up(tmp_path):
-    with commands.start("-c", SAVE_FOR_EVER, tmp_path) as child:
-        while child.stdout.count("\n") < 3:
-            assert child.poll() is None, child.stderr
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        saved = int(child.stdout.rpartition("\n")[0].split()[-1])
-    checkpoints = Checkpoints(tmp_path)
-    abstract = {"w": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
-    found = tiny.latest(tmp_path, abstract)
-    assert found is not None
-    round_idx, state, progress = found
-    # One more may have been completed without being announced.
-    assert round_idx in (saved, saved + 1)
-    assert progress == {"i": round_idx}
-    assert bool((state["w"] == round_idx).all())
-    checkpoints.save(round_idx + 1, state, {})
-    names = {path.name for path in (tmp_path / "checkpoints" / "rounds").iterdir()}
-    assert names == {str(round_idx), str(round_idx + 1)}
+    ):
+        with pytest.raises(ConfigError) as caught:
+            tiny.latest(tmp_path, other)
+        message = str(caught.value)
+        assert "\n" not in message and "--workdir" in message and difference in message

@@ -53,17 +53,11 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     assert read_metrics(tmp_path / "nothing") == []
 
 
-def test_numpy_scalars_become_plain_numbers_in_full_precision(tmp_path):
-    write(tmp_path, [row(np.int32(1), a=np.float32(0.1), b=np.array(2))])
-    (read,) = read_metrics(tmp_path)
-    assert read["a"] == float(np.float32(0.1)) and read["b"] == 2 and read["round"] == 1
-
-
-def test_non_finite_values_are_null_in_standard_json(tmp_path):
-    write(tmp_path, [row(1, a=math.nan, b=-math.inf, c=np.float32("inf"))])
+def test_a_row_is_standard_json_with_numpy_s_scalars_in_full_precision(tmp_path):
+    write(tmp_path, [row(np.int32(1), a=math.nan, b=np.float32("inf"), c=np.float32(0.1))])
     line = (tmp_path / "metrics.jsonl").read_text()
     read = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert read["a"] is read["b"] is read["c"] is None
+    assert read["a"] is read["b"] is None and read["c"] == float(np.float32(0.1))
     assert ("train/a", 1) not in scalars(tmp_path)
 
 
@@ -103,7 +97,7 @@ def test_a_fresh_run_replaces_what_is_there(tmp_path):
     assert rounds(tmp_path) == [1]
 
 
-@pytest.mark.parametrize("torn", ['{"round": 3, "tr', '{"round": 3, "phase": "\udc80', "{"])
+@pytest.mark.parametrize("torn", ['{"round": 3, "tr', '{"round": 3, "phase": "\udc80'])
 def test_a_torn_last_line_is_left_out_and_dropped_on_resuming(tmp_path, torn):
     write(tmp_path, [row(1), row(2)])
     with (tmp_path / "metrics.jsonl").open("a", errors="surrogateescape") as file:

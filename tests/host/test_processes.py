@@ -22,12 +22,12 @@ from zo_fl.host import folder, processes
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 120  # of anything here, seconds; all of it takes less than half as long
-ROUNDS = 16
+ROUNDS = 12
 FIELDS = dict(
     data__num_clients=10,
-    warmup__num_rounds=4,
+    warmup__num_rounds=6,
     warmup__cohort_size=3,  # padded to four devices
-    zo__num_rounds=ROUNDS - 4,
+    zo__num_rounds=ROUNDS - 6,
     zo__cohort_size=6,
     zo__lr=1e-4,
     run__num_devices=0,
@@ -118,7 +118,7 @@ def story(tmp_path_factory):
 
 def test_a_signal_to_one_process_saves_and_stops_both(story):
     for status, _, message in story.interrupted:
-        assert status == 130 and f"stopped after round {story.done} of 16" in message
+        assert status == 130 and f"stopped after round {story.done} of {ROUNDS}" in message
     assert 2 <= story.done < ROUNDS
 
 

@@ -68,20 +68,19 @@ def test_questions_are_billed_with_the_round_that_they_follow(schedule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("zo", "fedavg"))
-def test_a_client_is_traced_once_for_its_bill_and_its_rounds(name):
-    built = tiny.build(name)
+def test_a_client_is_traced_once_for_its_bill_and_its_rounds():
+    built = tiny.build("zo")
     (phase,) = built.phases
     (group,), traced = phase.groups, []
 
     def update(*arguments):
-        traced.append(name)
+        traced.append(True)
         return group.client.update(*arguments)
 
     client = group.client._replace(update=update)
     phase = phase._replace(groups=(group._replace(client=client),))
-    assert schedule_of(built, [phase]).cost_by(1).uplink > 0 and traced == [name]
+    assert schedule_of(built, [phase]).cost_by(1).uplink > 0 and traced == [True]
     chunk = make_chunk(lambda numbers: make_algorithm(phase, built.engine), capacity=2)
     state = tiny.start(built, phase)
     jax.jit(chunk).lower(state, built.data, built.run_key, np.int32(1), {})
-    assert traced == [name]
+    assert traced == [True]

@@ -49,13 +49,10 @@ def test_several_runs_are_a_line_each_and_their_mean():
     ("show", "value", "text"),
     [
         (units.num_bytes, 0, "0 B"),
-        (units.num_bytes, 999, "999 B"),
         (units.num_bytes, 999.6, "1.00 kB"),
         (units.num_bytes, 38_400, "38.4 kB"),
-        (units.num_bytes, 999_499_999, "999 MB"),
         (units.num_bytes, 999_500_000, "1.00 GB"),
         (units.num_bytes, 2.5e15, "2500 TB"),
-        (units.duration, 12.4, "0:12"),
         (units.duration, 59.6, "1:00"),
         (units.duration, 4021, "1:07:01"),
         (units.duration, -1, "0:00"),

@@ -15,8 +15,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +103,7 @@ class Checkpoints:
         # By hand: orbax converts dtypes silently, and reports the rest in many lines.
         _check(path, {name: kind for name, (kind, _) in known.items()}, like)
         abstract = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
-        with _reading(path):
-            items = ocp.args.Composite(state=abstract)
-            state = self._manager_of(round_idx).restore(round_idx, args=items)["state"]
+        state = self._read(round_idx, "state", abstract)
         found = _digests(state)
         bad = [name for name, value in known.items() if found[name] != value]
         if bad:
@@ -115,11 +111,7 @@ class Checkpoints:
         return state, progress
 
     def progress(self, round_idx: int) -> dict[str, Any]:
-        """Returns the ``progress`` saved after ``round_idx`` rounds.
-
-        Raises:
-          Damaged: it cannot be read, or differs from what was saved.
-        """
+        """Returns the ``progress`` saved after ``round_idx`` rounds; may raise ``Damaged``."""
         return self._beside(round_idx)[1]
 
     def set_aside(self, round_idx: int) -> Path:
@@ -146,14 +138,19 @@ class Checkpoints:
 
     def _beside(self, round_idx: int) -> tuple[dict[str, list[str]], dict[str, Any]]:
         """Returns the digests of a round's arrays, and its ``progress``."""
-        path = self._path(round_idx)
-        with _reading(path):
-            items = ocp.args.Composite(progress=ocp.args.JsonRestore())
-            content = self._manager_of(round_idx).restore(round_idx, args=items)["progress"]
-            is_whole = content.pop(_DIGEST) == _digest_of(content)
-        if not is_whole:
+        content = self._read(round_idx, "progress", ocp.args.JsonRestore())
+        if not isinstance(content, dict) or content.pop(_DIGEST, None) != _digest_of(content):
+            path = self._path(round_idx)
             raise Damaged(f"{path}: what is beside the arrays is not what was saved")
         return content.pop(_ARRAYS), content
+
+    def _read(self, round_idx: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
+        args = ocp.args.Composite(**{item: how})
+        try:
+            return self._manager_of(round_idx).restore(round_idx, args=args)[item]
+        except Exception as error:  # of damaged files orbax, tensorstore and json raise anything
+            why = " ".join(str(error).split()).split(" See full")[0][:200] or type(error).__name__
+            raise Damaged(f"{self._path(round_idx)} cannot be read ({why})") from error
 
 
 def _manager(path: Path, num_kept: int | None, read_only: bool) -> ocp.CheckpointManager:
@@ -168,15 +165,6 @@ def _manager(path: Path, num_kept: int | None, read_only: bool) -> ocp.Checkpoin
             path.mkdir(parents=True, exist_ok=True)
     handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of damaged files orbax, tensorstore and json raise anything
-        why = " ".join(str(error).split()).split(" See full")[0][:200] or type(error).__name__
-        raise Damaged(f"{path} cannot be read ({why})") from error
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

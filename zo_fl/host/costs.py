@@ -69,15 +69,11 @@ class GroupTraffic(NamedTuple):
 def phase_cost(phase: Phase, params: Params, model_state: ModelState, data: FederatedData) -> Cost:
     """Returns the cost of a round of a phase.
 
-    Args:
-      phase: any phase.
-      params: arrays or ``jax.ShapeDtypeStruct``.
-      model_state: arrays or ``jax.ShapeDtypeStruct``.
-      data: of its clients, NumPy arrays.
+    The model is of arrays or ``jax.ShapeDtypeStruct``; the data, NumPy arrays, are the phase's.
     """
     found = [group_traffic(group, phase, params, model_state, data) for group in phase.groups]
     if phase.replays:
-        population = data.client_sizes.shape[0]
+        population = len(data.client_sizes)
         at_start = population * max(each.received for each in found)
         downlink = population * sum(each.broadcast for each in found)
     else:

@@ -38,11 +38,11 @@ class EvaluationSet(NamedTuple):
 def make_set(
     examples: Examples, batch_size: int, engine: Engine, capacity: int | None = None
 ) -> EvaluationSet:
-    """Returns the set on the devices.
+    """Returns the set on the engine's devices.
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
-      batch_size: examples, rounded up to a multiple of the number of devices.
+      batch_size: rounded up to a multiple of the number of devices.
       engine: of the devices.
       capacity: examples that there is room for, at least M; sets of equal room share a program.
     """

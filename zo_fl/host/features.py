@@ -28,13 +28,7 @@ _LEFT = 5  # files: clients, their validation, two evaluations; one to spare
 
 
 class FeatureCache:
-    """Features of one run, of one ``Keeping`` at a time.
-
-    Args:
-      task: no feature depends on its last layer.
-      engine: where arrays go.
-      folder: shared by runs, or None.
-    """
+    """Features of one run, of one ``Keeping`` at a time; shared with other runs by a folder."""
 
     def __init__(self, task: Task, engine: Engine, folder: Path | None):
         self._head, self._engine, self._folder = task.head, engine, folder
@@ -48,10 +42,8 @@ class FeatureCache:
         """Returns a phase's data, with features instead of examples where they are kept."""
         if keeping is None or not self._is_kept(keeping, asks=True):
             return data
-        arguments = state.params, state.model_state, data.examples
-        return data._replace(
-            examples=self._get("clients", keeping.compute, arguments, self._engine.replicated)
-        )
+        arguments, where = (state.params, state.model_state, data.examples), self._engine.replicated
+        return data._replace(examples=self._get("clients", keeping.compute, arguments, where))
 
     def of_set(
         self,
@@ -95,15 +87,14 @@ class FeatureCache:
     def _made(self, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
         options = self._engine.compiler_options
         program = jax.jit(compute, out_shardings=sharding, compiler_options=options)
-        lowered = program.lower(*arguments)
-
-        def make():
-            return lowered.compile()(*arguments)
-
         if self._folder is None:
-            return make()
+            return program(*arguments)
+        lowered = program.lower(*arguments)
         name = digest(lowered.as_text(), arguments)
-        return jax.device_put(load_or_make(self._folder, name, lowered.out_info, make), sharding)
+        found = load_or_make(
+            self._folder, name, lowered.out_info, lambda: lowered.compile()(*arguments)
+        )
+        return jax.device_put(found, sharding)
 
 
 def digest(text: str, tree: PyTree) -> str:
@@ -117,14 +108,9 @@ def digest(text: str, tree: PyTree) -> str:
 def load_or_make(folder: Path, name: str, like: PyTree, make: Callable[[], PyTree]) -> PyTree:
     """Returns the arrays of a file in the folder, or else makes them and leaves them there.
 
-    A damaged file is made anew (a zip archive has a checksum of each array). A folder that cannot
-    be written to is no reason to fail.
-
-    Args:
-      folder: made if missing.
-      name: of the file, without its ending.
-      like: a tree of the same structure.
-      make: called without a file.
+    A damaged file is made anew (a zip archive has a checksum of each array). A folder that is
+    missing is made; one that cannot be written to is no reason to fail. The result has the
+    structure of ``like``.
     """
     path, structure = folder / f"{name}.npz", jax.tree.structure(like)
     try:

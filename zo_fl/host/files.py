@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +22,6 @@ from zo_fl.engine.fields import ConfigError
 from zo_fl.host.units import is_number
 
 _LOCK, _OWNER = ".lock", ".owner.json"
-_POLL_SECONDS = 0.1
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # two letters at least: C:/ is a path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -45,11 +43,9 @@ class StorageError(OSError):
 
 @contextmanager
 def storing(path: Path, *, any_error: bool = False) -> Iterator[None]:
-    """Turns an OSError of the block into a ``StorageError`` that names the path.
+    """Turns an OSError of a block that writes a path into a ``StorageError`` that names it.
 
-    Args:
-      path: file or folder that the block writes.
-      any_error: whether to turn every exception: for libraries that raise others.
+    With ``any_error`` it turns every exception: for libraries that raise others.
     """
     try:
         yield
@@ -102,11 +98,7 @@ def path_of(given: str | Path) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` as indented JSON, whole or not at all; see ``as_json``.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
+    """Writes ``as_json(content)``, indented, as ``write_whole`` does."""
     write_whole(path, json.dumps(as_json(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -121,11 +113,7 @@ def as_json(content: Any) -> Any:
 
 
 def read_json(path: Path, *names: str) -> dict[str, Any] | None:
-    """Returns the object in a JSON file, or None if there is no file.
-
-    Args:
-      path: the file.
-      *names: that the object must have.
+    """Returns the object in a JSON file, which must have ``names``; None if there is no file.
 
     Raises:
       ConfigError: the file is damaged.
@@ -182,15 +170,11 @@ def wait_until_free(folder: Path, seconds: float) -> bool:
     """Waits for a folder's owner to end; returns whether it did, or there was none."""
     if not (folder / _LOCK).exists():
         return True
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with FileLock(folder / _LOCK).acquire(timeout=0):
-                return True
-        except Timeout:
-            if time.monotonic() > deadline:
-                return False
-        time.sleep(_POLL_SECONDS)
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=seconds, poll_interval=0.1):
+            return True
+    except Timeout:
+        return False
 
 
 def _owner(folder: Path) -> str:

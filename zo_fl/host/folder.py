@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from zo_fl.engine.algorithm import ServerState
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import devices, processes
 from zo_fl.host.checkpoint import Checkpoints, Damaged
-from zo_fl.host.files import read_json, write_json
+from zo_fl.host.files import StorageError, read_json, write_json
+from zo_fl.host.ledger import FILE_NAME as LEDGER
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import FILE_NAME as METRICS
 from zo_fl.host.metrics import MetricsWriter, read_metrics
@@ -29,19 +28,18 @@ from zo_fl.host.schedule import Position, Schedule, position_of
 from zo_fl.host.screen import Stopwatch
 
 CONFIG, SUMMARY = "config.json", "summary.json"
-_OF_A_RUN = (METRICS, "checkpoints", SUMMARY, "ledger.msgpack")
+_OF_A_RUN = (METRICS, "checkpoints", SUMMARY, LEDGER)
 
 
 class RunFolder:
-    """One run's folder while the run goes on.
+    """One run's folder, which exists, while the run goes on.
 
     Args:
-      path: the folder; it exists.
+      path: the folder.
       clock: started when the process began with the run.
       title: of its pictures.
 
     Attributes:
-      path: the folder.
       record: the results so far.
     """
 
@@ -94,7 +92,7 @@ class RunFolder:
 
         Args:
           donor: the finished run's folder.
-          planned: this run's schedule.
+          planned: the schedule, if no phase ends early.
           like: a position -> a state with the shapes of the one there.
 
         Raises:
@@ -144,39 +142,37 @@ class RunFolder:
                     self._say(f"goes on from round {done} with {changes}")
 
     def close(self) -> None:
-        """Closes metrics and ledger."""
-        for file in (self._metrics, self._ledger):
-            if file is not None:
-                file.close()
+        """Closes the metrics."""
+        if self._metrics is not None:
+            self._metrics.close()
 
-    def write(self, rows: list[dict[str, Any]], sent: PyTree | None, phase: str) -> None:
-        """Writes the rows of a chunk of rounds, and its records.
+    def write(self, rows: list[dict[str, Any]], sent: PyTree | None) -> None:
+        """Writes a row for each of a chunk of rounds, and their records.
 
         Args:
-          rows: one for each round.
+          rows: of one phase.
           sent: leaves ``[R, ...]``, at least as many as rounds; None where none are recorded.
-          phase: name.
         """
         if self._ledger is not None and sent is not None:
-            for i, row in enumerate(rows):
-                leaves = [leaf[i] for leaf in jax.tree.leaves(sent)]
-                self._ledger.write(row["round"], phase, leaves)
+            self._ledger.write([row["round"] for row in rows], rows[0]["phase"], sent)
         if self._metrics is not None:
             self._metrics.write(rows)
 
     def finish(self, schedule: Schedule, done: int) -> dict[str, Any]:
         """Writes ``summary.json`` and ``curves.png``, and returns the summary."""
-        with processes.agreed():
-            if processes.is_first():
-                write_json(
-                    self.path / SUMMARY, self.record.summary(schedule, done, self._seconds())
-                )
-                with self._clock.during("drawing"):
-                    self._draw(schedule)
-        summary = self.record.summary(schedule, done, self._seconds())
-        with processes.agreed():
+
+        def summarize() -> dict[str, Any]:
+            summary = self.record.summary(schedule, done, self._seconds())
             if processes.is_first():
                 write_json(self.path / SUMMARY, summary)
+            return summary
+
+        with processes.agreed():
+            summary = summarize()
+            if processes.is_first():
+                with self._clock.during("drawing"):
+                    self._draw(schedule)
+                summary = summarize()  # with the time that it took, or a warning
         return summary
 
     def _draw(self, schedule: Schedule) -> None:
@@ -267,21 +263,18 @@ def check(
 
 
 def create(path: Path, made: Mapping[str, Any], partition: Mapping[str, Any]) -> None:
-    """Makes the folder with ``config.json`` and ``partition.json``; leaves existing ones alone.
+    """Writes ``config.json`` and ``partition.json`` into the folder; leaves existing ones alone.
 
     Raises:
-      ConfigError: the folder cannot be made.
+      ConfigError: they cannot be written.
     """
     if (path / CONFIG).exists():
         return
     try:
-        path.mkdir(parents=True, exist_ok=True)
         write_json(path / "partition.json", partition)
         write_json(path / CONFIG, made)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to the folder {path} ({error.strerror}); change --workdir"
-        ) from None
+    except StorageError as error:
+        raise ConfigError(f"{error}; change --workdir") from None
 
 
 def wait_until_seen(path: Path, seconds: float = 60.0) -> None:

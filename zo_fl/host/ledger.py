@@ -11,9 +11,7 @@ entry shows in the next one. ``--verify`` checks the last one by its effect.
 """
 
 import hashlib
-import struct
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from zo_fl.engine.types import PyTree
 from zo_fl.host.files import storing, write_whole
 
 FILE_NAME = "ledger.msgpack"
-_LENGTH = struct.Struct("<I")
+_LENGTH_BYTES = 4
 
 
 class Entry(NamedTuple):
@@ -66,25 +64,23 @@ class LedgerWriter:
         is_late = not entries or entries[-1].round >= resume_after
         self.damage = "" if is_torn and is_late else problem
         kept = [e for e in entries if e.round <= resume_after]
-        self._last, self._file = kept[-1] if kept else None, None
+        self._last = kept[-1] if kept else None
         if self._path.exists():
             write_whole(self._path, b"".join(_framed(e.content) for e in kept))
 
-    def write(self, round_idx: int, phase: str, recorded: PyTree) -> None:
-        """Writes a round; ``recorded`` is a tree of arrays, of the same structure in a phase."""
-        leaves = tuple(np.asarray(leaf) for leaf in jax.tree.leaves(recorded))
-        self._last = make_entry(round_idx, phase, leaves, self._last)
-        with storing(self._path):
-            if self._file is None:
-                self._file = self._path.open("ab")
-            self._file.write(_framed(self._last.content))
-            self._file.flush()
+    def write(self, rounds: Iterable[int], phase: str, recorded: PyTree) -> None:
+        """Writes rounds of a phase, in order.
 
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            with suppress(OSError):  # it was raised when it was written
-                self._file.close()
+        Args:
+          rounds: of the run, from 1.
+          phase: name.
+          recorded: leaves ``[R, ...]``, at least as many as rounds; one structure in a phase.
+        """
+        with storing(self._path), self._path.open("ab") as file:
+            for i, round_idx in enumerate(rounds):
+                leaves = [np.asarray(leaf[i]) for leaf in jax.tree.leaves(recorded)]
+                self._last = make_entry(round_idx, phase, leaves, self._last)
+                file.write(_framed(self._last.content))
 
 
 def make_entry(
@@ -124,20 +120,14 @@ def _parsed(path: Path) -> tuple[list[Entry], str, bool]:
 
     The last value is True if the bad entry is only torn, as by a kill.
     """
-    data, place = path.read_bytes() if path.exists() else b"", 0
     entries: list[Entry] = []
-    while place < len(data):
+    for content in _contents(path.read_bytes() if path.exists() else b""):
         before = entries[-1] if entries else None
-        start, is_torn = place + _LENGTH.size, True
-        if start <= len(data):
-            place = start + _LENGTH.unpack_from(data, place)[0]
-            is_torn = place > len(data)
-        content = data[start:place]
-        found = None if is_torn else _restored(content)
-        if found is None:
+        found = None if content is None else _restored(content)
+        if content is None or found is None:
             which = "the first entry" if before is None else f"the entry after round {before.round}"
             problem = f"{path}: {which} is damaged; nothing after it can be rebuilt"
-            return entries, problem, is_torn
+            return entries, problem, content is None
         if found["previous"] != _digest(before):
             why = "it is not the first one"
             if before is not None:
@@ -150,6 +140,15 @@ def _parsed(path: Path) -> tuple[list[Entry], str, bool]:
         in_order = tuple(leaves[i] for i in sorted(leaves))
         entries.append(Entry(found["round"], found["phase"], in_order, content))
     return entries, "", False
+
+
+def _contents(data: bytes) -> Iterator[bytes | None]:
+    """Yields the content of each entry of a file; None for a last one that is torn."""
+    end = 0
+    while end < len(data):
+        start = end + _LENGTH_BYTES
+        end = start + int.from_bytes(data[end:start], "little")
+        yield data[start:end] if end <= len(data) else None
 
 
 def _restored(content: bytes) -> dict[str, Any] | None:
@@ -165,4 +164,4 @@ def _digest(before: Entry | None) -> bytes:
 
 
 def _framed(content: bytes) -> bytes:
-    return _LENGTH.pack(len(content)) + content
+    return len(content).to_bytes(_LENGTH_BYTES, "little") + content

@@ -21,6 +21,7 @@ LARGEST_LOSS = 1e6
 MUTE_ROUNDS = 10
 # Metrics of ``engine.health`` about bad messages; they are no columns.
 FAULTS = ("bad_clients", "first_bad_client", "all_zero", "is_empty")
+ACCURACIES = ("pivot_accuracy", "final_accuracy", "best_val_accuracy", "accuracy_at_best_val")
 
 Row = dict[str, Any]
 
@@ -37,10 +38,7 @@ class Record:
     def __init__(self):
         self.saved: dict[str, Any] = {
             "seconds": {},  # activity -> how long it took
-            "pivot_accuracy": None,
-            "final_accuracy": None,
-            "best_val_accuracy": None,
-            "accuracy_at_best_val": None,
+            **dict.fromkeys(ACCURACIES),
             "phases": [],  # the accuracy at the end of each
             "warnings": [],
             "mute_rounds": 0,  # in a row, up to now
@@ -145,13 +143,7 @@ class Record:
     def summary(
         self, schedule: Schedule, done: int, seconds: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Returns the content of ``summary.json`` after ``done`` rounds.
-
-        Args:
-          schedule: the run's.
-          done: rounds.
-          seconds: activity -> how long it took.
-        """
+        """Returns the content of ``summary.json`` after ``done`` rounds and seconds by activity."""
         saved, cost = self.saved, schedule.cost_by(done)
         diverged_round, why = self.divergence or (None, None)
         pivot, final = saved["pivot_accuracy"], saved["final_accuracy"]
@@ -159,10 +151,7 @@ class Record:
             "rounds": done,
             "diverged_round": diverged_round,
             "divergence": why,
-            "pivot_accuracy": pivot,
-            "final_accuracy": final,
-            "best_val_accuracy": saved["best_val_accuracy"],
-            "accuracy_at_best_val": saved["accuracy_at_best_val"],
+            **{name: saved[name] for name in ACCURACIES},
             "delta_lo": None if pivot is None or final is None else final - pivot,
             "uplink_bytes": cost.uplink,
             "downlink_bytes": cost.at_start + cost.downlink,

@@ -136,12 +136,8 @@ def make_schedule(
 ) -> Schedule:
     """Returns the schedule of some phases; those without rounds are left out.
 
-    Args:
-      phases: in order.
-      params: arrays or ``jax.ShapeDtypeStruct``.
-      model_state: arrays or ``jax.ShapeDtypeStruct``.
-      clients: the federation, NumPy arrays.
-      validation: the same clients with their validation examples.
+    The model is of arrays or ``jax.ShapeDtypeStruct``; ``validation`` has the same clients as the
+    federation ``clients``, both NumPy arrays, with their validation examples.
     """
     scheduled, done = [], 0
     for phase in phases:

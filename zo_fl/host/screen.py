@@ -67,11 +67,19 @@ class Progress:
     ):
         self._done, self._quiet, self._clock = start_round, quiet, clock
         self._console = console or Console()
-        self._updated, self._live = clock(), None
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.fields[phase]}", markup=False),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("{task.fields[status]}", markup=False),
+            console=self._console,
+            expand=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("run", completed=start_round, phase="", status="")
+        self._updated = clock()
         self._begin("")
-        if self._console.is_terminal and not quiet:
-            self._live = _live_bar(self._console)
-            self._task = self._live.add_task("run", completed=start_round, phase="", status="")
         self.plan(schedule)
 
     def _begin(self, phase: str) -> None:
@@ -82,26 +90,24 @@ class Progress:
     def plan(self, schedule: Schedule) -> None:
         """Takes another schedule: a phase ended early."""
         self._schedule = schedule
-        self._show(total=schedule.end)
+        self._bar.update(self._task, total=schedule.end)
 
     def __enter__(self) -> "Progress":
-        if self._live:
-            self._live.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._live:
-            self._live.stop()
+        self._bar.stop()
 
     @contextmanager
     def compiling(self, phase: str) -> Iterator[None]:
         """Shows that a phase is being compiled; at the end, how long it took."""
         began = self._clock()
-        self._show(phase=phase, status="compiling …")
+        self._bar.update(self._task, phase=phase, status="compiling …")
         yield
         self._updated = self._clock()
         self.message(f"{phase}: compiled in {self._updated - began:.1f} s")
-        self._show(status="first rounds …")
+        self._bar.update(self._task, status="first rounds …")
 
     def update(self, rows: Sequence[Mapping[str, Any]], images: int, seconds: float) -> None:
         """Shows a finished chunk of rounds, all of one phase.
@@ -129,7 +135,7 @@ class Progress:
         if self._done < total:
             parts.append(self._left())
         status = "  ".join(parts)
-        self._show(completed=self._done, phase=self._phase, status=status)
+        self._bar.update(self._task, completed=self._done, phase=self._phase, status=status)
         if last.get("test_accuracy") is not None:
             place = f"round {self._done:{len(str(total))}}/{total}"
             self.message(f"{place}  {self._phase:6}  {status}")
@@ -138,10 +144,6 @@ class Progress:
         """Shows a line, above the bar if there is one."""
         if not self._quiet:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _show(self, **content: Any) -> None:
-        if self._live:
-            self._live.update(self._task, **content)
 
     def _left(self) -> str:
         phases, done = self._schedule.phases, self._done
@@ -154,15 +156,3 @@ class Progress:
         of_present = present.round.pass_equivalents
         seconds = self._elapsed / self._rounds * work / of_present if of_present else 0.0
         return f"{'~' if self._schedule.end > present.end else ''}{units.duration(seconds)} left"
-
-
-def _live_bar(console: Console) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.fields[phase]}", markup=False),
-        rich.progress.BarColumn(bar_width=None),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("{task.fields[status]}", markup=False),
-        console=console,
-        expand=True,
-    )

@@ -54,19 +54,19 @@ def stream(
     devices = list(mesh.devices.flat)
     local = [i for i, d in enumerate(devices) if d.process_index == jax.process_index()]
 
-    def spread(shards: Sequence[np.ndarray]) -> Array:
+    def spread(*shards: np.ndarray) -> Array:
         """Returns one array of the shards of this process's devices, and of all the others'."""
         shape = (mesh.size * shards[0].shape[0], *shards[0].shape[1:])
         placed = [jax.device_put(s, devices[i]) for i, s in zip(local, shards, strict=True)]
         return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
-    constant = [spread([np.asarray(a)] * len(local)) for a in (sizes, clients.client_tiers)]
+    constant = [spread(*[np.asarray(a)] * len(local)) for a in (sizes, clients.client_tiers)]
     here, data = [], None
     for chunk in plan:
         before, here = here, [chunk[i] for i in local]
         if data is None or not all(map(np.array_equal, before, here)):
             shards = [_share(clients, ids, capacity) for ids in here]
-            data = FederatedData(*jax.tree.map(lambda *s: spread(s), *shards), *constant)
+            data = FederatedData(*jax.tree.map(spread, *shards), *constant)
         yield data
 
 
@@ -104,12 +104,9 @@ def _who_is_where(
 
 
 def _share(clients: FederatedData, ids: np.ndarray, capacity: int) -> tuple[Examples, np.ndarray]:
-    """Returns ``(examples, client_indices)`` for one device.
+    """Returns ``(examples, client_indices)`` for one device, of the clients ``ids`` (``i32[C]``).
 
-    Args:
-      clients: the federation, NumPy arrays.
-      ids: ``i32[C]``, whose examples to take.
-      capacity: rows of the result; the last ones are padded with zeros.
+    The examples are ``capacity`` rows, the last ones zeros.
     """
     table = np.asarray(clients.client_indices)
     held = np.arange(table.shape[1]) < np.asarray(clients.client_sizes)[ids, None]

@@ -1,9 +1,6 @@
 """The look of every figure: one palette, one ink, one pair of axes; without pyplot."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import matplotlib
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,18 +10,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK, FAINT, GREY, GRID = "#444444", "#767676", "#999999", "#DDDDDD"
 SHADES = ("#FFFFFF", "#EEF2F6")  # of phases, in turn
 
-
-_DEFAULTS: Any = {
-    name: value
-    for name, value in matplotlib.rcParamsDefault.items()
-    if not name.startswith("backend")
-}
-Draw = TypeVar("Draw", bound=Callable)
-
-
-def own(draw: Draw) -> Draw:
-    """Returns a function that draws in this look, whatever a matplotlibrc or a caller has set."""
-    return matplotlib.rc_context(_DEFAULTS)(draw)
+# A decorator: its function draws in this look, whatever a matplotlibrc or a caller has set.
+own = style.context("default")
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
