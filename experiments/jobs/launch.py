@@ -45,7 +45,7 @@ def run(
 
     try:
         with SweepDisplay(planned, parallel) as display:
-            statuses = pool.run(planned, parallel, command, display, together)
+            statuses = pool.run(planned, parallel, command, display.update, together)
     except KeyboardInterrupt:
         print("stopped, and saved; to resume, run the same command", file=sys.stderr)
         return INTERRUPTED

@@ -92,7 +92,7 @@ def run(planned, how=None, parallel=2, display=None):
         ends = [end for part, end in (how or {}).items() if part in str(job.folder)]
         return [sys.executable, "-c", FAKE, str(job.folder), str(after), *(ends or ["fine"])]
 
-    statuses = pool.run(planned, parallel, command, display or Watch())
+    statuses = pool.run(planned, parallel, command, (display or Watch()).update)
     return {job.name: statuses[job.folder] for job in planned}
 
 
