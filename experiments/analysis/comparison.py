@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
+from zo_fl.host.units import NONE
+
 from . import paper, runs
 from .runs import Run, SweepRuns
 
@@ -110,11 +112,10 @@ def std(values: Sequence[float]) -> float | None:
 def mean_std(values: Sequence[float], digits: int = 1) -> str:
     """Returns ``24.8(4.8)`` as the paper writes it; a single value has no spread."""
     if not values:
-        return "–"
+        return NONE
     spread = std(values)
-    return f"{mean(values):.{digits}f}".replace("-", "−") + (
-        "" if spread is None else f"({spread:.{digits}f})"
-    )
+    text = f"{mean(values):.{digits}f}".replace("-", "−")
+    return text if spread is None else f"{text}({spread:.{digits}f})"
 
 
 def _cell(sweep: SweepRuns, row: str, column: str) -> Cell:
@@ -124,28 +125,22 @@ def _cell(sweep: SweepRuns, row: str, column: str) -> Cell:
     good = finished if timed else [run for run in finished if converged(run)]
     values = _values(sweep, good)
     figure, differs = _paper(sweep, of_point, row, column)
+    difference, reference = None, sweep.record["reference"]
+    if reference and row != reference:
+        others = [run for run in runs.finished(sweep.of(reference, column)) if converged(run)]
+        difference = paired(values, _values(sweep, others))
     return Cell(
         row,
         column,
         values,
-        [100 * gain for gain in runs.numbers(good, "delta_lo")],
-        len(finished) - len(good),
-        0 if timed else sum(map(at_chance, good)),
-        len(of_point),
-        figure,
-        differs,
-        _difference(sweep, values, row, column),
+        gains=[100 * gain for gain in runs.numbers(good, "delta_lo")],
+        num_nc=len(finished) - len(good),
+        num_at_chance=0 if timed else sum(map(at_chance, good)),
+        num_seeds=len(of_point),
+        paper=figure,
+        differs=differs,
+        difference=difference,
     )
-
-
-def _difference(
-    sweep: SweepRuns, values: Mapping[Hashable, float], row: str, column: str
-) -> Interval | None:
-    reference = sweep.record["reference"]
-    if not reference or row == reference:
-        return None
-    others = [run for run in runs.finished(sweep.of(reference, column)) if converged(run)]
-    return paired(values, _values(sweep, others))
 
 
 def _paper(

@@ -69,16 +69,14 @@ def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figu
 def differences(required: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a phrase for each required field that a config reads and has otherwise."""
     read = {"algorithm"} | blocks_read(str(config.get("algorithm")))
-
-    def value_of(field: str) -> Any:
-        value = runs.dotted(config, field)  # None: of a version that had no such field
-        return runs.dotted(_defaults(), field) if value is None else value
-
-    return tuple(
-        f"{field} = {_shown(value)} instead of {_allowed(wanted)}"
-        for field, wanted in required.items()
-        if field.split(".")[0] in read and not _fits(value := value_of(field), wanted)
-    )
+    found = []
+    for field, wanted in required.items():
+        value = runs.dotted(config, field)
+        if value is None:  # of a version that had no such field
+            value = runs.dotted(_defaults(), field)
+        if field.split(".")[0] in read and not _fits(value, wanted):
+            found.append(f"{field} = {_shown(value)} instead of {_shown(wanted)}")
+    return tuple(found)
 
 
 @functools.cache
@@ -127,11 +125,9 @@ def _fits(value: Any, wanted: Any) -> bool:
     return value in wanted if isinstance(wanted, list) else value == wanted
 
 
-def _allowed(wanted: Any) -> str:
-    return " or ".join(map(_shown, wanted)) if isinstance(wanted, list) else _shown(wanted)
-
-
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " or ".join(map(_shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -71,9 +71,7 @@ def points(
 ) -> list[TradeOff]:
     """Returns the points of a sweep that have a finished run.
 
-    Args:
-      sweep: the runs.
-      memory_of: the bytes of a low-resource client for a run's config; None leaves them unknown.
+    ``memory_of`` returns a low-resource client's bytes for a run's config; None: not known.
     """
     found = []
     for row, column in sweep.points():
@@ -98,10 +96,7 @@ def write(found: Sequence[TradeOff], out: Path, with_paper: bool) -> None:
     """
     content = {"points": [point._asdict() for point in found], "with_paper": with_paper}
     headers = ["name", "accuracy", "n", *PRICES]
-    rows = [
-        [p.name, p.accuracy(), len(p.accuracies), *(p.price(name) for name in PRICES)]
-        for p in found
-    ]
+    rows = [[p.name, p.accuracy(), len(p.accuracies), *map(p.price, PRICES)] for p in found]
     with runs.writing(out):
         drawing.save(draw(found, with_paper), out / "pareto.png")
         (out / "pareto.md").write_text(table(found).markdown(), encoding="utf-8")
@@ -161,8 +156,9 @@ def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
     panels = figure.subplots(len(prices), 1, squeeze=False)[:, 0]
     families = [_family(point) for point in found]
     colours = drawing.colours(families)
+    told = PAPER if with_paper else ()
     for axes, price in zip(panels, prices, strict=True):
-        _draw_panel(axes, found, price, colours, with_paper)
+        _draw_panel(axes, found, told, price, colours)
     for family in dict.fromkeys(families):
         panels[0].plot([], [], "o", color=colours[family], label=plain(family))
     if with_paper:
@@ -171,12 +167,16 @@ def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
     drawing.add_legend(figure, panels[0], "mean and standard deviation over seeds")
     figure.draw_without_rendering()  # the room for labels depends on the layout
     for axes, price in zip(panels, prices, strict=True):
-        _label(axes, price, found, with_paper, has_all=price == prices[0])
+        _label(axes, price, found, told, has_all=price == prices[0])
     return figure
 
 
 def _draw_panel(
-    axes: Axes, found: Sequence[TradeOff], price: str, colours: Mapping[str, str], with_paper: bool
+    axes: Axes,
+    found: Sequence[TradeOff],
+    told: Sequence[TradeOff],
+    price: str,
+    colours: Mapping[str, str],
 ) -> None:
     decorate(axes)
     axes.margins(y=0.12)
@@ -188,7 +188,7 @@ def _draw_panel(
     kept = front(found, price)
     xs, ys = [point.price(price) for point in kept], [point.accuracy() for point in kept]
     axes.plot(xs, ys, color=FAINT, lw=0.9, zorder=1, drawstyle="steps-post")
-    for point in PAPER if with_paper else ():
+    for point in told:
         if (x := point.price(price)) is not None:
             look = drawing.PAPER | {"color": INK, "linestyle": "none", "clip_on": False}
             axes.plot(x, point.accuracy(), **look)
@@ -197,7 +197,7 @@ def _draw_panel(
 
 
 def _label(
-    axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool, has_all: bool
+    axes: Axes, price: str, found: Sequence[TradeOff], told: Sequence[TradeOff], has_all: bool
 ) -> None:
     """Writes the numbers of points, and the paper's names, beside their marks."""
     on_front = front(found, price)
@@ -205,7 +205,7 @@ def _label(
         (str(number), 7.5, point, not has_all and point not in on_front)
         for number, point in numbered(found)
     ]
-    named += [(p.name.removesuffix(" (paper)"), 8, p, False) for p in PAPER if with_paper]
+    named += [(point.name.removesuffix(" (paper)"), 8, point, False) for point in told]
     labels = [
         Label(name, size, (point.price(price), point.accuracy()), is_optional)
         for name, size, point, is_optional in named
