@@ -62,9 +62,7 @@ def define_folders(out: str) -> None:
 
 
 def run(
-    main: Callable[[list[str]], int],
-    define_flags: Callable[[], None],
-    described: str | None,
+    main: Callable[[list[str]], int], define_flags: Callable[[], None], described: str | None
 ) -> None:
     """Runs a command and exits with its status.
 
@@ -189,13 +187,12 @@ def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, A
     from zo_fl import config
 
     folder, *changes = shlex.split(text)
-    pairs = dict(given_values(change) for change in changes)
-    for field, values in pairs.items():
+    pairs = {}
+    for field, values in map(given_values, changes):
         if len(values) > 1:
             raise ConfigError(f"config.{field} has {len(values)} values in {text!r}; give one")
-    return path_of(folder), config.changed(
-        resolved, {field: one for field, (one,) in pairs.items()}
-    )
+        pairs[field] = values[0]
+    return path_of(folder), config.changed(resolved, pairs)
 
 
 def as_text(value: Any) -> str:
