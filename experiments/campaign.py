@@ -39,15 +39,10 @@ PLANS = Path(__file__).parent / "plans"
 
 
 class Entry(NamedTuple):
-    """One run of a plan.
+    """One run of a plan."""
 
-    Attributes:
-      chain: the warm-ups that it needs, each before what starts from it, and the run itself.
-      record: the file that says it is done.
-    """
-
-    chain: "list[Job]"
-    record: Path
+    chain: "list[Job]"  # the warm-ups that it needs, each before what starts from it, and itself
+    record: Path  # the file that says it is done
 
 
 def define_flags() -> None:
@@ -108,7 +103,7 @@ def entries_of(
     """Returns the runs of a step, seed by seed.
 
     Args:
-      step: the step.
+      step: a sweep with its seeds.
       config: the config with ``given`` in it.
       given: overrides of the command line.
       root: the working folder.
@@ -158,12 +153,9 @@ def _check(path: Path, config: "ConfigDict", job: "Job") -> None:
 
 
 def work(entries: Iterable[Entry], config_file: str, until: float) -> int:
-    """Runs what is not done, one run at a time, and returns the exit status.
+    """Runs what is not done, one run at a time until ``time.monotonic() > until``.
 
-    Args:
-      entries: runs, the most worth first.
-      config_file: the config of all.
-      until: the time, as ``time.monotonic`` has it, after which nothing runs.
+    Returns the exit status.
     """
     from zo_fl.host import units
 

@@ -33,31 +33,18 @@ class Interval(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One point of a sweep, over its seeds.
-
-    Attributes:
-      row: name of the point's row.
-      column: name of its column.
-      values: result of each seed whose loss stayed finite, by seed.
-      gains: ``delta_lo`` of the same seeds in points, for runs with a pivot.
-      num_nc: number of finished seeds whose loss did not stay finite.
-      num_at_chance: number of seeds in ``values`` that have learned nothing.
-      num_seeds: number of seeds of the sweep.
-      paper: the paper's result, if these runs may be compared with it.
-      differs: the differences in setting, if the paper has a result but they may not.
-      difference: mean difference to the sweep's reference row, paired by seed.
-    """
+    """One point of a sweep, over its seeds."""
 
     row: str
     column: str
-    values: dict[Hashable, float]
-    gains: list[float]
-    num_nc: int
-    num_at_chance: int
-    num_seeds: int
-    paper: paper.Figure | None
-    differs: tuple[str, ...]
-    difference: Interval | None
+    values: dict[Hashable, float]  # result of each seed whose loss stayed finite, by seed
+    gains: list[float]  # delta_lo of the same seeds in points, for runs with a pivot
+    num_nc: int  # finished seeds whose loss did not stay finite
+    num_at_chance: int  # seeds in values that have learned nothing
+    num_seeds: int  # of the sweep
+    paper: paper.Figure | None  # if these runs may be compared with it
+    differs: tuple[str, ...]  # in setting, if the paper has a result but they may not
+    difference: Interval | None  # to the sweep's reference row, paired by seed
 
     def mean(self) -> float | None:
         """Returns the mean over seeds; None without any."""

@@ -30,7 +30,7 @@ class Curve(NamedTuple):
     pivot: int | None
 
 
-_EMPTY = Curve(*np.empty((3, 0)), None)
+_EMPTY = Curve(np.array([]), np.array([]), np.array([]), None)
 
 
 class Panel(NamedTuple):

@@ -97,18 +97,11 @@ def number_in(text: str) -> float:
 
 
 class Label(NamedTuple):
-    """A name beside a mark.
-
-    Attributes:
-      name: the text.
-      size: size of the text in points.
-      place: of the mark, in the units of the axes.
-      is_optional: whether to leave it out where there is no room right beside the mark.
-    """
+    """A name beside a mark; one that is optional is left out where there is no room beside it."""
 
     name: str
-    size: float
-    place: tuple[float, float]
+    size: float  # in points
+    place: tuple[float, float]  # of the mark, in the units of the axes
     is_optional: bool = False
 
 

@@ -48,8 +48,8 @@ def known(table: str, config: Mapping[str, Any], row: str, column: str) -> Known
     Args:
       table: a name in ``paper.json``, such as ``Table 2``.
       config: of a run of the point.
-      row: of the table.
-      column: of the table.
+      row: the point's.
+      column: the point's.
     """
     entry = _read()["tables"].get(table, {"sets": {}})
     results = entry["sets"].get(_SETS.get(runs.dotted(config, "data.name"), ""), {})
@@ -102,10 +102,8 @@ def source(table: str) -> str:
 def note(table: str, compared: bool) -> str:
     """Returns the note for readers of a table, or "".
 
-    Args:
-      table: a name in ``paper.json``.
-      compared: whether the paper's figures are shown. If not, a note is returned only for a table
-        without figures, in whose place it stands.
+    If the paper's figures are not ``compared``, a note stands only in place of figures that there
+    are not.
     """
     entry = _read()["tables"].get(table, {"sets": None})
     return entry.get("note", "") if compared or entry["sets"] == {} else ""

@@ -32,21 +32,13 @@ _LEAST = {"uplink": 100, "memory": 1_000_000, "passes": 100}  # where an axis be
 
 
 class TradeOff(NamedTuple):
-    """One point of a sweep and its prices for a low-resource client; None is not known.
-
-    Attributes:
-      name: the point's name.
-      accuracies: in percent, one for each seed.
-      uplink: bytes over the run, mean over seeds.
-      memory: bytes.
-      passes: single-example passes over the run, mean over seeds.
-    """
+    """One point of a sweep and its prices for a low-resource client; None is not known."""
 
     name: str
-    accuracies: list[float]
-    uplink: float | None
-    memory: float | None
-    passes: float | None
+    accuracies: list[float]  # in percent, one for each seed
+    uplink: float | None  # bytes over the run, mean over seeds
+    memory: float | None  # bytes
+    passes: float | None  # over single examples in the run, mean over seeds
 
     def accuracy(self) -> float:
         """Returns the mean accuracy over seeds."""
@@ -200,20 +192,20 @@ def _label(
     axes: Axes, price: str, found: Sequence[TradeOff], told: Sequence[TradeOff], has_all: bool
 ) -> None:
     """Writes the numbers of points, and the paper's names, beside their marks."""
+
+    def place(point: TradeOff) -> tuple[Any, float]:
+        return point.price(price), point.accuracy()
+
     on_front = front(found, price)
-    named = [
-        (str(number), 7.5, point, not has_all and point not in on_front)
+    labels = [
+        Label(str(number), 7.5, place(point), not has_all and point not in on_front)
         for number, point in numbered(found)
     ]
-    named += [(point.name.removesuffix(" (paper)"), 8, point, False) for point in told]
-    labels = [
-        Label(name, size, (point.price(price), point.accuracy()), is_optional)
-        for name, size, point, is_optional in named
-        if point.price(price) is not None
-    ]
-    kept = [(point.price(price), point.accuracy()) for point in on_front]
+    labels += [Label(point.name.removesuffix(" (paper)"), 8, place(point)) for point in told]
+    labels = [label for label in labels if label.place[0] is not None]
+    kept = [place(point) for point in on_front]
     corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
-    steps = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
+    steps = [one for pair in itertools.zip_longest(kept, corners) for one in pair if one]
     # From the top: the best ones choose their place first.
     labels.sort(key=lambda label: (label.is_optional, -label.place[1]))
     drawing.write_labels(axes, labels, steps)

@@ -22,6 +22,8 @@ PAPER = {
 }
 PAPER_PARAMS = 11_173_962
 
+Shapes = tuple[Any, Any]  # of the parameters and of the model's state
+
 
 class Formulas(NamedTuple):
     """A.3's formulas for a client of a group, in bytes; None where they do not apply."""
@@ -80,7 +82,12 @@ def _formulas(
 
 
 def _group_rows(
-    built: Experiment, shapes, phase: Phase, group: Group, formulas: Formulas, is_timed: bool
+    built: Experiment,
+    shapes: Shapes,
+    phase: Phase,
+    group: Group,
+    formulas: Formulas,
+    is_timed: bool,
 ) -> Iterator[tuple[str, ...]]:
     """Yields the table's rows for one client of a group in one round."""
     data = built.data_of(phase)
@@ -101,11 +108,12 @@ def _group_rows(
         yield "" if i else name, label, paper.get(key, ""), by_formula, units.num_bytes(measured)
     yield "", "the server reads", "", "", "sums" if phase.sums_suffice else "each message"
     if is_timed:
-        seconds = client_step.step_seconds(step, phase, *built.task.init(built.run_key), data)
+        params, model_state = built.task.init(built.run_key)
+        seconds = client_step.step_seconds(step, phase, params, model_state, data)
         yield "", "time here", "", "", f"{seconds:.3g} s"
 
 
-def _totals(built: Experiment, shapes) -> Table:
+def _totals(built: Experiment, shapes: Shapes) -> Table:
     names = ("phase", "rounds", "clients a round", "model pushed at start", "uplink", "downlink")
     table = _table("The whole run, all clients together", names, 1)
     for phase in built.phases:

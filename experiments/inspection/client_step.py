@@ -29,38 +29,22 @@ from zo_fl.host.costs import first_client
 
 
 class Activations(NamedTuple):
-    """Floats that one example's forward pass produces.
-
-    Attributes:
-      total: sum over the outputs of all convolutions, norms and dense layers.
-      largest: size of the largest such output.
-    """
+    """Floats that come out of one example's convolutions, norms and dense layers."""
 
     total: int
-    largest: int
+    largest: int  # output of one layer
 
 
 class StepMemory(NamedTuple):
-    """The bytes that the compiler reserves for one client's step.
+    """The bytes that the compiler reserves for one client's step."""
 
-    Attributes:
-      arguments: parameters, statistics, images.
-      outputs: message, statistics, metrics.
-      temporaries: everything in between at its peak.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
+    arguments: int  # parameters, statistics, images
+    outputs: int  # message, statistics, metrics
+    temporaries: int  # everything in between at its peak
 
 
 def activations(module: nn.Module, image_shape: tuple[int, ...]) -> Activations:
-    """Returns the activation counts of a model, from the shapes of its layers' outputs.
-
-    Args:
-      module: see ``zo_fl.models``.
-      image_shape: ``(H, W, c)``.
-    """
+    """Returns the activation counts of a model for images of a shape ``(H, W, c)``."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
     def forward(image):

@@ -51,39 +51,23 @@ class OneRound(NamedTuple):
 
 
 class Bought(NamedTuple):
-    """The accuracy that some passes bought, from the model that the phase began with.
+    """The accuracy that some passes bought, from the model that the phase began with."""
 
-    Attributes:
-      name: the method.
-      accuracy: on the test set.
-      passes: single-example passes of all clients; a backward pass counts as two.
-    """
-
-    name: str
-    accuracy: float
-    passes: float
+    name: str  # of the method
+    accuracy: float  # on the test set
+    passes: float  # over single examples, of all clients; a backward one counts as two
 
 
 class Diagnosis(NamedTuple):
-    """All measurements.
+    """All measurements."""
 
-    Attributes:
-      title: the run, in words.
-      phase: the phase's name.
-      rounds: some rounds of the phase.
-      start: accuracy at its start.
-      before: accuracies by class there, ``f64[classes]``.
-      after: the same at its end.
-      bought: what the phase itself bought, then what others would have.
-    """
-
-    title: str
-    phase: str
-    rounds: list[OneRound]
-    start: float
-    before: np.ndarray
-    after: np.ndarray
-    bought: list[Bought]
+    title: str  # the run, in words
+    phase: str  # its name
+    rounds: list[OneRound]  # some of the phase
+    start: float  # accuracy at its start
+    before: np.ndarray  # accuracies by class there, f64[classes]
+    after: np.ndarray  # the same at its end
+    bought: list[Bought]  # what the phase itself bought, then what others would have
 
 
 def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
@@ -133,15 +117,13 @@ def scalar_phase(replay: Replay) -> ScheduledPhase:
     )
 
 
-def compare(
-    replay: Replay, phase: ScheduledPhase, befores: Iterable[ServerState]
-) -> list[OneRound]:
+def compare(replay: Replay, phase: ScheduledPhase, states: Iterable[ServerState]) -> list[OneRound]:
     """Compares the round that follows each of some states with the exact gradient there."""
     built, block = replay.built, replay.config[phase.phase.name]
     data, step = built.data_of(phase.phase), _jit_round(built, phase.phase)
     gradient_of, derivatives = mean_gradient(built, phase.phase, block), _derivatives(replay, phase)
     found = []
-    for before in befores:
+    for before in states:
         after, _, records = step(before, data, built.run_key)
         update, gradient = optax.tree.sub(after.params, before.params), gradient_of(before)
         inner = -float(jnp.asarray(optax.tree.vdot(update, gradient)))
