@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from experiments.analysis import comparison, figures, found
+from experiments.analysis import comparison, figures
 from tests.experiments import fake_sweeps
+from tests.experiments.fake_sweeps import only
 
 KINDS = {
     "splits": {"columns": ("10/90", "50/50")},
@@ -17,11 +18,6 @@ KINDS = {
 }
 TABLES = {"direction": "Figure 6", "num_directions": "Figure 7"}
 PANELS = {"splits": 2, "methods": 8, "direction": 2, "num_directions": 1, "faults": 3}
-
-
-def only(root):
-    (sweep,) = found.read(root).sweeps
-    return sweep
 
 
 def texts(figure):

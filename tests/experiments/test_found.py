@@ -8,6 +8,7 @@ from absl import flags
 from experiments import cli
 from experiments.analysis import comparison, found, runs, tables
 from tests.experiments import fake_sweeps
+from tests.experiments.fake_sweeps import only
 from zo_fl import config as configs
 
 
@@ -15,11 +16,6 @@ def finish(folder, value=0.5, seed=0, **changes):
     fields = {field.replace("__", "."): new for field, new in changes.items()}
     config = fake_sweeps.config({"data.partition_seed": seed} | fields, seed)
     fake_sweeps.finish(folder, value, config)
-
-
-def only(root):
-    (sweep,) = found.read(root).sweeps
-    return sweep
 
 
 def test_runs_that_differ_in_seeds_alone_are_one_row_named_by_what_differs(tmp_path):

@@ -53,9 +53,8 @@ def config(name="quickstart"):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def jobs_of(points, root, seeds=(0,), given=None, name="quickstart"):
-    given = given or {}
-    base = config(name)
+def jobs_of(points, root, seeds=(0,), given=None):
+    given, base = given or {}, config()
     base.update_from_flattened_dict(given)
     return plan.jobs_of(Sweep("title", "", points), base, given, seeds, root, "name")
 
@@ -248,8 +247,8 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     points += [point("other S", zo__num_directions=9), point("no rate", zo__lr=0.0)]
     points += [point("best eps", zo__eps=0.0), point("ends", warmup__stop="plateau")]
     points += [point("keeps", "fedavg+head_zo", head_zo__cache=True), point("head", "head_zo")]
-    planned = jobs_of(points, tmp_path, seeds=range(2), name="quickstart")
-    found = plan.side_by_side(planned, config("quickstart"))
+    planned = jobs_of(points, tmp_path, seeds=range(2))
+    found = plan.side_by_side(planned, config())
     names = {job.folder: job.name.split(",")[0] for job in planned}
     groups: dict = {}
     for folder, one in found.items():

@@ -8,15 +8,11 @@ import math
 import pytest
 from rich.console import Console
 
-from experiments.analysis import comparison, found, tables
+from experiments.analysis import comparison, tables
 from experiments.analysis.text_table import TextTable
 from tests import commands
 from tests.experiments import fake_sweeps
-
-
-def only(root):
-    (sweep,) = found.read(root).sweeps
-    return sweep
+from tests.experiments.fake_sweeps import only
 
 
 def by_row(sweep):
