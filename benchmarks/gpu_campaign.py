@@ -160,18 +160,15 @@ def _run(step: Step, out: Path, deadline: float, ours: Sequence[str], peers: Pat
     return time.monotonic() - began
 
 
-def run_cell(
-    out: Path, deadline: float, changes: Sequence[str], config: str = "cifar10_10_90"
-) -> int:
+def run_cell(out: Path, deadline: float, changes: Sequence[str]) -> int:
     """Runs the paper's 10/90 cell until the time is up; it goes on from its last checkpoint.
 
     Args:
       out: folder of the results.
       deadline: by ``time.monotonic()``.
       changes: of the config, as on a command line.
-      config: its name.
     """
-    command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
+    command = [sys.executable, "-m", "experiments.main", "--config=cifar10_10_90"]
     process = subprocess.Popen([*command, f"--workdir={out / 'cell'}", *changes])
     try:
         status = process.wait(timeout=max(0.0, deadline - time.monotonic()))

@@ -52,39 +52,23 @@ class Workload(NamedTuple):
 
 
 _CNN = {"name": "cnn_large", "norm": "none"}
-_LOCAL = {"tiers": "all", "augment": False}
-_EPOCH = {**_LOCAL, "batch_size": 50, "local_epochs": 1}
+_RESNET = {"name": "resnet18", "norm": "batch"}
 _MLP = {"name": "mlp", "norm": "none"}
+_LOCAL = {"tiers": "all", "augment": False}
+
+
+def _fedavg(name: str, clients: int, images: int, batch: int, model=_CNN, rounds=1) -> Workload:
+    kind = "MLP" if model is _MLP else "CNN"
+    title = f"FedAvg, {kind}, {clients:,} x {images:,}, batch {batch}"
+    block = {**_LOCAL, "batch_size": batch, "local_epochs": 1}
+    return Workload(name, title, "fedavg", model, clients, images, block, rounds)
+
 
 _ALL = (
-    Workload("W1", "FedAvg, CNN, 10 x 500, batch 50", "fedavg", _CNN, 10, 500, _EPOCH),
-    Workload(
-        "W1-7",
-        "FedAvg, CNN, 7 x 320, batch 20",
-        "fedavg",
-        _CNN,
-        7,
-        320,
-        {**_EPOCH, "batch_size": 20},
-    ),
-    Workload(
-        "W1-30",
-        "FedAvg, CNN, 30 x 100, batch 10",
-        "fedavg",
-        _CNN,
-        30,
-        100,
-        {**_EPOCH, "batch_size": 10},
-    ),
-    Workload(
-        "W1-4",
-        "FedAvg, CNN, 4 x 2,000, batch 100",
-        "fedavg",
-        _CNN,
-        4,
-        2000,
-        {**_EPOCH, "batch_size": 100},
-    ),
+    _fedavg("W1", 10, 500, 50),
+    _fedavg("W1-7", 7, 320, 20),
+    _fedavg("W1-30", 30, 100, 10),
+    _fedavg("W1-4", 4, 2000, 100),
     Workload("W2", "ZO, CNN, 10 x 500, S = 3", "zo", _CNN, 10, 500, {}),
     Workload(
         "W3",
@@ -99,7 +83,7 @@ _ALL = (
         "W4",
         "ZO, ResNet18 BatchNorm synced, 50 x 900, S = 3",
         "zo",
-        {"name": "resnet18", "norm": "batch"},
+        _RESNET,
         50,
         900,
         {"bn_policy": "batch_sync"},
@@ -108,7 +92,7 @@ _ALL = (
         "W5",
         "FedAvg, ResNet18, 5 x 900, batch 64, 3 epochs",
         "fedavg",
-        {"name": "resnet18", "norm": "batch"},
+        _RESNET,
         5,
         900,
         _LOCAL,
@@ -117,22 +101,13 @@ _ALL = (
         "W5-45",
         "FedAvg, ResNet18, 45 x 900, batch 64, 3 epochs",
         "fedavg",
-        {"name": "resnet18", "norm": "batch"},
+        _RESNET,
         45,
         900,
         _LOCAL,
     ),
     Workload("W6-zo", "ZO, MLP, 1,000 x 32, S = 3", "zo", _MLP, 1000, 32, {}, rounds=10),
-    Workload(
-        "W6-fedavg",
-        "FedAvg, MLP, 1,000 x 32, batch 32",
-        "fedavg",
-        _MLP,
-        1000,
-        32,
-        {**_EPOCH, "batch_size": 32},
-        rounds=10,
-    ),
+    _fedavg("W6-fedavg", 1000, 32, 32, _MLP, rounds=10),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
 SUITES = {

@@ -13,6 +13,7 @@ Exit status: 0 all is done, 1 a run failed, 2 bad input, 130 the time is up (and
 """
 
 import collections
+import itertools
 import statistics
 import sys
 import time
@@ -30,26 +31,18 @@ from . import cli
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from zo_fl.config.sweeps import Step, Sweep
+    from zo_fl.config.sweeps import Step
 
     from .jobs.plan import Job
-
 
 PLANS = Path(__file__).parent / "plans"
 
 
 class Entry(NamedTuple):
-    """One run of a plan.
+    """One run of a plan."""
 
-    Attributes:
-      chain: the warm-ups that it needs, each before what starts from it, and the run itself.
-      record: the file that says it is done.
-      row: of its sweep; runs of a row of one sweep take about as long.
-    """
-
-    chain: "list[Job]"
-    record: Path
-    row: str
+    chain: "list[Job]"  # the warm-ups that it needs, each before what starts from it, and itself
+    record: Path  # the file that says it is done
 
 
 def define_flags() -> None:
@@ -66,6 +59,8 @@ def main(argv: list[str]) -> int:
     from zo_fl import config as configs
     from zo_fl.host import files
 
+    from .jobs import record
+
     del argv
     given = flags.FLAGS
     path = find(given.plan)
@@ -74,19 +69,18 @@ def main(argv: list[str]) -> int:
     root = files.path_of(given.workdir or Path("runs") / path.stem)
     records = files.path_of(given.records or path.with_suffix(""))
     command = f"python -m experiments.campaign --plan={given.plan} --config={config_file}"
-    sweeps = [step.get_sweep(config) for step in plan.steps]
-    steps = [
-        entries_of(step, sweep, config, overrides, root, records)
-        for step, sweep in zip(plan.steps, sweeps, strict=True)
-    ]
+    entries = [entries_of(step, config, overrides, root, records) for step in plan.steps]
     print(plan.title)
-    show(plan.steps, steps)
+    show(plan.steps, entries)
     if given.minutes == 0:
         return 0
     until = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
     with files.owned(root):
-        write_sweeps(plan.steps, sweeps, records, (config_file, overrides, command))
-        return work([entry for step in steps for entry in step], config_file, until)
+        for step in plan.steps:
+            sweep = step.get_sweep(config)
+            content = record.make(sweep, config_file, overrides, command, step.seeds)
+            record.write(records / step.name / "sweep.json", content)
+        return work(itertools.chain(*entries), config_file, until)
 
 
 def find(plan: str | None) -> Path:
@@ -104,18 +98,12 @@ def find(plan: str | None) -> Path:
 
 
 def entries_of(
-    step: "Step",
-    sweep: "Sweep",
-    config: "ConfigDict",
-    given: Mapping[str, Any],
-    root: Path,
-    records: Path,
+    step: "Step", config: "ConfigDict", given: Mapping[str, Any], root: Path, records: Path
 ) -> list[Entry]:
     """Returns the runs of a step, seed by seed.
 
     Args:
-      step: its name and seeds.
-      sweep: its points.
+      step: a sweep with its seeds.
       config: the config with ``given`` in it.
       given: overrides of the command line.
       root: the working folder.
@@ -127,28 +115,25 @@ def entries_of(
     from .jobs import plan as jobs
     from .jobs import record
 
+    sweep = step.get_sweep(config)
     planned = jobs.jobs_of(sweep, config, dict(given), step.seeds, root, step.name)
     by_folder = {job.folder: job for job in planned}
-    own = [job for job in planned if job.folder.is_relative_to(root / step.name)]
-    rows = [point.row for point in jobs.distinct(sweep.points)] * len(step.seeds)
     entries = []
-    for job, row in zip(own, rows, strict=True):
-        chain = [job]
-        while (after := chain[0].after) is not None:
-            chain.insert(0, by_folder[after])
-        record_file = record.kept_of(records / job.folder.relative_to(root))
-        _check(record_file, config, job)
-        entries.append(Entry(chain, record_file, row))
+    for job in planned:
+        if job.folder.is_relative_to(root / step.name):  # not a warm-up
+            chain = [job]
+            while (after := chain[0].after) is not None:
+                chain.insert(0, by_folder[after])
+            kept = record.kept_of(records / job.folder.relative_to(root))
+            _check(kept, config, job)
+            entries.append(Entry(chain, kept))
     return entries
 
 
 def _check(path: Path, config: "ConfigDict", job: "Job") -> None:
-    """Checks that what was kept of a run, if anything, is of the run that the plan has now.
-
-    Raises:
-      ConfigError: it is of another; says which field differs.
-    """
+    """Fails if what was kept of a run is of another one than the plan has now."""
     from zo_fl import config as configs
+    from zo_fl.host import files
 
     from .jobs import record
 
@@ -159,9 +144,8 @@ def _check(path: Path, config: "ConfigDict", job: "Job") -> None:
         return
     now = configs.identity(configs.changed(config.to_dict(), job.overrides))
     then = configs.flatten(content["config"]["config"])
-    for field, value in now.items():
-        as_json = list(value) if isinstance(value, tuple) else value
-        if not field.startswith("run.") and then.get(field, as_json) != as_json:
+    for field, value in files.as_json(now).items():
+        if not field.startswith("run.") and then.get(field, value) != value:
             raise ConfigError(
                 f"{path} is of a run with config.{field}={then[field]}, the plan has {value}; "
                 "delete the file, or change --records"
@@ -169,12 +153,9 @@ def _check(path: Path, config: "ConfigDict", job: "Job") -> None:
 
 
 def work(entries: Iterable[Entry], config_file: str, until: float) -> int:
-    """Runs what is not done, one run at a time, and returns the exit status.
+    """Runs what is not done, one run at a time until ``time.monotonic() > until``.
 
-    Args:
-      entries: runs, the most worth first.
-      config_file: the config of all.
-      until: the time, as ``time.monotonic`` has it, after which nothing runs.
+    Returns the exit status.
     """
     from zo_fl.host import units
 
@@ -183,7 +164,7 @@ def work(entries: Iterable[Entry], config_file: str, until: float) -> int:
     def command(jobs: "list[Job]", after: Path | None) -> list[str]:
         return launch.command_line(jobs[0], after, config_file)
 
-    failed = 0
+    failed = False
     for entry in (entry for entry in entries if not entry.record.exists()):
         job, began = entry.chain[-1], time.monotonic()
         try:
@@ -198,27 +179,9 @@ def work(entries: Iterable[Entry], config_file: str, until: float) -> int:
             took = units.duration(time.monotonic() - began)
             print(f"{job.name}: {result}, {took}", flush=True)
         else:
-            failed += 1
+            failed = True
             print(f"failed: {job.name}: {status.message}", file=sys.stderr, flush=True)
-    return 1 if failed else 0
-
-
-def write_sweeps(
-    steps: "Sequence[Step]", sweeps: "Sequence[Sweep]", records: Path, made: tuple[str, dict, str]
-) -> None:
-    """Writes ``sweep.json`` of each sweep beside its records.
-
-    Args:
-      steps: names and seeds.
-      sweeps: the sweep of each.
-      records: the folder of what is done.
-      made: config, overrides and command that all share.
-    """
-    from .jobs import record
-
-    for step, sweep in zip(steps, sweeps, strict=True):
-        content = record.make(sweep, *made, step.seeds)
-        record.write(records / step.name / "sweep.json", content)
+    return int(failed)
 
 
 def show(steps: "Sequence[Step]", entries: Sequence[Sequence[Entry]]) -> None:
@@ -228,18 +191,23 @@ def show(steps: "Sequence[Step]", entries: Sequence[Sequence[Entry]]) -> None:
     from .jobs import record
 
     seconds = collections.defaultdict(list)
+    for entry in itertools.chain(*entries):
+        content, _ = record.read_json(entry.record)
+        if content is not None:
+            seconds[_row(entry)].append(content["seconds"])
     for step, own in zip(steps, entries, strict=True):
-        for entry in own:
-            content, _ = record.read_json(entry.record)
-            if content is not None:
-                seconds[step.name, entry.row].append(content["seconds"])
-    for step, own in zip(steps, entries, strict=True):
-        left = [(step.name, entry.row) for entry in own if not entry.record.exists()]
+        left = [_row(entry) for entry in own if not entry.record.exists()]
         known = [statistics.mean(seconds[row]) for row in left if row in seconds]
         text = f"{len(own) - len(left)} of {len(own)} done"
         text += f", {units.duration(sum(known))} for {len(known)} more" if known else ""
         text += f", {len(left) - len(known)} not timed yet" if len(left) > len(known) else ""
         print(f"  {step.name}, seeds {step.seeds[0]} to {step.seeds[-1]}: {text}")
+
+
+def _row(entry: Entry) -> tuple[Path, str]:
+    """Returns a run's sweep and row: runs of one row take about as long."""
+    point = entry.record.parent
+    return point.parent, point.name.partition("--")[0]
 
 
 if __name__ == "__main__":

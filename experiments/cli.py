@@ -30,16 +30,10 @@ _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--h
 
 
 class Given(NamedTuple):
-    """The config that the command line gives.
+    """The config that the command line gives, with its changes made, not yet checked."""
 
-    Attributes:
-      name: name or path of the config's file, as given.
-      overrides: changed fields, dotted name -> value.
-      config: the config with the changes made, not yet checked.
-    """
-
-    name: str
-    overrides: dict[str, Any]
+    name: str  # or path of its file, as given
+    overrides: dict[str, Any]  # dotted name -> value
     config: "ConfigDict"
 
 
@@ -52,19 +46,13 @@ def define_config() -> None:
 
 
 def define_folders(out: str) -> None:
-    """Defines ``--runs`` and ``--out`` of the commands that show results.
-
-    Args:
-      out: default of ``--out``, inside the folder ``--runs``.
-    """
+    """Defines ``--runs`` and ``--out``, by default ``RUNS/out``, of commands that show results."""
     flags.DEFINE_string("runs", None, "Folder of sweeps (their --workdir), or of single runs.")
     flags.DEFINE_string("out", None, f"Where to write. Default: RUNS/{out}.")
 
 
 def run(
-    main: Callable[[list[str]], int],
-    define_flags: Callable[[], None],
-    described: str | None,
+    main: Callable[[list[str]], int], define_flags: Callable[[], None], described: str | None
 ) -> None:
     """Runs a command and exits with its status.
 
@@ -109,10 +97,7 @@ def run(
 def parse_flags(argv: list[str], described: str, own: list[str]) -> list[str]:
     """Parses absl flags; bad ones are one line and exit status 2.
 
-    Args:
-      argv: the whole command.
-      described: what the command does, for ``--help``.
-      own: names of the command's flags, for ``--help``.
+    ``described`` is what the command does, for ``--help``, and ``own`` names its flags.
     """
     # absl would show JAX's notes on back ends that are not installed.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
@@ -177,11 +162,7 @@ def given_values(text: str) -> tuple[str, list[Any]]:
 
 
 def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, Any]]:
-    """Returns the folder and the config of ``FOLDER FIELD=VALUE ...``.
-
-    Args:
-      resolved: the config whose fields are changed.
-      text: as given by ``--also``.
+    """Returns the folder and the changed config of ``FOLDER FIELD=VALUE ...``, as of ``--also``.
 
     Raises:
       ConfigError: an unknown field, or a value that is not allowed.
@@ -189,13 +170,12 @@ def given_run(resolved: Mapping[str, Any], text: str) -> tuple[Path, dict[str, A
     from zo_fl import config
 
     folder, *changes = shlex.split(text)
-    pairs = dict(given_values(change) for change in changes)
-    for field, values in pairs.items():
+    pairs = {}
+    for field, values in map(given_values, changes):
         if len(values) > 1:
             raise ConfigError(f"config.{field} has {len(values)} values in {text!r}; give one")
-    return path_of(folder), config.changed(
-        resolved, {field: one for field, (one,) in pairs.items()}
-    )
+        pairs[field] = values[0]
+    return path_of(folder), config.changed(resolved, pairs)
 
 
 def as_text(value: Any) -> str:

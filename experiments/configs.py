@@ -48,12 +48,10 @@ def main(argv: list[str]) -> int:
         for row in zip(*(column.cells for column in table.columns), strict=True):
             print("  ".join(Text.from_markup(str(cell)).plain for cell in row))
     if flags.FLAGS.config:
-        console.print("* differs from the default")
+        print("* differs from the default")
     if len(shown) < len(blocks):
         rest = ", ".join(name for name in blocks if name not in shown)
-        console.print(
-            f"{given['algorithm']} does not read: {rest} (--all lists them too)", soft_wrap=True
-        )
+        print(f"{given['algorithm']} does not read: {rest} (--all lists them too)")
     return 0
 
 

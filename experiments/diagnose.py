@@ -43,8 +43,7 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False)
     for table in diagnosis_page.tables(found):
         table.print(console)
-    for line in (*diagnosis_page.warnings(found), f"written to {path / 'diagnosis.html'}"):
-        console.print(line, markup=False, soft_wrap=True)
+    print(*diagnosis_page.warnings(found), f"written to {path / 'diagnosis.html'}", sep="\n")
     return 0
 
 

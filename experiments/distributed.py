@@ -27,12 +27,10 @@ def join() -> None:
     Raises:
       ConfigError: flags that do not go together, or no way to the others.
     """
-    given: Any = flags.FLAGS
     names = ("coordinator", "num_processes", "process_id")
-    told: dict[str, Any] = {
-        name: given[name].value for name in names if given[name].value is not None
-    }
-    if not told and not given.distributed:
+    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    told = {name: value for name, value in given.items() if value is not None}
+    if not told and not flags.FLAGS.distributed:
         return
     if 0 < len(told) < len(names):
         missing = " and ".join(f"--{name}" for name in names if name not in told)
@@ -42,9 +40,7 @@ def join() -> None:
     import jax  # not above: --help does without
 
     try:
-        jax.distributed.initialize(
-            told.get("coordinator"), told.get("num_processes"), told.get("process_id")
-        )
+        jax.distributed.initialize(*given.values())
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"cannot join the other processes: {' '.join(str(error).split())} "

@@ -125,27 +125,26 @@ def _run_together(resolved, path: Path) -> int:
         raise ConfigError(
             "--vmap_seeds and --vmap_values compute their own warm-ups; leave out --warm_start"
         )
-    field, values, folders = "", [], [path]
     if given.also:
-        others = [cli.given_run(resolved, text) for text in given.also]
-        folders += [folder for folder, _ in others]
-        runs = [resolved, *(config for _, config in others)]
+        folders, runs = zip(
+            (path, resolved), *(cli.given_run(resolved, text) for text in given.also), strict=True
+        )
         summaries = run_many.run_together(runs, folders, warm_start=given.warm_start)
+        texts = [
+            summary_table.of_run(summary | {"workdir": str(folder)})
+            for folder, summary in zip(folders, summaries, strict=True)
+        ]
     elif given.vmap_values:
         field, values = cli.given_values(given.vmap_values)
         summaries = run_many.run_values(resolved, path, field, values)
+        names = [f"{field}={value:g}" for value in values]
+        texts = [summary_table.of_runs(dict(zip(names, summaries, strict=True)), path)]
     else:
         summaries = run_many.run_seeds(resolved, path, given.vmap_seeds)
+        names = [f"seed {resolved['seed'] + i}" for i in range(given.vmap_seeds)]
+        texts = [summary_table.of_runs(dict(zip(names, summaries, strict=True)), path, mean=True)]
     if processes.is_first():
-        if given.also:
-            for folder, summary in zip(folders, summaries, strict=True):
-                print(summary_table.of_run(summary | {"workdir": str(folder)}))
-        elif field:
-            names = [f"{field}={value:g}" for value in values]
-            print(summary_table.of_runs(dict(zip(names, summaries, strict=True)), path))
-        else:
-            names = [f"seed {resolved['seed'] + i}" for i in range(len(summaries))]
-            print(summary_table.of_runs(dict(zip(names, summaries, strict=True)), path, mean=True))
+        print(*texts, sep="\n")
     return int(any(summary["diverged_round"] is not None for summary in summaries))
 
 

@@ -37,10 +37,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"no finished run in {root}; change --runs")
     configs = [run.config for sweep in read.sweeps for run in sweep.runs if run.config]
     tradeoff.write(points, out, with_paper=any(map(paper.is_paper_data, configs)))
-    console = Console(highlight=False)
-    tradeoff.table(points).print(console)
-    for line in (*read.problems, f"written to {out}"):
-        console.print(line, markup=False, soft_wrap=True)
+    tradeoff.table(points).print(Console(highlight=False))
+    print(*read.problems, f"written to {out}", sep="\n")
     return 0
 
 

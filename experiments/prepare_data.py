@@ -36,10 +36,9 @@ def main(argv: list[str]) -> int:
     if given.dataset is None:
         print(prepare.available(given.data_dir))
         raise ConfigError("no --dataset given; nothing was prepared")
-    else:
-        print(prepare.prepare(given.dataset, given.data_dir, given.source))
-        if given.verify:
-            prepare.verify(given.dataset, given.data_dir)
+    print(prepare.prepare(given.dataset, given.data_dir, given.source))
+    if given.verify:
+        prepare.verify(given.dataset, given.data_dir)
     return 0
 
 

@@ -29,8 +29,7 @@ def main(argv: list[str]) -> int:
     for sweep in read.sweeps:
         tables.show(sweep, console)
         tables.write(sweep, out)
-    for line in (*read.problems, f"written to {out}"):
-        console.print(line, markup=False, soft_wrap=True)
+    print(*read.problems, f"written to {out}", sep="\n")
     return 0
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
+from zo_fl.host.units import NONE
+
 from . import paper, runs
 from .runs import Run, SweepRuns
 
@@ -31,31 +33,18 @@ class Interval(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One point of a sweep, over its seeds.
-
-    Attributes:
-      row: name of the point's row.
-      column: name of its column.
-      values: result of each seed whose loss stayed finite, by seed.
-      gains: ``delta_lo`` of the same seeds in points, for runs with a pivot.
-      num_nc: number of finished seeds whose loss did not stay finite.
-      num_at_chance: number of seeds in ``values`` that have learned nothing.
-      num_seeds: number of seeds of the sweep.
-      paper: the paper's result, if these runs may be compared with it.
-      differs: the differences in setting, if the paper has a result but they may not.
-      difference: mean difference to the sweep's reference row, paired by seed.
-    """
+    """One point of a sweep, over its seeds."""
 
     row: str
     column: str
-    values: dict[Hashable, float]
-    gains: list[float]
-    num_nc: int
-    num_at_chance: int
-    num_seeds: int
-    paper: paper.Figure | None
-    differs: tuple[str, ...]
-    difference: Interval | None
+    values: dict[Hashable, float]  # result of each seed whose loss stayed finite, by seed
+    gains: list[float]  # delta_lo of the same seeds in points, for runs with a pivot
+    num_nc: int  # finished seeds whose loss did not stay finite
+    num_at_chance: int  # seeds in values that have learned nothing
+    num_seeds: int  # of the sweep
+    paper: paper.Figure | None  # if these runs may be compared with it
+    differs: tuple[str, ...]  # in setting, if the paper has a result but they may not
+    difference: Interval | None  # to the sweep's reference row, paired by seed
 
     def mean(self) -> float | None:
         """Returns the mean over seeds; None without any."""
@@ -110,11 +99,10 @@ def std(values: Sequence[float]) -> float | None:
 def mean_std(values: Sequence[float], digits: int = 1) -> str:
     """Returns ``24.8(4.8)`` as the paper writes it; a single value has no spread."""
     if not values:
-        return "–"
+        return NONE
     spread = std(values)
-    return f"{mean(values):.{digits}f}".replace("-", "−") + (
-        "" if spread is None else f"({spread:.{digits}f})"
-    )
+    text = f"{mean(values):.{digits}f}".replace("-", "−")
+    return text if spread is None else f"{text}({spread:.{digits}f})"
 
 
 def _cell(sweep: SweepRuns, row: str, column: str) -> Cell:
@@ -124,28 +112,22 @@ def _cell(sweep: SweepRuns, row: str, column: str) -> Cell:
     good = finished if timed else [run for run in finished if converged(run)]
     values = _values(sweep, good)
     figure, differs = _paper(sweep, of_point, row, column)
+    difference, reference = None, sweep.record["reference"]
+    if reference and row != reference:
+        others = [run for run in runs.finished(sweep.of(reference, column)) if converged(run)]
+        difference = paired(values, _values(sweep, others))
     return Cell(
         row,
         column,
         values,
-        [100 * gain for gain in runs.numbers(good, "delta_lo")],
-        len(finished) - len(good),
-        0 if timed else sum(map(at_chance, good)),
-        len(of_point),
-        figure,
-        differs,
-        _difference(sweep, values, row, column),
+        gains=[100 * gain for gain in runs.numbers(good, "delta_lo")],
+        num_nc=len(finished) - len(good),
+        num_at_chance=0 if timed else sum(map(at_chance, good)),
+        num_seeds=len(of_point),
+        paper=figure,
+        differs=differs,
+        difference=difference,
     )
-
-
-def _difference(
-    sweep: SweepRuns, values: Mapping[Hashable, float], row: str, column: str
-) -> Interval | None:
-    reference = sweep.record["reference"]
-    if not reference or row == reference:
-        return None
-    others = [run for run in runs.finished(sweep.of(reference, column)) if converged(run)]
-    return paired(values, _values(sweep, others))
 
 
 def _paper(

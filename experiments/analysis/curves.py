@@ -1,5 +1,6 @@
 """Draws accuracy against rounds over seeds, before and after the pivot: as the paper's Figure 3."""
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ class Curve(NamedTuple):
     pivot: int | None
 
 
+_EMPTY = Curve(np.array([]), np.array([]), np.array([]), None)
+
+
 class Panel(NamedTuple):
     """Axes with lines by label; the line labelled ``behind`` is drawn in grey."""
 
@@ -43,8 +47,8 @@ def draw(sweep: SweepRuns, title: str) -> Figure | None:
     Each column has a panel and each row a line. A single row has a line for each column; many rows
     have a panel each, with the reference behind.
     """
-    curves = {point: _curve(sweep.of(*point)) for point in sweep.points()}
-    curves = {point: curve for point, curve in curves.items() if len(curve.rounds)}
+    found = ((point, _curve(sweep.of(*point))) for point in sweep.points())
+    curves = {point: curve for point, curve in found if curve is not None}
     panels = [panel for panel in _panels(sweep) if any(p in curves for p in panel.lines.values())]
     if not panels:
         return None
@@ -52,15 +56,20 @@ def draw(sweep: SweepRuns, title: str) -> Figure | None:
     height = -(-len(panels) // width)
     figure = drawing.new_figure(title, 1.3 + (2.1 if width > 1 else 2.6) * height)
     grid = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False)
-    every = list(grid.flat)
-    for axes, panel in zip(every, panels, strict=False):
+    shown, rest = grid.flat[: len(panels)], grid.flat[len(panels) :]
+    for axes, panel in zip(shown, panels, strict=True):
         decorate(axes)
         _draw_panel(axes, panel, curves, letters=60 // width)
         _mark_paper(axes, sweep, panel)
-    for axes in every[len(panels) :]:
+    for axes in rest:
         axes.set_visible(False)
-    _label(grid, every[: len(panels)])
-    drawing.add_legend(figure, every[0], "band: one standard deviation over seeds")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy, %")
+    for axes in shown[-width:]:
+        axes.set_xlabel("round")
+        axes.tick_params(labelbottom=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
+    drawing.add_legend(figure, shown[0], "band: one standard deviation over seeds")
     return figure
 
 
@@ -87,7 +96,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Mapping[Point, Curve], letters
     # Points that share a warm-up begin alike: the first is on top, dashed, so that others show.
     for i, (label, point) in enumerate(panel.lines.items()):
         # The legend is that of the first panel: an empty line keeps it whole.
-        curve = curves.get(point, Curve(np.array([]), np.array([]), np.array([]), None))
+        curve = curves.get(point, _EMPTY)
         dashed = label == panel.behind or (i == 0 and len(labels) > 1)
         look: dict[str, Any] = {"color": colours[label], "linestyle": "--" if dashed else "-"}
         look["zorder"] = 1.5 if label == panel.behind else 2.5 - 0.01 * i
@@ -116,33 +125,21 @@ def _mark_paper(axes: Axes, sweep: SweepRuns, panel: Panel) -> None:
             axes.plot([round_idx], [figure.mean], **look)
 
 
-def _label(grid: np.ndarray, shown: Sequence[Axes]) -> None:
-    for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy, %")
-    for axes in shown[max(len(shown) - grid.shape[1], 0) :]:
-        axes.set_xlabel("round")
-        axes.tick_params(labelbottom=True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
-
-
-def _curve(of_point: Sequence[Run]) -> Curve:
-    """Returns mean and deviation in rounds where all seeds were evaluated, finished ones if any."""
+def _curve(of_point: Sequence[Run]) -> Curve | None:
+    """Returns the curve over rounds where all seeds were evaluated, finished ones if any."""
     shown = runs.finished(of_point) or of_point
     rows = [[row for row in record.rows_of(run.folder) if "round" in row] for run in shown]
     curves = [
-        {
-            row["round"]: row["test_accuracy"]
-            for row in of_run
-            if is_number(row.get("test_accuracy"))
-        }
-        for of_run in rows
+        {row["round"]: row["test_accuracy"] for row in one if is_number(row.get("test_accuracy"))}
+        for one in rows
     ]
-    common = sorted(set.intersection(*map(set, curves))) if curves else []
-    values = 100 * np.array([[curve[i] for i in common] for curve in curves], float)
-    phases = [row.get("phase") for row in rows[0]] if common else []
-    pivot = next((i for i, phase in enumerate(phases) if phase != phases[0]), None)
+    common = sorted(set.intersection(*map(set, curves)))
     if not common:
-        return Curve(np.array([]), np.array([]), np.array([]), None)
+        return None
+    values = 100 * np.array([[curve[i] for i in common] for curve in curves], float)
     spread = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(common))
-    at = rows[0][pivot - 1]["round"] if pivot else None
-    return Curve(np.array(common), values.mean(axis=0), spread, at)
+    first = list(
+        itertools.takewhile(lambda row: row.get("phase") == rows[0][0].get("phase"), rows[0])
+    )
+    pivot = first[-1]["round"] if len(first) < len(rows[0]) else None
+    return Curve(np.array(common), values.mean(axis=0), spread, pivot)

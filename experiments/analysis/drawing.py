@@ -36,9 +36,8 @@ def new_figure(title: str, height: float, width: float = WIDTH) -> Figure:
     longest = round(10 * width)
     shown = title if len(title) <= longest else title[: longest - 1] + "…"
     figure = style.new_figure(width, height, shown)
-    layout = figure.get_layout_engine()
-    if layout is not None:
-        layout.set(w_pad=0.08, h_pad=0.08)  # pyright: ignore[reportCallIssue]
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.08, h_pad=0.08)
     return figure
 
 
@@ -52,13 +51,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def add_legend(figure: Figure, axes: Axes | Sequence[Axes], note: str = "") -> None:
-    """Puts the legend below the axes, where nothing is drawn, and a line of explanation.
-
-    Args:
-      figure: the figure of the axes.
-      axes: one or several; an equal name has one entry.
-      note: the explanation.
-    """
+    """Puts one legend of all axes below them, an entry a name, and a line of explanation."""
     found: dict[str, Any] = {}
     for one in [axes] if isinstance(axes, Axes) else axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
@@ -104,18 +97,11 @@ def number_in(text: str) -> float:
 
 
 class Label(NamedTuple):
-    """A name beside a mark.
-
-    Attributes:
-      name: the text.
-      size: size of the text in points.
-      place: of the mark, in the units of the axes.
-      is_optional: whether to leave it out where there is no room right beside the mark.
-    """
+    """A name beside a mark; one that is optional is left out where there is no room beside it."""
 
     name: str
-    size: float
-    place: tuple[float, float]
+    size: float  # in points
+    place: tuple[float, float]  # of the mark, in the units of the axes
     is_optional: bool = False
 
 

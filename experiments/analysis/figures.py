@@ -4,6 +4,7 @@ Filled marks are ours: large the mean, bars and bands one standard deviation ove
 single seeds. Hollow diamonds are the paper's, where the runs may be compared with it.
 """
 
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -52,18 +53,17 @@ def of(sweep: SweepRuns, titled: bool = True) -> dict[str, Figure]:
     drawn = {}
     if any(cell.values or cell.num_nc for cell in cells):
         drawn[sweep.name] = _draw_results(sweep, cells, title)
-    drawn_curves = curves.draw(sweep, f"{title}: curves" if title else "")
-    return drawn | ({f"{sweep.name}-curves": drawn_curves} if drawn_curves else {})
+    if figure := curves.draw(sweep, f"{title}: curves" if title else ""):
+        drawn[f"{sweep.name}-curves"] = figure
+    return drawn
 
 
 def _draw_results(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure:
     table = sweep.record["table"]
-    if table in _X_LABELS:
-        return draw_lines(sweep, cells, title, _X_LABELS[table])
     if table == "Figure 7":
         return draw_variance(sweep, cells, f"{title}: spread of the results" if title else "")
-    if sweep.record.get("axis"):
-        return draw_lines(sweep, cells, title, sweep.record["axis"])
+    if x_label := _X_LABELS.get(table) or sweep.record.get("axis"):
+        return draw_lines(sweep, cells, title, x_label)
     return draw_dots(sweep, cells, title)
 
 
@@ -149,19 +149,18 @@ def draw_variance(sweep: SweepRuns, cells: Sequence[Cell], title: str) -> Figure
     known = [cell for cell in cells if len(set(cell.values.values())) > 1]
     x = [number_in(cell.column) for cell in known]
     ends = np.array([variance_interval(cell) for cell in known]).reshape(-1, 3)
-    bars = [ends[:, 1] - ends[:, 0], ends[:, 2] - ends[:, 1]]
-    style: dict[str, Any] = {"fmt": "o-", "capsize": 4, "color": drawing.MAIN}
+    look: dict[str, Any] = {"fmt": "o-", "capsize": 4, "color": drawing.MAIN}
     if known:
-        axes.errorbar(x, ends[:, 1], bars, label="variance, 95 % interval", **style)
+        label = "variance, 95 % interval"
+        axes.errorbar(x, ends[:, 1], np.diff(ends).T, label=label, **look)
     told = [
         (number_in(cell.column), cell.paper.std**2)
         for cell in cells
         if cell.paper and cell.paper.std is not None
     ]
     if told:
-        style = drawing.PAPER | {"color": INK, "linestyle": ":"}
-        x, y = zip(*told, strict=True)
-        axes.plot(x, y, label="the paper, 3 seeds", **style)
+        look = drawing.PAPER | {"color": INK, "linestyle": ":"}
+        axes.plot(*zip(*told, strict=True), label="the paper, 3 seeds", **look)
     if not known and not told:
         axes.text(0.02, 0.9, "needs two seeds", transform=axes.transAxes, color=INK)
         return figure
@@ -215,11 +214,9 @@ def _draw_line(axes: Axes, cells: Sequence[Cell], shift: float, colour: str) -> 
     known = [cell for cell in cells if cell.values]
     # A column without a number has no place: a level.
     levels = [cell for cell in known if math.isnan(number_in(cell.column))]
-    for i, cell in enumerate(levels):
+    for cell, dashes in zip(levels, itertools.cycle(("--", ":", "-.")), strict=False):
         label = plain(f"{cell.row}, {cell.column}")
-        axes.axhline(
-            cell.mean() or 0.0, color=colour, linestyle=("--", ":", "-.")[i % 3], label=label
-        )
+        axes.axhline(cell.mean() or 0.0, color=colour, linestyle=dashes, label=label)
     known = [cell for cell in known if cell not in levels]
     if known:
         x = [number_in(cell.column) + shift for cell in known]
@@ -234,10 +231,9 @@ def _draw_line(axes: Axes, cells: Sequence[Cell], shift: float, colour: str) -> 
         if cell.paper and cell.paper.mean is not None
     ]
     if told:
-        style = drawing.PAPER | {"color": colour, "linestyle": ":", "linewidth": 1.2}
+        look = drawing.PAPER | {"color": colour, "linestyle": ":", "linewidth": 1.2}
         label = plain(f"{cells[0].row}, the paper")
-        x, y = zip(*told, strict=True)
-        axes.plot(x, y, label=label, **style)
+        axes.plot(*zip(*told, strict=True), label=label, **look)
 
 
 def _measure(sweep: SweepRuns) -> str:

@@ -65,10 +65,7 @@ def read(root: str | Path) -> Found:
 
 
 def command_of(sweep: SweepRuns, run: Run) -> str:
-    """Returns the command that repeats a run, bit for bit where the machine is the same.
-
-    It computes a warm-up that the run shared with others.
-    """
+    """Returns the command that repeats a run, a warm-up that it shared included."""
     if sweep.is_plain():
         defaults = configs.flatten(configs.default().to_dict())
         config, changes = "base", {}

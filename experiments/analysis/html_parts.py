@@ -57,9 +57,7 @@ def element(name: str, inner: str, **attributes: str) -> str:
 def table(made: TextTable, link: Callable[[Point], str] | None = None) -> str:
     """Returns a table that scrolls by itself if the page is narrow.
 
-    Args:
-      made: the table.
-      link: the address of a point; cells that show a point lead there.
+    ``link`` gives the address of a point; cells that show a point lead there.
     """
 
     def cell(kind: str, text: str, column: int, point: Point | None = None) -> str:

@@ -25,13 +25,8 @@ _PROVENANCE = {
 
 
 @style.own
-def of(read: found.Found, root: Path | None = None) -> str:
-    """Returns the page as HTML.
-
-    Args:
-      read: all sweeps and runs.
-      root: their folder, where a picture by ``pareto`` may be.
-    """
+def of(read: found.Found, root: Path) -> str:
+    """Returns the page as HTML; ``root`` is the folder of all runs, and of ``pareto``'s picture."""
     links = [
         element("a", escape(sweep.record["title"]), href=f"#{_anchor(sweep)}")
         for sweep in read.sweeps
@@ -47,10 +42,9 @@ def of(read: found.Found, root: Path | None = None) -> str:
     return html_parts.document("Results", "\n".join(parts))
 
 
-def _trade_off(root: Path | None) -> list[str]:
+def _trade_off(root: Path) -> list[str]:
     """Returns the section of the file that ``pareto`` wrote, none if there is no such file."""
-    content, _ = record.read_json(root / "pareto" / "pareto.json") if root else (None, "")
-    known = tradeoff.from_json(content)
+    known = tradeoff.from_json(record.read_json(root / "pareto" / "pareto.json")[0])
     if known is None:
         return []
     points, with_paper = known

@@ -48,8 +48,8 @@ def known(table: str, config: Mapping[str, Any], row: str, column: str) -> Known
     Args:
       table: a name in ``paper.json``, such as ``Table 2``.
       config: of a run of the point.
-      row: of the table.
-      column: of the table.
+      row: the point's.
+      column: the point's.
     """
     entry = _read()["tables"].get(table, {"sets": {}})
     results = entry["sets"].get(_SETS.get(runs.dotted(config, "data.name"), ""), {})
@@ -69,16 +69,14 @@ def lookup(table: str, config: Mapping[str, Any], row: str, column: str) -> Figu
 def differences(required: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a phrase for each required field that a config reads and has otherwise."""
     read = {"algorithm"} | blocks_read(str(config.get("algorithm")))
-
-    def value_of(field: str) -> Any:
-        value = runs.dotted(config, field)  # None: of a version that had no such field
-        return runs.dotted(_defaults(), field) if value is None else value
-
-    return tuple(
-        f"{field} = {_shown(value)} instead of {_allowed(wanted)}"
-        for field, wanted in required.items()
-        if field.split(".")[0] in read and not _fits(value := value_of(field), wanted)
-    )
+    found = []
+    for field, wanted in required.items():
+        value = runs.dotted(config, field)
+        if value is None:  # of a version that had no such field
+            value = runs.dotted(_defaults(), field)
+        if field.split(".")[0] in read and not _fits(value, wanted):
+            found.append(f"{field} = {_shown(value)} instead of {_shown(wanted)}")
+    return tuple(found)
 
 
 @functools.cache
@@ -104,10 +102,8 @@ def source(table: str) -> str:
 def note(table: str, compared: bool) -> str:
     """Returns the note for readers of a table, or "".
 
-    Args:
-      table: a name in ``paper.json``.
-      compared: whether the paper's figures are shown. If not, a note is returned only for a table
-        without figures, in whose place it stands.
+    If the paper's figures are not ``compared``, a note stands only in place of figures that there
+    are not.
     """
     entry = _read()["tables"].get(table, {"sets": None})
     return entry.get("note", "") if compared or entry["sets"] == {} else ""
@@ -127,11 +123,9 @@ def _fits(value: Any, wanted: Any) -> bool:
     return value in wanted if isinstance(wanted, list) else value == wanted
 
 
-def _allowed(wanted: Any) -> str:
-    return " or ".join(map(_shown, wanted)) if isinstance(wanted, list) else _shown(wanted)
-
-
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " or ".join(map(_shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

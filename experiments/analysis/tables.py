@@ -1,17 +1,18 @@
 """The tables of a sweep, or of runs outside of sweeps, with notes for their readers."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from zo_fl.host import units
+from zo_fl.host.units import NONE
 
 from . import comparison, paper, runs
 from .comparison import Cell, mean_std
 from .runs import Point, Run, SweepRuns
-from .text_table import NONE, TextTable, escape_markdown
+from .text_table import TextTable, escape_markdown
 
 _AT_CHANCE = "†"
 _COSTS = {
@@ -26,6 +27,11 @@ _CSV = (
     *("paper_mean", "paper_std", "minus_reference", "half_width_95", "pairs"),
     *_SUMMED,
 )
+_MEASURES = {
+    "accuracy": "final test accuracy in %",
+    "seconds": "seconds a round of the last phase (median)",
+    "validation": "final accuracy on the clients' validation examples in %",
+}
 
 
 def show(sweep: SweepRuns, console: Console) -> None:
@@ -35,9 +41,9 @@ def show(sweep: SweepRuns, console: Console) -> None:
     for table in tables_of(sweep, cells):
         table.print(console)
     lacking = runs.unfinished(sweep)
-    shown = [f"missing: {line}" for line in lacking[:10]]
-    shown += [f"missing: {len(lacking) - 10} more"] if len(lacking) > 10 else []
-    for line in (*notes(sweep, cells), *shown):
+    if len(lacking) > 10:
+        lacking = [*lacking[:10], f"{len(lacking) - 10} more"]
+    for line in (*notes(sweep, cells), *(f"missing: {line}" for line in lacking)):
         console.print(line, markup=False, soft_wrap=True)
     console.print()
 
@@ -81,7 +87,7 @@ def tables_of(sweep: SweepRuns, cells: Sequence[Cell]) -> list[TextTable]:
 def costs(sweep: SweepRuns) -> TextTable:
     """Returns the costs of each point, means over finished runs."""
     rows = [
-        [row, column, *_costs_of(runs.finished(sweep.of(row, column)), list(_COSTS))]
+        [row, column, *_costs_of(runs.finished(sweep.of(row, column)), _COSTS)]
         for row, column in sweep.points()
     ]
     caption = "Costs, mean over seeds; warm-ups that are shared count in each"
@@ -90,17 +96,13 @@ def costs(sweep: SweepRuns) -> TextTable:
 
 def notes(sweep: SweepRuns, cells: Sequence[Cell]) -> list[str]:
     """Returns notes for a reader: the measure, the marks, the data, the paper's source."""
-    reference, quantity = sweep.record["reference"], sweep.record["quantity"]
-    measures = {
-        "seconds": "seconds a round of the last phase (median)",
-        "validation": "accuracy on the clients' validation examples in %",
-    }
-    what = measures.get(quantity, "test accuracy in %")
-    final = "" if quantity == "seconds" or sweep.is_plain() else "final "
-    found = [f"Cells: {final}{what}, mean(std) over seeds; n: seeds counted, of all."]
+    what = _MEASURES.get(sweep.record["quantity"], _MEASURES["accuracy"])
+    what = what.removeprefix("final ") if sweep.is_plain() else what
+    found = [f"Cells: {what}, mean(std) over seeds; n: seeds counted, of all."]
     if any(cell.difference for cell in cells):
         found.append(
-            f"Against {reference}: differences paired by seed, Student's 95 % interval for n >= 2."
+            f"Against {sweep.record['reference']}: differences paired by seed, Student's 95 % "
+            "interval for n >= 2."
         )
     if any(cell.num_nc for cell in cells):
         found.append(
@@ -131,8 +133,8 @@ def paper_text(figure: paper.Figure | None) -> str:
         return NONE
     if not figure.converged:
         return "nc"
-    spread = "" if figure.std is None else f"({figure.std:.1f})"
-    return f"{NONE if figure.mean is None else f'{figure.mean:.1f}'}{spread}"
+    mean = NONE if figure.mean is None else f"{figure.mean:.1f}"
+    return mean if figure.std is None else f"{mean}({figure.std:.1f})"
 
 
 def _overview(sweep: SweepRuns, cells: Sequence[Cell]) -> TextTable:
@@ -142,8 +144,9 @@ def _overview(sweep: SweepRuns, cells: Sequence[Cell]) -> TextTable:
     points: dict[tuple[int, int], Point] = {}
     for row in sweep.rows:
         here = [at.get((row, column)) for column in sweep.columns]
-        places = enumerate(sweep.columns, start=1)
-        points |= {(len(rows), i): (row, column) for i, column in places if (row, column) in at}
+        points |= {
+            (len(rows), i): (cell.row, cell.column) for i, cell in enumerate(here, 1) if cell
+        }
         rows.append([row, *(cell_text(cell) if cell else NONE for cell in here)])
         if any(cell and cell.paper for cell in here):
             rows.append(["  paper", *(paper_text(cell.paper if cell else None) for cell in here)])
@@ -162,12 +165,10 @@ def _details(sweep: SweepRuns, cells: Sequence[Cell]) -> TextTable:
         f"minus {reference} [95 %]": [_difference(cell) for cell in cells],
     }
     kept = {name: column for name, column in columns.items() if set(column) != {NONE}}
-    rows = [
-        [cell.row, cell.column, *(column[i] for column in kept.values())]
-        for i, cell in enumerate(cells)
-    ]
+    of_point = zip(*kept.values(), strict=True)
+    rows = [[cell.row, cell.column, *texts] for cell, texts in zip(cells, of_point, strict=True)]
     caption = "Details" if len(sweep.columns) > 1 else ""
-    place = 2 + list(kept).index("result") if "result" in kept else 0
+    place = 2 if "result" in kept else 0
     points = {(i, place): (cell.row, cell.column) for i, cell in enumerate(cells)}
     return TextTable(caption, ["row", "column", *kept], rows, num_names=2, points=points)
 
@@ -187,8 +188,8 @@ def _plain(sweep: SweepRuns, cells: Sequence[Cell]) -> TextTable:
     return TextTable("", headers, rows, points=points)
 
 
-def _costs_of(finished: Sequence[Run], names: Sequence[str]) -> list[str]:
-    shown = [_COSTS[name] for name in names]
+def _costs_of(finished: Sequence[Run], names: Iterable[str]) -> list[str]:
+    shown = (_COSTS[name] for name in names)
     return [show(comparison.mean(runs.numbers(finished, field))) for field, show in shown]
 
 
@@ -198,8 +199,8 @@ def _paper_notes(sweep: SweepRuns, cells: Sequence[Cell]) -> list[str]:
     if not table:
         return []
     found = []
-    names = sorted({str(runs.dotted(config, "data.name")) for config in configs})
-    if names and not any(paper.is_paper_data(config) for config in configs):
+    if configs and not any(map(paper.is_paper_data, configs)):
+        names = sorted({str(runs.dotted(config, "data.name")) for config in configs})
         found.append(f"Data: {', '.join(names)}, not the paper's; its figures are left out.")
     differing: dict[tuple[str, ...], list[str]] = {}
     for cell in cells:
@@ -222,10 +223,8 @@ def _counted(cell: Cell) -> str:
 
 
 def _minus_paper(cell: Cell) -> str:
-    ours = cell.mean()
-    if ours is None or cell.paper is None or cell.paper.mean is None:
-        return NONE
-    return _signed(ours - cell.paper.mean)
+    ours, theirs = cell.mean(), cell.paper and cell.paper.mean
+    return NONE if ours is None or theirs is None else _signed(ours - theirs)
 
 
 def _difference(cell: Cell) -> str:

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from .runs import Point
 
-NONE = "–"
 _NAME = 16  # characters that a name keeps on a narrow terminal
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#"} | {"\n": " "})
 _LATEX = str.maketrans(
@@ -45,10 +44,10 @@ class TextTable(NamedTuple):
     def markdown(self) -> str:
         """Returns the table in GitHub's Markdown; everything in it is escaped."""
         marks = ["---" if i < self.num_names else "---:" for i in range(len(self.headers))]
-        lines = [
+        head, *body = (
             [escape_markdown(text) or " " for text in row] for row in (self.headers, *self.rows)
-        ]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], marks, *lines[1:])) + "\n"
+        )
+        return "".join(f"| {' | '.join(line)} |\n" for line in (head, marks, *body))
 
     def latex(self) -> str:
         """Returns a LaTeX ``tabular`` that needs no packages; everything in it is escaped."""

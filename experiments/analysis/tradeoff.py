@@ -32,21 +32,13 @@ _LEAST = {"uplink": 100, "memory": 1_000_000, "passes": 100}  # where an axis be
 
 
 class TradeOff(NamedTuple):
-    """One point of a sweep and its prices for a low-resource client; None is not known.
-
-    Attributes:
-      name: the point's name.
-      accuracies: in percent, one for each seed.
-      uplink: bytes over the run, mean over seeds.
-      memory: bytes.
-      passes: single-example passes over the run, mean over seeds.
-    """
+    """One point of a sweep and its prices for a low-resource client; None is not known."""
 
     name: str
-    accuracies: list[float]
-    uplink: float | None
-    memory: float | None
-    passes: float | None
+    accuracies: list[float]  # in percent, one for each seed
+    uplink: float | None  # bytes over the run, mean over seeds
+    memory: float | None  # bytes
+    passes: float | None  # over single examples in the run, mean over seeds
 
     def accuracy(self) -> float:
         """Returns the mean accuracy over seeds."""
@@ -71,9 +63,7 @@ def points(
 ) -> list[TradeOff]:
     """Returns the points of a sweep that have a finished run.
 
-    Args:
-      sweep: the runs.
-      memory_of: the bytes of a low-resource client for a run's config; None leaves them unknown.
+    ``memory_of`` returns a low-resource client's bytes for a run's config; None: not known.
     """
     found = []
     for row, column in sweep.points():
@@ -98,10 +88,7 @@ def write(found: Sequence[TradeOff], out: Path, with_paper: bool) -> None:
     """
     content = {"points": [point._asdict() for point in found], "with_paper": with_paper}
     headers = ["name", "accuracy", "n", *PRICES]
-    rows = [
-        [p.name, p.accuracy(), len(p.accuracies), *(p.price(name) for name in PRICES)]
-        for p in found
-    ]
+    rows = [[p.name, p.accuracy(), len(p.accuracies), *map(p.price, PRICES)] for p in found]
     with runs.writing(out):
         drawing.save(draw(found, with_paper), out / "pareto.png")
         (out / "pareto.md").write_text(table(found).markdown(), encoding="utf-8")
@@ -161,8 +148,9 @@ def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
     panels = figure.subplots(len(prices), 1, squeeze=False)[:, 0]
     families = [_family(point) for point in found]
     colours = drawing.colours(families)
+    told = PAPER if with_paper else ()
     for axes, price in zip(panels, prices, strict=True):
-        _draw_panel(axes, found, price, colours, with_paper)
+        _draw_panel(axes, found, told, price, colours)
     for family in dict.fromkeys(families):
         panels[0].plot([], [], "o", color=colours[family], label=plain(family))
     if with_paper:
@@ -171,12 +159,16 @@ def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
     drawing.add_legend(figure, panels[0], "mean and standard deviation over seeds")
     figure.draw_without_rendering()  # the room for labels depends on the layout
     for axes, price in zip(panels, prices, strict=True):
-        _label(axes, price, found, with_paper, has_all=price == prices[0])
+        _label(axes, price, found, told, has_all=price == prices[0])
     return figure
 
 
 def _draw_panel(
-    axes: Axes, found: Sequence[TradeOff], price: str, colours: Mapping[str, str], with_paper: bool
+    axes: Axes,
+    found: Sequence[TradeOff],
+    told: Sequence[TradeOff],
+    price: str,
+    colours: Mapping[str, str],
 ) -> None:
     decorate(axes)
     axes.margins(y=0.12)
@@ -188,7 +180,7 @@ def _draw_panel(
     kept = front(found, price)
     xs, ys = [point.price(price) for point in kept], [point.accuracy() for point in kept]
     axes.plot(xs, ys, color=FAINT, lw=0.9, zorder=1, drawstyle="steps-post")
-    for point in PAPER if with_paper else ():
+    for point in told:
         if (x := point.price(price)) is not None:
             look = drawing.PAPER | {"color": INK, "linestyle": "none", "clip_on": False}
             axes.plot(x, point.accuracy(), **look)
@@ -197,23 +189,23 @@ def _draw_panel(
 
 
 def _label(
-    axes: Axes, price: str, found: Sequence[TradeOff], with_paper: bool, has_all: bool
+    axes: Axes, price: str, found: Sequence[TradeOff], told: Sequence[TradeOff], has_all: bool
 ) -> None:
     """Writes the numbers of points, and the paper's names, beside their marks."""
+
+    def place(point: TradeOff) -> tuple[Any, float]:
+        return point.price(price), point.accuracy()
+
     on_front = front(found, price)
-    named = [
-        (str(number), 7.5, point, not has_all and point not in on_front)
+    labels = [
+        Label(str(number), 7.5, place(point), not has_all and point not in on_front)
         for number, point in numbered(found)
     ]
-    named += [(p.name.removesuffix(" (paper)"), 8, p, False) for p in PAPER if with_paper]
-    labels = [
-        Label(name, size, (point.price(price), point.accuracy()), is_optional)
-        for name, size, point, is_optional in named
-        if point.price(price) is not None
-    ]
-    kept = [(point.price(price), point.accuracy()) for point in on_front]
+    labels += [Label(point.name.removesuffix(" (paper)"), 8, place(point)) for point in told]
+    labels = [label for label in labels if label.place[0] is not None]
+    kept = [place(point) for point in on_front]
     corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(kept)]
-    steps = [place for pair in itertools.zip_longest(kept, corners) for place in pair if place]
+    steps = [one for pair in itertools.zip_longest(kept, corners) for one in pair if one]
     # From the top: the best ones choose their place first.
     labels.sort(key=lambda label: (label.is_optional, -label.place[1]))
     drawing.write_labels(axes, labels, steps)

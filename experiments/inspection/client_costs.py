@@ -22,6 +22,8 @@ PAPER = {
 }
 PAPER_PARAMS = 11_173_962
 
+Shapes = tuple[Any, Any]  # of the parameters and of the model's state
+
 
 class Formulas(NamedTuple):
     """A.3's formulas for a client of a group, in bytes; None where they do not apply."""
@@ -33,16 +35,10 @@ class Formulas(NamedTuple):
 
 
 def show(config: Mapping[str, Any], console: Console, is_timed: bool = False) -> None:
-    """Prints both tables of a config.
-
-    Args:
-      config: a resolved one.
-      console: where to print.
-      is_timed: whether to run each client's step too, and time it.
-    """
+    """Prints both tables of a resolved config; ``is_timed``: run each client's step too."""
     built = experiment.build(config)
-    params, model_state = jax.eval_shape(built.task.init, built.run_key)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    shapes = jax.eval_shape(built.task.init, built.run_key)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes[0]))
     dataset = built.federation.dataset
     module = models.create(**config["model"], num_classes=dataset.num_classes)
     sizes = client_step.activations(module, dataset.train["image"].shape[1:])
@@ -55,11 +51,11 @@ def show(config: Mapping[str, Any], console: Console, is_timed: bool = False) ->
     for phase in built.phases:
         for group in phase.groups:
             formulas = _formulas(config, built, num_params, sizes, phase, group)
-            for row in _group_rows(built, phase, group, formulas, is_timed):
+            for row in _group_rows(built, shapes, phase, group, formulas, is_timed):
                 table.add_row(*row)
         table.add_section()
     console.print(table)
-    console.print(_totals(built, params, model_state))
+    console.print(_totals(built, shapes))
     console.print(
         "Table 1 scrambles its communication columns as printed; the formulas are A.3's, read "
         "consistently. Measured bytes include BatchNorm statistics that travel."
@@ -72,29 +68,33 @@ def _formulas(
     config: Mapping[str, Any], built: Experiment, num_params: int, sizes, phase: Phase, group: Group
 ) -> Formulas:
     """Returns the formulas' values for the paper's own two phases, none for other methods."""
-    model = 4 * num_params
     if phase.name == "warmup":
-        batch = config["warmup"]["batch_size"]
-        memory = client_step.memory_formula(num_params, batch, sizes.total)
-        return Formulas(model, model, memory, f", {batch} images at once")
-    if phase.name == "zo":
-        scalars = 4 * config["zo"]["num_directions"]
+        batch, floats = config["warmup"]["batch_size"], sizes.total
+        sent = received = 4 * num_params
+    elif phase.name == "zo":
         batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]
-        memory = client_step.memory_formula(num_params, batch, sizes.largest)
-        return Formulas(scalars, scalars * group.cohort_size, memory, f", {batch} images at once")
-    return Formulas()
+        floats, sent = sizes.largest, 4 * config["zo"]["num_directions"]
+        received = sent * group.cohort_size
+    else:
+        return Formulas()
+    memory = client_step.memory_formula(num_params, batch, floats)
+    return Formulas(sent, received, memory, f", {batch} images at once")
 
 
 def _group_rows(
-    built: Experiment, phase: Phase, group: Group, formulas: Formulas, is_timed: bool
+    built: Experiment,
+    shapes: Shapes,
+    phase: Phase,
+    group: Group,
+    formulas: Formulas,
+    is_timed: bool,
 ) -> Iterator[tuple[str, ...]]:
     """Yields the table's rows for one client of a group in one round."""
-    params, model_state = jax.eval_shape(built.task.init, built.run_key)
     data = built.data_of(phase)
-    step_of = phase, group, params, model_state, data, built.engine
+    step_of = phase, group, *shapes, data, built.engine
     step = client_step.compile_step(*step_of)
     memory = client_step.step_memory(step, *step_of)
-    traffic = group_traffic(group, phase, params, model_state, data)
+    traffic = group_traffic(group, phase, *shapes, data)
     received = traffic.broadcast if phase.replays else traffic.received
     name, paper = ", ".join(filter(None, (phase.name, group.name))), PAPER.get(phase.name, {})
     lines = (
@@ -108,27 +108,19 @@ def _group_rows(
         yield "" if i else name, label, paper.get(key, ""), by_formula, units.num_bytes(measured)
     yield "", "the server reads", "", "", "sums" if phase.sums_suffice else "each message"
     if is_timed:
-        model = built.task.init(built.run_key)
-        yield (
-            "",
-            "time here",
-            "",
-            "",
-            f"{client_step.step_seconds(step, phase, *model, data):.3g} s",
-        )
+        params, model_state = built.task.init(built.run_key)
+        seconds = client_step.step_seconds(step, phase, params, model_state, data)
+        yield "", "time here", "", "", f"{seconds:.3g} s"
 
 
-def _totals(built: Experiment, params, model_state) -> Table:
+def _totals(built: Experiment, shapes: Shapes) -> Table:
     names = ("phase", "rounds", "clients a round", "model pushed at start", "uplink", "downlink")
     table = _table("The whole run, all clients together", names, 1)
     for phase in built.phases:
-        cost, rounds = (
-            phase_cost(phase, params, model_state, built.data_of(phase)),
-            phase.num_rounds,
-        )
+        cost, rounds = phase_cost(phase, *shapes, built.data_of(phase)), phase.num_rounds
         downlink = cost.at_start + cost.downlink * rounds if rounds else 0
         sizes = cost.at_start, cost.uplink * rounds, downlink
-        counts = str(phase.num_rounds), str(phase.cohort_size)
+        counts = str(rounds), str(phase.cohort_size)
         table.add_row(phase.name, *counts, *map(units.num_bytes, sizes))
     return table
 

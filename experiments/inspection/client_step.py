@@ -22,45 +22,29 @@ import numpy as np
 from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.engine import keys, trees
-from zo_fl.engine.algorithm import Group, Phase, start
+from zo_fl.engine.algorithm import Group, Phase, ServerState, start
 from zo_fl.engine.layout import Engine
 from zo_fl.engine.types import LOW, FederatedData
 from zo_fl.host.costs import first_client
 
 
 class Activations(NamedTuple):
-    """Floats that one example's forward pass produces.
-
-    Attributes:
-      total: sum over the outputs of all convolutions, norms and dense layers.
-      largest: size of the largest such output.
-    """
+    """Floats that come out of one example's convolutions, norms and dense layers."""
 
     total: int
-    largest: int
+    largest: int  # output of one layer
 
 
 class StepMemory(NamedTuple):
-    """The bytes that the compiler reserves for one client's step.
+    """The bytes that the compiler reserves for one client's step."""
 
-    Attributes:
-      arguments: parameters, statistics, images.
-      outputs: message, statistics, metrics.
-      temporaries: everything in between at its peak.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
+    arguments: int  # parameters, statistics, images
+    outputs: int  # message, statistics, metrics
+    temporaries: int  # everything in between at its peak
 
 
 def activations(module: nn.Module, image_shape: tuple[int, ...]) -> Activations:
-    """Returns the activation counts of a model, from the shapes of its layers' outputs.
-
-    Args:
-      module: see ``zo_fl.models``.
-      image_shape: ``(H, W, c)``.
-    """
+    """Returns the activation counts of a model for images of a shape ``(H, W, c)``."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
     def forward(image):
@@ -105,9 +89,7 @@ def compile_step(
     """
     batch = jax.eval_shape(_first_batch(phase), params, model_state, data)
     own = jax.eval_shape(_first_keys)
-    state = jax.eval_shape(functools.partial(start, phase), params, model_state)._replace(
-        opt_state=()
-    )
+    state = _state_shapes(phase, params, model_state)
     step = jax.jit(group.client.update, compiler_options=engine.compiler_options)
     return step.lower(state, batch, own).compile()
 
@@ -120,21 +102,11 @@ def step_memory(
     If a client holds only a part of the model, only that part counts. If clients keep features,
     making them counts where it takes more than the step.
 
-    Args:
-      step: from ``compile_step``, of the other arguments.
-      phase: any phase.
-      group: one of its groups.
-      params: shapes.
-      model_state: likewise.
-      data: the federation.
-      engine: the devices that it was compiled for.
+    ``step`` is from ``compile_step``, of the other arguments.
     """
-    state = jax.eval_shape(functools.partial(start, phase), params, model_state)._replace(
-        opt_state=()
-    )
     unused = 0
     if group.client.holds_part:
-        received = jax.eval_shape(group.client.receives, state)
+        received = jax.eval_shape(group.client.receives, _state_shapes(phase, params, model_state))
         unused = trees.num_bytes((params, model_state)) - trees.num_bytes(received)
     found = [_memory(step.memory_analysis(), unused)]
     if phase.keeping is not None and phase.keeping.on_client:
@@ -146,11 +118,7 @@ def step_memory(
 
 
 def memory_of_run(config: Mapping[str, Any]) -> int:
-    """Returns the bytes of a low-resource client's largest step; 0 if it takes none.
-
-    Args:
-      config: as a run saved it.
-    """
+    """Returns the bytes of the largest step of a saved run's low-resource clients, 0 of none."""
     built = experiment.build(configs.resolve(configs.read_by(config)))
     params, model_state = jax.eval_shape(built.task.init, built.run_key)
     is_low = np.asarray(built.federation.clients.client_tiers) == LOW
@@ -166,12 +134,7 @@ def memory_of_run(config: Mapping[str, Any]) -> int:
 def step_seconds(step, phase: Phase, params, model_state, data: FederatedData) -> float:
     """Returns the seconds of a client's step here: the median of three, after a first one.
 
-    Args:
-      step: from ``compile_step``.
-      phase: any phase.
-      params: arrays.
-      model_state: likewise.
-      data: the federation.
+    ``step`` is from ``compile_step``; ``params`` and ``model_state`` are arrays.
     """
     state = start(phase, params, model_state)._replace(opt_state=())
     batch = jax.jit(_first_batch(phase))(params, model_state, data)
@@ -189,6 +152,12 @@ def _memory(analysis: Any, unused: int) -> StepMemory:
         analysis.output_size_in_bytes,
         analysis.temp_size_in_bytes,
     )
+
+
+def _state_shapes(phase: Phase, params, model_state) -> ServerState:
+    """Returns what a client is told of the server's state: all but the optimizer's."""
+    state = jax.eval_shape(functools.partial(start, phase), params, model_state)
+    return state._replace(opt_state=())
 
 
 def _first_keys() -> keys.Keys:

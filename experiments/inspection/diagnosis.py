@@ -1,7 +1,7 @@
 """Measures what a zeroth-order phase did and could have done, on the states of a finished run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from zo_fl.engine import cohorts, precision, statistics, trees
 from zo_fl.engine.algorithm import Phase, ServerState, start
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.round import make_algorithm
-from zo_fl.engine.types import Array, ModelState, Params
+from zo_fl.engine.types import ModelState, Params
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate
 from zo_fl.host.schedule import ScheduledPhase
@@ -51,39 +51,23 @@ class OneRound(NamedTuple):
 
 
 class Bought(NamedTuple):
-    """The accuracy that some passes bought, from the model that the phase began with.
+    """The accuracy that some passes bought, from the model that the phase began with."""
 
-    Attributes:
-      name: the method.
-      accuracy: on the test set.
-      passes: single-example passes of all clients; a backward pass counts as two.
-    """
-
-    name: str
-    accuracy: float
-    passes: float
+    name: str  # of the method
+    accuracy: float  # on the test set
+    passes: float  # over single examples, of all clients; a backward one counts as two
 
 
 class Diagnosis(NamedTuple):
-    """All measurements.
+    """All measurements."""
 
-    Attributes:
-      title: the run, in words.
-      phase: the phase's name.
-      rounds: some rounds of the phase.
-      start: accuracy at its start.
-      before: accuracies by class there, ``f64[classes]``.
-      after: the same at its end.
-      bought: what the phase itself bought, then what others would have.
-    """
-
-    title: str
-    phase: str
-    rounds: list[OneRound]
-    start: float
-    before: np.ndarray
-    after: np.ndarray
-    bought: list[Bought]
+    title: str  # the run, in words
+    phase: str  # its name
+    rounds: list[OneRound]  # some of the phase
+    start: float  # accuracy at its start
+    before: np.ndarray  # accuracies by class there, f64[classes]
+    after: np.ndarray  # the same at its end
+    bought: list[Bought]  # what the phase itself bought, then what others would have
 
 
 def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
@@ -102,14 +86,15 @@ def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
     states = dict(replay.states(wanted))
     first_state, end = states[phase.start], states[phase.end]
     built, passes = replay.built, phase.round.pass_equivalents * (phase.end - phase.start)
-    before, after = (by_class(built, one.params, one.model_state) for one in (first_state, end))
-    first, last = (_accuracy(built, one.params, one.model_state) for one in (first_state, end))
+    models = [(one.params, one.model_state) for one in (first_state, end)]
+    before, after = (by_class(built, *model) for model in models)
+    first, last = (_accuracy(built, *model) for model in models)
     own = Bought(f"this phase: {phase.phase.name}", last, passes)
     config = replay.config
     return Diagnosis(
         f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}",
         phase.phase.name,
-        [one_round(replay, phase, states[one - 1]) for one in chosen],
+        compare(replay, phase, [states[one - 1] for one in chosen]),
         first,
         before,
         after,
@@ -132,53 +117,59 @@ def scalar_phase(replay: Replay) -> ScheduledPhase:
     )
 
 
-def one_round(replay: Replay, phase: ScheduledPhase, before: ServerState) -> OneRound:
-    """Compares the round that follows a state with the exact gradient at that state."""
+def compare(replay: Replay, phase: ScheduledPhase, states: Iterable[ServerState]) -> list[OneRound]:
+    """Compares the round that follows each of some states with the exact gradient there."""
     built, block = replay.built, replay.config[phase.phase.name]
-    data = built.data_of(phase.phase)
-    after, records = _round(built, phase.phase, before, data)
-    update = optax.tree.sub(after.params, before.params)
-    gradient = mean_gradient(built, phase.phase, block, before)
-    inner = -float(jnp.asarray(optax.tree.vdot(update, gradient)))
-    norms = optax.tree.norm(update) * optax.tree.norm(gradient)
-    moved = sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(update))
-    sent = np.concatenate([_valid(record.messages, record.weights) for record in records])
-    count = len(sent)
-    if block.get("seed_policy") == "shared":
-        count = sum(math.prod(jax.tree.leaves(r.messages)[0].shape[1:]) for r in records)
-    signal, noise = _signal_and_noise(replay, phase, before, sent)
-    return OneRound(
-        int(before.round_idx) + 1,
-        float(inner / norms),
-        math.sqrt(count / max(count + moved - 1, 1)),
-        count,
-        moved,
-        float(optax.tree.norm(update)),
-        signal,
-        noise,
-    )
+    data, step = built.data_of(phase.phase), _jit_round(built, phase.phase)
+    gradient_of, derivatives = mean_gradient(built, phase.phase, block), _derivatives(replay, phase)
+    found = []
+    for before in states:
+        after, _, records = step(before, data, built.run_key)
+        update, gradient = optax.tree.sub(after.params, before.params), gradient_of(before)
+        inner = -float(jnp.asarray(optax.tree.vdot(update, gradient)))
+        norms = optax.tree.norm(update) * optax.tree.norm(gradient)
+        moved = sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(update))
+        sent = _valid(records)
+        count = len(sent)
+        if block.get("seed_policy") == "shared":
+            count = sum(math.prod(jax.tree.leaves(r.messages)[0].shape[1:]) for r in records)
+        signal, noise = derivatives(before, sent)
+        found.append(
+            OneRound(
+                int(before.round_idx) + 1,
+                cosine=float(inner / norms),
+                expected=math.sqrt(count / max(count + moved - 1, 1)),
+                directions=count,
+                coordinates=moved,
+                update_norm=float(optax.tree.norm(update)),
+                signal=signal,
+                noise=noise,
+            )
+        )
+    return found
 
 
-def _signal_and_noise(
-    replay: Replay, phase: ScheduledPhase, before: ServerState, sent: np.ndarray
-) -> tuple[float, float]:
-    """Returns the spread of the exact derivatives and the error of the scalars ``f64[n]`` sent."""
+def _derivatives(replay: Replay, phase: ScheduledPhase):
+    """Returns ``(state, sent f64[n]) -> spread of the exact derivatives, error of sent``."""
     name, block = phase.phase.name, replay.config[phase.phase.name]
     if block.get("estimator") not in _STEP:
-        return math.nan, math.nan
+        return lambda state, sent: (math.nan, math.nan)
     built = _same_data(configs.changed(replay.config, {f"{name}.estimator": "jvp"}), replay)
     (by_jvp,) = [one for one in built.phases if one.name == name]
-    _, records = _round(built, by_jvp, before, replay.built.data_of(phase.phase))
-    exact = np.concatenate([_valid(record.messages, record.weights) for record in records])
-    eps = block["eps"] or precision.best_eps(block["precision"])
-    errors = sent / _STEP[block["estimator"]](eps) - exact
-    return float(exact.std()), float(np.sqrt(np.mean(errors**2)))
+    data, step = replay.built.data_of(phase.phase), _jit_round(built, by_jvp)
+    size = _STEP[block["estimator"]](block["eps"] or precision.best_eps(block["precision"]))
+
+    def measure(state: ServerState, sent: np.ndarray) -> tuple[float, float]:
+        exact = _valid(step(state, data, built.run_key)[2])
+        return float(exact.std()), float(np.sqrt(np.mean((sent / size - exact) ** 2)))
+
+    return measure
 
 
 def mean_gradient(
-    built: Experiment, phase: Phase, block: Mapping[str, Any], state: ServerState
-) -> Params:
-    """Returns the gradient of the mean loss over all examples of a phase's clients."""
+    built: Experiment, phase: Phase, block: Mapping[str, Any]
+) -> Callable[[ServerState], Params]:
+    """Returns ``state -> gradient of the mean loss over all examples of a phase's clients``."""
     data, task = built.data_of(phase), built.task
     ids = np.unique(np.concatenate([group.eligible for group in phase.groups]))
     of_batch = task.has_statistics and block.get("bn_policy") in statistics.OF_THE_BATCH
@@ -193,11 +184,14 @@ def mean_gradient(
 
         return jax.grad(total)(params), jnp.sum(batch.mask)
 
-    sum_, count = optax.tree.zeros_like(state.params), 0.0
-    for client in ids:
-        gradient, examples = of_client(state.params, state.model_state, data, jnp.int32(client))
-        sum_, count = optax.tree.add(sum_, gradient), count + examples
-    return optax.tree.scale(1 / count, sum_)
+    def of_all(state: ServerState) -> Params:
+        sum_, count = optax.tree.zeros_like(state.params), 0.0
+        for client in ids:
+            gradient, examples = of_client(state.params, state.model_state, data, jnp.int32(client))
+            sum_, count = optax.tree.add(sum_, gradient), count + examples
+        return optax.tree.scale(1 / count, sum_)
+
+    return of_all
 
 
 def by_class(built: Experiment, params: Params, model_state: ModelState) -> np.ndarray:
@@ -250,14 +244,13 @@ def _run(built: Experiment, phases: Sequence[Phase], first: ServerState) -> tupl
     """Returns the accuracy that some phases arrive at from a state, and their passes."""
     model, state, passes = (first.params, first.model_state), first, 0.0
     for phase in phases:
-        data = built.data_of(phase)
-        if phase.num_rounds:
-            state = start(phase, *model, int(state.round_idx), state.strategy_state)
-        step = _jit_round(built, phase)
+        if not phase.num_rounds:
+            continue
+        data, step = built.data_of(phase), _jit_round(built, phase)
+        state = start(phase, *model, int(state.round_idx), state.strategy_state)
         for _ in range(phase.num_rounds):
             state, _, _ = step(state, data, built.run_key)
-        if phase.num_rounds:
-            model = phase.model(state, data)
+        model = phase.model(state, data)
         passes += phase.num_rounds * _passes(phase)
     return _accuracy(built, *model), passes
 
@@ -282,11 +275,6 @@ def _same_data(config: Mapping[str, Any], replay: Replay) -> Experiment:
     return experiment.assemble(resolved, replay.built.federation, replay.built.engine)
 
 
-def _round(built: Experiment, phase: Phase, state: ServerState, data):
-    after, _, records = _jit_round(built, phase)(state, data, built.run_key)
-    return after, records
-
-
 def _jit_round(built: Experiment, phase: Phase):
     algorithm = make_algorithm(phase, built.engine)
     return jax.jit(algorithm.round, compiler_options=built.engine.compiler_options)
@@ -301,9 +289,13 @@ def _rounds(given: Sequence[str] | None, phase: ScheduledPhase) -> list[int]:
     return sorted({int(text) for text in given})
 
 
-def _valid(messages: Any, weights: Array) -> np.ndarray:
+def _valid(records: Iterable[Any]) -> np.ndarray:
     """Returns all finite scalars of the clients that took part, ``f64[n]``."""
-    taken = np.asarray(weights) > 0
-    leaves = [np.asarray(leaf, np.float64)[taken].ravel() for leaf in jax.tree.leaves(messages)]
-    scalars = np.concatenate(leaves)
+    scalars = np.concatenate(
+        [
+            np.asarray(leaf, np.float64)[np.asarray(record.weights) > 0].ravel()
+            for record in records
+            for leaf in jax.tree.leaves(record.messages)
+        ]
+    )
     return scalars[np.isfinite(scalars)]

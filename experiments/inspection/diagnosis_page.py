@@ -21,7 +21,13 @@ _CLASS_DROP = 0.10  # of a class's accuracy
 
 def warnings(found: Diagnosis) -> list[str]:
     """Returns a line for each thing that is wrong or would have been better."""
-    return [*_round_warnings(found.rounds), *_class_warnings(found), *_other_warnings(found)]
+    lines = _round_warnings(found.rounds)
+    lost = np.flatnonzero(found.before - found.after > _CLASS_DROP)
+    if len(lost):
+        noun, each = ("Class", "") if len(lost) == 1 else ("Classes", " each")
+        which = ", ".join(map(str, lost))
+        lines.append(f"{noun} {which} lost more than {100 * _CLASS_DROP:.0f} points{each}.")
+    return lines + _other_warnings(found)
 
 
 def _round_warnings(rounds: Sequence[OneRound]) -> list[str]:
@@ -44,15 +50,6 @@ def _round_warnings(rounds: Sequence[OneRound]) -> list[str]:
                 f"{those[0].expected:.4f} where all clients have the same gradient: {why}."
             )
     return lines
-
-
-def _class_warnings(found: Diagnosis) -> list[str]:
-    lost = np.flatnonzero(found.before - found.after > _CLASS_DROP)
-    if not len(lost):
-        return []
-    noun, each = ("Class", "") if len(lost) == 1 else ("Classes", " each")
-    which = ", ".join(map(str, lost))
-    return [f"{noun} {which} lost more than {100 * _CLASS_DROP:.0f} points{each}."]
 
 
 def _other_warnings(found: Diagnosis) -> list[str]:
@@ -120,11 +117,10 @@ def to_json(found: Diagnosis) -> dict:
 def page(found: Diagnosis) -> str:
     """Returns the page as HTML; it needs nothing else."""
     lines = warnings(found)
+    nothing = element("p", "Nothing stands out.")
     parts = [
         element("h1", escape(f"Diagnosis: {found.title}")),
-        html_parts.bullets("What stands out", lines)
-        if lines
-        else element("p", "Nothing stands out."),
+        html_parts.bullets("What stands out", lines) if lines else nothing,
         *map(html_parts.table, tables(found)),
         html_parts.picture("cosines", _cosines(found)),
         html_parts.picture("classes", _classes(found)),

@@ -1,5 +1,6 @@
 """The progress of a sweep on the screen: a line for each run that ends, and a bar on a terminal."""
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -20,12 +21,11 @@ class SweepDisplay:
     Args:
       jobs: all jobs.
       parallel: number of jobs at a time, for the time left.
-      console: where to print; by default standard output.
     """
 
-    def __init__(self, jobs: Sequence[Job], parallel: int, console: Console | None = None):
+    def __init__(self, jobs: Sequence[Job], parallel: int):
         self._jobs, self._parallel, self._has_begun = jobs, parallel, False
-        console = console or Console()
+        console = Console()
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
@@ -44,14 +44,14 @@ class SweepDisplay:
 
     def update(self, job: Job | None, statuses: pool.Statuses) -> None:
         """Shows a change, or without a job the time that passed."""
-        count, left = counts(statuses), seconds_left(statuses, self._parallel)
-        over = count["done"] + count["failed"]
+        states = Counter(status.state for status in statuses.values())
+        over = states[pool.DONE] + states[pool.FAILED] + states[pool.BLOCKED]
         if not self._has_begun:
             self._print(f"{len(self._jobs)} runs, {over} of them finished before")
         elif job is not None and statuses[job.folder].state != pool.RUNNING:
             status = statuses[job.folder]
             took = "" if status.seconds is None else units.duration(status.seconds)
-            to_go = f"{units.duration(left)} left" if left else ""
+            to_go = self._to_go(statuses, states[pool.WAITING] + states[pool.RUNNING] / 2)
             line = f"[{over}/{len(self._jobs)}] {status.state:7} {job.name}"
             self._print("  ".join(filter(None, (line, took, status.message, to_go))))
         self._has_begun = True
@@ -60,25 +60,12 @@ class SweepDisplay:
         text = "; ".join(running[:_SHOWN] + more)
         self._bar.update(self._task, completed=over, description=text)
 
+    def _to_go(self, statuses: pool.Statuses, left: float) -> str:
+        """Returns the time that the rest takes at the mean pace of what this command finished."""
+        done = [s.seconds for s in statuses.values() if s.state == pool.DONE and s.seconds]
+        if not (done and left):
+            return ""
+        return f"{units.duration(statistics.mean(done) * left / self._parallel)} left"
+
     def _print(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def counts(statuses: pool.Statuses) -> dict[str, int]:
-    """Returns the numbers of jobs that are done, running, failed (or blocked) and left."""
-    states = Counter(status.state for status in statuses.values())
-    return {
-        "done": states[pool.DONE],
-        "running": states[pool.RUNNING],
-        "failed": states[pool.FAILED] + states[pool.BLOCKED],
-        "left": states[pool.WAITING],
-    }
-
-
-def seconds_left(statuses: pool.Statuses, parallel: int) -> float | None:
-    """Returns an estimate from the mean of what this command finished; None before that."""
-    took = [s.seconds for s in statuses.values() if s.state == pool.DONE and s.seconds is not None]
-    if not took:
-        return None
-    count = counts(statuses)
-    return sum(took) / len(took) * (count["left"] + count["running"] / 2) / parallel

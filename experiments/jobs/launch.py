@@ -45,7 +45,7 @@ def run(
 
     try:
         with SweepDisplay(planned, parallel) as display:
-            statuses = pool.run(planned, parallel, command, display, together)
+            statuses = pool.run(planned, parallel, command, display.update, together)
     except KeyboardInterrupt:
         print("stopped, and saved; to resume, run the same command", file=sys.stderr)
         return INTERRUPTED
@@ -59,13 +59,7 @@ def run(
 
 
 def command_line(job: Job, after: Path | None, config_file: str) -> list[str]:
-    """Returns the command of a run.
-
-    Args:
-      job: the run.
-      after: the finished warm-up that it starts from, or None.
-      config_file: the config of all runs of the sweep.
-    """
+    """Returns the command of a run; ``after`` is the finished warm-up that it starts from."""
     command = [sys.executable, "-m", _MAIN, f"--config={config_file}"]
     command += [f"--config.{field}={cli.as_text(value)}" for field, value in job.overrides.items()]
     command += [f"--workdir={job.folder}"]

@@ -35,17 +35,12 @@ class Job(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """A run that may be one program with others.
-
-    Attributes:
-      key: equal for runs that may be one program.
-      numbers: its own numbers, dotted field -> value.
-      dense: whether one program was measured to be faster for its model on CPUs too; convolutions
-        with weights of each run's own are slow there.
-    """
+    """A run that may be one program with others, those of an equal key."""
 
     key: str
-    numbers: Overrides
+    numbers: Overrides  # its own
+    # Whether one program was measured to be faster for its model on CPUs too; convolutions with
+    # weights of each run's own are slow there.
     dense: bool
 
 

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import files
@@ -40,23 +40,6 @@ class Status(NamedTuple):
 Statuses = dict[Path, Status]
 
 
-class Display(Protocol):
-    """Hears of every change; see ``display``."""
-
-    def update(self, job: Job | None, statuses: Statuses) -> None:
-        """Shows where all jobs stand; ``job`` is the one that changed, or None."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def update(self, job: Job | None, statuses: Statuses) -> None:
-        """Hears of a change."""
-
-
-_SILENT = Silent()
-
-
 class _Running(NamedTuple):
     jobs: list[Job]  # several jobs are one program
     process: subprocess.Popen
@@ -67,8 +50,8 @@ def run(
     jobs: Sequence[Job],
     parallel: int,
     command: Callable[[list[Job], Path | None], list[str]],
-    display: Display = _SILENT,
-    together: Callable[[Job], object] | None = None,
+    show: Callable[[Job | None, Statuses], None] = lambda job, statuses: None,
+    together: Callable[[Job], object] = lambda job: job.folder,
     until: float = math.inf,
 ) -> Statuses:
     """Runs all jobs and returns how each ended, by its folder.
@@ -77,27 +60,27 @@ def run(
       jobs: the jobs, each after the one it starts from.
       parallel: number of processes at a time.
       command: ``(jobs of one process, finished warm-up or None) -> argv``.
-      display: shows the progress.
-      together: jobs with an equal value of this are one process; by default each has its own.
+      show: called with each job that changed, or with None as time passes, and where all stand.
+      together: jobs with an equal value of this are one process.
       until: the time, as ``time.monotonic`` has it, after which nothing runs.
 
     Raises:
       KeyboardInterrupt: a signal to stop came, or the time is up; the processes were told to save,
         and have ended.
     """
-    statuses = {job.folder: _initial(job) for job in jobs}
+    statuses = {job.folder: Status(DONE if is_finished(job.folder) else WAITING) for job in jobs}
     running: list[_Running] = []
     with interrupting_signals():
         try:
-            display.update(None, statuses)
+            show(None, statuses)
             while True:
                 for group in _ready(jobs, statuses, parallel - len(running), together):
                     running.append(_start(group, command))
                     for job in group:
                         statuses[job.folder] = Status(RUNNING)
-                        display.update(job, statuses)
+                        show(job, statuses)
                 for job in _block(jobs, statuses):
-                    display.update(job, statuses)
+                    show(job, statuses)
                 if not running:
                     return statuses
                 if time.monotonic() > until:
@@ -107,8 +90,8 @@ def run(
                     running.remove(one)
                     for job in one.jobs:
                         statuses[job.folder] = _ended(one, job)
-                        display.update(job, statuses)
-                display.update(None, statuses)
+                        show(job, statuses)
+                show(None, statuses)
         except KeyboardInterrupt:
             _stop(running)
             raise
@@ -127,22 +110,15 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
-def _initial(job: Job) -> Status:
-    return Status(DONE) if is_finished(job.folder) else Status(WAITING)
-
-
 def _ready(
-    jobs: Sequence[Job],
-    statuses: Statuses,
-    room: int,
-    together: Callable[[Job], object] | None,
+    jobs: Sequence[Job], statuses: Statuses, room: int, together: Callable[[Job], object]
 ) -> list[list[Job]]:
     """Returns the jobs that can start now, a list for each process."""
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         can_start = job.after is None or statuses[job.after].state == DONE
         if can_start and statuses[job.folder].state == WAITING:
-            groups.setdefault(together(job) if together else job.folder, []).append(job)
+            groups.setdefault(together(job), []).append(job)
     return list(groups.values())[: max(room, 0)]
 
 
@@ -205,10 +181,9 @@ def last_useful_line(path: Path) -> str:
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     # Threads that outlive the interpreter fail in their own ways.
     useful = [line for line in lines if line and not _AFTERMATH.search(line)]
-    said = [line for line in useful if line.startswith("error:")] or [
-        line for line in useful if _ERROR.match(line)
-    ]
-    return (said or useful or ["no output"])[-1]
+    said = [line for line in useful if line.startswith("error:")]
+    errors = [line for line in useful if _ERROR.match(line)]
+    return (said or errors or useful or ["no output"])[-1]
 
 
 def _stop(running: Sequence[_Running]) -> None:

@@ -96,14 +96,10 @@ def _extend(path: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, A
 
 
 def keep(folder: Path, path: Path) -> dict[str, Any]:
-    """Writes what is worth keeping of a finished run to one small file, and returns it.
+    """Writes what is worth keeping of a finished run's folder to one small file, and returns it.
 
     That is its summary, its partition, the fields that its method reads and where they come from,
     and the rows of rounds after which it was evaluated.
-
-    Args:
-      folder: the run's.
-      path: the file.
 
     Raises:
       ConfigError: the folder is damaged.

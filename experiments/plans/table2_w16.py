@@ -9,12 +9,12 @@ clients (``rates``) and stand in ``configs/cifar10_10_90_w16.py``. At the paper'
 
 from typing import Any
 
-from zo_fl.config.sweeps import HIGH_RES_ONLY, ZOWARMUP, Plan, Point, Step, Sweep, split_name
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import HIGH_RES_ONLY, ZOWARMUP, Plan, Point, Step, Sweep
 from zo_fl.engine.statistics import POLICIES, UPLOADED
 
-_SMALL_COHORT = (
-    5  # high-resource clients a round where there are many: a round costs what it does at 10/90
-)
+# High-resource clients a round where there are many: a round costs what it does at 10/90.
+_SMALL_COHORT = 5
 
 
 def rates(config: Any) -> Sweep:
@@ -34,11 +34,8 @@ def rates(config: Any) -> Sweep:
 
 def main_rows(config: Any) -> Sweep:
     """Returns the rows of the question at 10/90."""
-    both = config.warmup.num_rounds + config.zo.num_rounds
     rows = {
-        "The pivot": {"algorithm": "fedavg"},
-        ZOWARMUP: {"algorithm": "zowarmup"},
-        HIGH_RES_ONLY: {"algorithm": "fedavg", "warmup.num_rounds": both},
+        **_question(config, {}),
         # Weights stay; what moves is the statistics alone, and they need no directions.
         **{
             f"Rate 0, {policy}": {
@@ -70,19 +67,13 @@ def images(config: Any) -> Sweep:
     return _sweep("10/90", "Images a zeroth-order round", rows)
 
 
-def split(high_fraction: float) -> "Step":
+def split(high_fraction: float) -> Step:
     """Returns the step of another split, its warm-up by few clients a round."""
-    name = split_name(high_fraction)
+    name = sweeps.split_name(high_fraction)
     shared = {"data.high_fraction": high_fraction, "warmup.cohort_size": _SMALL_COHORT}
 
     def sweep(config: Any) -> Sweep:
-        both = config.warmup.num_rounds + config.zo.num_rounds
-        rows = {
-            "The pivot": {"algorithm": "fedavg", **shared},
-            ZOWARMUP: {"algorithm": "zowarmup", **shared},
-            HIGH_RES_ONLY: {"algorithm": "fedavg", "warmup.num_rounds": both, **shared},
-        }
-        return _sweep(name, f"Phase two at {name}", rows)
+        return _sweep(name, f"Phase two at {name}", _question(config, shared))
 
     return Step(f"split_{name.replace('/', '_')}", sweep, range(1))
 
@@ -97,15 +88,18 @@ def directions(config: Any) -> Sweep:
 
 
 def group_norm(config: Any) -> Sweep:
-    """Returns the rows of the question without batch statistics."""
-    both = config.warmup.num_rounds + config.zo.num_rounds
-    shared = {"model.norm": "group"}
+    """Returns the question without batch statistics."""
+    return _sweep("10/90", "GroupNorm", _question(config, {"model.norm": "group"}))
+
+
+def _question(config: Any, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the rows of the question, with overrides that they share."""
     rows = {
-        "The pivot": {"algorithm": "fedavg", **shared},
-        ZOWARMUP: {"algorithm": "zowarmup", **shared},
-        HIGH_RES_ONLY: {"algorithm": "fedavg", "warmup.num_rounds": both, **shared},
+        "The pivot": {"algorithm": "fedavg"},
+        ZOWARMUP: {"algorithm": "zowarmup"},
+        HIGH_RES_ONLY: {"algorithm": "fedavg", "warmup.num_rounds": sweeps.total_rounds(config)},
     }
-    return _sweep("10/90", "GroupNorm", rows)
+    return {name: {**overrides, **shared} for name, overrides in rows.items()}
 
 
 def _sweep(column: str, title: str, rows: dict[str, dict]) -> Sweep:

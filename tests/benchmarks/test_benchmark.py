@@ -19,28 +19,20 @@ from zo_fl.engine.round import make_algorithm
 KEYS = {"seconds", "images", "flops", "forward_seconds", "peak_rss_bytes", "temporary_bytes"}
 
 
-def shrunk(work):
-    """Returns less of a workload: programs that are hardly optimized take seconds to run."""
-    changes = {name: 2 if name == "batch_size" else value for name, value in work.changes.items()}
-    work = work._replace(images=2, rounds=min(work.rounds, 2), changes=changes)
-    return work._replace(width=1 / 16) if work.model["name"] == "mlp" else work
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "passes"), [("W6-fedavg", 1), ("W6-zo", 6)])
-def test_a_workload_runs_and_says_what_it_took(name, passes):
-    work = shrunk(workloads.tiny(workloads.WORKLOADS[name]))
-    figures = measure.measure(work, 1, {"run.data": "stream"} if name == "W6-zo" else {})
+def test_a_workload_runs_and_says_what_it_took():
+    work = workloads.tiny(workloads.WORKLOADS["W6-zo"])._replace(images=2, rounds=2, width=1 / 16)
+    figures = measure.measure(work, 1, {"run.data": "stream"})
     assert figures.keys() >= KEYS
     assert 0 < figures["host_seconds"][0] < figures["seconds"][0]
-    assert (figures["forward_seconds"] is None) == (work.algorithm == "fedavg")
-    assert figures["images"] == passes * work.clients * work.images
+    assert len(figures["forward_seconds"]) == 1
+    assert figures["images"] == 6 * work.clients * work.images
     json.dumps(figures)
 
 
 @pytest.mark.slow
 def test_workloads_of_large_models_are_rounds_that_can_be_traced():
-    for name, passes in (("W3", 6), ("W4", 7), ("W5", 3)):
+    for name, passes in (("W4", 7), ("W5", 3)):
         work = workloads.tiny(workloads.WORKLOADS[name])
         built, _ = workloads.set_up(work, {})
         (phase,) = built.phases
@@ -107,9 +99,7 @@ def test_peers_without_an_environment_are_left_out(tmp_path):
         ("benchmark", "--only=W99", "unknown workload 'W99'"),
         ("measure", "--set=zo.epz=1", "did you mean config.zo.eps"),
         ("conv", "--cases=cnx", "allowed: cnn_large, cnn, resnet18, layers, weights"),
-        ("memory", "--batches=0,1", "allowed: 1 to 900"),
         ("precision", "--eps=1e-4,-1", "numbers above 0"),
-        ("gpu_campaign", "--show", "no --out given"),
         ("pack_data", "--join=P", "no --data_dir given"),
     ],
 )

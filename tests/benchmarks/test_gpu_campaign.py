@@ -52,16 +52,18 @@ def test_every_step_is_a_workload_with_allowed_changes():
 
 
 @pytest.mark.slow
-def test_a_step_with_a_trace_and_the_cell_run_as_they_are(tmp_path):
+def test_a_step_with_a_trace_runs_as_it_is(tmp_path):
     changes = ("warmup.local_epochs=2", "warmup.batch_size=4")
     step = Step(STEPS[0].name, "W6-fedavg", changes, traced=True)
     assert gpu_campaign.run([step], tmp_path, in_time(600), ["--tiny"], None) == 0
     figures = json.loads((tmp_path / f"{step.name}.json").read_text())["zo_fl"]
     assert figures["images"] == 2 * 4 * 2 and len(figures["seconds"]) == 3
+    assert figures["forward_seconds"] is None
     assert list((tmp_path / step.name).rglob("*.xplane.pb"))
     assert f"| {step.name} | zo_fl |" in gpu_campaign.table(tmp_path)
-    small = ["--config.data.name=synthetic", "--config.data.num_clients=8"]
-    small += ["--config.model.name=mlp", "--config.model.norm=none"]
-    small += ["--config.algorithm=fedavg", "--config.warmup.num_rounds=1"]
-    assert gpu_campaign.run_cell(tmp_path, in_time(600), small, "quickstart") == 0
-    assert (tmp_path / "cell" / "summary.json").exists()
+
+
+def test_the_cell_says_how_its_run_ended(tmp_path):
+    assert gpu_campaign.run_cell(tmp_path, in_time(600), ["--help"]) == 0
+    assert gpu_campaign.run_cell(tmp_path, in_time(600), ["--no_such_flag"]) == 1
+    assert gpu_campaign.run_cell(tmp_path, in_time(0), []) == TIME_IS_UP

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 
+from experiments.analysis import found
 from experiments.jobs import plan, record
 from tests import tiny
 from zo_fl.config.sweeps import Point, Sweep
@@ -90,6 +91,12 @@ def finish(folder, value, resolved, pivot=True):
     write(folder / "config.json", {"config": resolved, "provenance": PROVENANCE})
     write(folder / "partition.json", {"num_classes": 10})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def only(root):
+    """Returns the one sweep in a folder."""
+    (sweep,) = found.read(root).sweeps
+    return sweep
 
 
 def write(path, content):

@@ -48,8 +48,7 @@ def began(monkeypatch):
 def entries(root):
     config = configs.load("quickstart")
     found = [
-        campaign.entries_of(step, rows(config), config, {}, root / "work", root / "records")
-        for step in STEPS
+        campaign.entries_of(step, config, {}, root / "work", root / "records") for step in STEPS
     ]
     return [entry for step in found for entry in step]
 
@@ -108,10 +107,7 @@ def test_when_the_time_is_up_a_run_is_told_to_save(tmp_path):
 def test_all_runs_of_a_plan_have_configs_that_resolve_and_folders_of_their_own(path, tmp_path):
     made = configs.call(path, "get_plan")
     config = configs.load(made.config)
-    found = [
-        campaign.entries_of(step, step.get_sweep(config), config, {}, tmp_path, tmp_path / "r")
-        for step in made.steps
-    ]
+    found = [campaign.entries_of(step, config, {}, tmp_path, tmp_path / "r") for step in made.steps]
     jobs = [entry.chain[-1] for step in found for entry in step]
     assert len({job.folder for job in jobs}) == len(jobs)
     for job in jobs:
@@ -140,10 +136,10 @@ def test_what_was_done_by_another_config_is_refused_not_taken_for_this_one(began
     config.zo.lr *= 2
     arguments = (tmp_path / "work", tmp_path / "records")
     with pytest.raises(ConfigError, match=r"is of a run with config\.zo\.lr=.*; delete the file"):
-        campaign.entries_of(STEPS[0], rows(config), config, {}, *arguments)
+        campaign.entries_of(STEPS[0], config, {}, *arguments)
     config = configs.load("quickstart")
     config.run.rounds_per_jit += 1
-    campaign.entries_of(STEPS[0], rows(config), config, {}, *arguments)
+    campaign.entries_of(STEPS[0], config, {}, *arguments)
     next(arguments[1].glob("rows/*/0.json")).write_text("{")
     with pytest.raises(ConfigError, match=r"0.json is damaged; delete it"):
-        campaign.entries_of(STEPS[0], rows(config), config, {}, *arguments)
+        campaign.entries_of(STEPS[0], config, {}, *arguments)

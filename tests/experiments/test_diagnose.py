@@ -2,19 +2,25 @@
 
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.inspection import diagnosis
+from experiments import diagnose
+from experiments.inspection import diagnosis, states
 from experiments.inspection import diagnosis_page as page
 from experiments.inspection.diagnosis import Bought, Diagnosis, OneRound
 from experiments.inspection.states import Replay
-from tests import commands, tiny
+from tests import tiny
+from tests.experiments import fake_sweeps
 from zo_fl import api as train
+from zo_fl import config as configs
 from zo_fl.engine.fields import ConfigError
+from zo_fl.host import devices
 
 CHANGES = dict(warmup__num_rounds=3, warmup__lr=1e-2, zo__num_rounds=4, zo__lr=1e-4)
 
@@ -72,10 +78,10 @@ def test_what_else_the_passes_would_have_bought_is_what_runs_arrive_at(path, fou
 
 
 @pytest.mark.slow
-def test_scalars_below_the_precision_of_losses_are_found_out(tmp_path):
-    train.run(tiny.config("zo", zo__eps=1e-10), tmp_path, quiet=True)
-    replay = Replay(tmp_path)
-    one = diagnosis.one_round(replay, diagnosis.scalar_phase(replay), dict(replay.states([1]))[1])
+def test_scalars_below_the_precision_of_losses_are_found_out(path, tmp_path):
+    replay = changed(path, tmp_path / "run", {"zo.eps": 1e-10})
+    phase = diagnosis.scalar_phase(replay)
+    (one,) = diagnosis.compare(replay, phase, [replay.first(phase)])
     assert one.noise > one.signal
     assert any("more noise than signal" in text for text in page.warnings(example(rounds=[one])))
 
@@ -84,9 +90,17 @@ def test_scalars_below_the_precision_of_losses_are_found_out(tmp_path):
 def test_rounds_that_there_are_not_and_runs_without_scalars_are_one_line(path, tmp_path):
     with pytest.raises(ConfigError, match="--rounds=3 is not allowed; allowed: 4 to 7"):
         diagnosis.of(Replay(path), ["3"])
-    train.run(tiny.config("fedavg", warmup__num_rounds=1), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match="no phase in which clients send scalars"):
-        diagnosis.of(Replay(tmp_path))
+        diagnosis.of(changed(path, tmp_path / "run", {"algorithm": "fedavg"}))
+
+
+def changed(path, folder, changes):
+    """Returns the states of a copy of a run, by a changed config."""
+    shutil.copytree(path, folder)
+    content = json.loads((path / "config.json").read_text())
+    content["config"] = configs.changed(content["config"], changes)
+    (folder / "config.json").write_text(json.dumps(content))
+    return Replay(folder)
 
 
 def example(**changes):
@@ -118,11 +132,16 @@ def test_warnings_are_about_what_stands_out_and_nothing_else():
     )
 
 
-@pytest.mark.slow
-def test_the_command_writes_a_page_that_needs_nothing_else(path):
-    done = commands.run("-m", "experiments.diagnose", f"--workdir={path}", "--rounds=7")
-    assert done.returncode == 0, done.stderr
-    assert "Rounds against the exact gradient" in done.stdout and "written to" in done.stdout
-    html = (path / "diagnosis.html").read_text()
+def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, monkeypatch, capsys):
+    fake_sweeps.finish(tmp_path, 0.5, {})
+    given = SimpleNamespace(workdir=str(tmp_path), rounds=["5"])
+    monkeypatch.setattr(diagnose.flags, "FLAGS", given)
+    monkeypatch.setattr(diagnosis, "of", lambda replay, rounds: example())
+    monkeypatch.setattr(states, "Replay", lambda path: None)
+    monkeypatch.setattr(devices, "keep_programs", lambda: None)
+    assert diagnose.main([]) == 0
+    said = capsys.readouterr().out
+    assert "Rounds against the exact gradient" in said and "written to" in said
+    html = (tmp_path / "diagnosis.html").read_text()
     assert html.count("<img") == 3 and "http" not in html.replace("http://www.w3.org", "")
-    assert json.loads((path / "diagnosis.json").read_text())["rounds"][0]["round"] == 7
+    assert json.loads((tmp_path / "diagnosis.json").read_text())["rounds"][0]["round"] == 5

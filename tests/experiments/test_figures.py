@@ -5,47 +5,47 @@ import math
 
 import pytest
 
-from experiments.analysis import comparison, figures, found
+from experiments.analysis import comparison, figures
 from tests.experiments import fake_sweeps
+from tests.experiments.fake_sweeps import only
 
-PIVOTS = ("1 of 4", "2 of 4", "3 of 4")
-TAUS = ("tau 0.1", "tau 0.25")
-DIRECTIONS = ("S = 1", "S = 3")
 KINDS = {
     "splits": {"columns": ("10/90", "50/50")},
-    "methods": {"rows": ("High Res Only", "ZOWarmUp", *(f"$cheap$ {i} %" for i in range(8)))},
-    "pivot": {"rows": ("10/90",), "columns": PIVOTS, "table": "Figure 4"},
-    "direction": {"rows": ("Gaussian", "Other"), "columns": TAUS, "table": "Figure 6"},
-    "num_directions": {"rows": ("ZOWarmUp",), "columns": DIRECTIONS, "table": "Figure 7"},
+    "methods": {"rows": ("High Res Only", "ZOWarmUp", *(f"$cheap$ {i} %" for i in range(6)))},
+    "direction": {"rows": ("Gaussian", "Other"), "columns": ("tau 0.1", "tau 0.25")},
+    "num_directions": {"rows": ("ZOWarmUp",), "columns": ("S = 1", "S = 3")},
     "faults": {"columns": ("0 %", "silent 10 %", "liars 10 %"), "axis": "share of the clients, %"},
 }
-PANELS = {"splits": 2, "methods": 10, "pivot": 1, "direction": 2, "num_directions": 1, "faults": 3}
-
-
-def only(root):
-    (sweep,) = found.read(root).sweeps
-    return sweep
+TABLES = {"direction": "Figure 6", "num_directions": "Figure 7"}
+PANELS = {"splits": 2, "methods": 8, "direction": 2, "num_directions": 1, "faults": 3}
 
 
 def texts(figure):
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_sweep_is_drawn_as_png_and_svg_whole_or_of_one_run(tmp_path, name):
-    without = {} if name in ("splits", "methods") else {"reference": ""}
-    folders = fake_sweeps.make(tmp_path, name=name, seeds=(0, 1), **KINDS[name], **without)
-    curves = figures.of(only(tmp_path))[f"{name}-curves"]
-    assert sum(axes.get_visible() for axes in curves.axes) == PANELS[name]
-    written = figures.write(only(tmp_path), tmp_path / "plots")
-    assert [path.stem for path in written] == [name, f"{name}-curves"]
-    assert all("</svg>" in path.with_suffix(".svg").read_text() for path in written)
+def test_every_kind_of_sweep_is_drawn_whole_or_of_one_run(tmp_path, name):
+    reference = "High Res Only" if name in ("splits", "methods") else ""
+    made = KINDS[name] | {"reference": reference, "table": TABLES.get(name, "Table 2")}
+    folders = fake_sweeps.make(tmp_path, seeds=(0, 1), **made)
+    drawn = figures.of(only(tmp_path))
+    assert list(drawn) == ["s", "s-curves"]
+    assert sum(axes.get_visible() for axes in drawn["s-curves"].axes) == PANELS[name]
     for folder in list(folders.values())[1:]:
         (folder / "summary.json").unlink()
-    for figure in figures.of(only(tmp_path)).values():
-        figure.canvas.draw()
+    for figure in (*drawn.values(), *figures.of(only(tmp_path)).values()):
+        figure.draw_without_rendering()
+
+
+def test_figures_are_written_as_png_and_svg(tmp_path):
+    fake_sweeps.make(tmp_path, seeds=(0,))
+    written = figures.write(only(tmp_path), tmp_path / "plots")
+    assert [path.name for path in written] == ["s.png", "s-curves.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert all("</svg>" in path.with_suffix(".svg").read_text() for path in written)
 
 
 def test_half_a_sweep_is_drawn_and_an_empty_one_is_not(tmp_path):

@@ -3,12 +3,12 @@
 import json
 import shlex
 
-import pytest
 from absl import flags
 
 from experiments import cli
 from experiments.analysis import comparison, found, runs, tables
 from tests.experiments import fake_sweeps
+from tests.experiments.fake_sweeps import only
 from zo_fl import config as configs
 
 
@@ -16,11 +16,6 @@ def finish(folder, value=0.5, seed=0, **changes):
     fields = {field.replace("__", "."): new for field, new in changes.items()}
     config = fake_sweeps.config({"data.partition_seed": seed} | fields, seed)
     fake_sweeps.finish(folder, value, config)
-
-
-def only(root):
-    (sweep,) = found.read(root).sweeps
-    return sweep
 
 
 def test_runs_that_differ_in_seeds_alone_are_one_row_named_by_what_differs(tmp_path):
@@ -76,29 +71,31 @@ def test_runs_of_sweeps_and_their_warm_ups_are_no_plain_runs(tmp_path):
     assert set(only(tmp_path).rows) == {"fedavg", "zowarmup"}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "state", "problem"),
-    (
-        ("summary.json", None, runs.UNFINISHED, "no summary.json"),
-        ("summary.json", '{"final_accuracy": 0.', runs.DAMAGED, "summary.json is damaged"),
-        ("summary.json", "{}", runs.DAMAGED, "no final_accuracy"),
-        ("summary.json", '{"final_accuracy": null, "diverged_round": null}', runs.DAMAGED, "None"),
-        ("config.json", None, runs.DAMAGED, "config.json is missing"),
-        ("partition.json", "{", runs.DAMAGED, "partition.json is damaged"),
-    ),
+DAMAGES = (
+    ("summary.json", None, runs.UNFINISHED, "no summary.json"),
+    ("summary.json", '{"final_accuracy": 0.', runs.DAMAGED, "summary.json is damaged"),
+    ("summary.json", "{}", runs.DAMAGED, "no final_accuracy"),
+    ("summary.json", '{"final_accuracy": null, "diverged_round": null}', runs.DAMAGED, "None"),
+    ("config.json", None, runs.DAMAGED, "config.json is missing"),
+    ("partition.json", "{", runs.DAMAGED, "partition.json is damaged"),
 )
-def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path, name, content, state, problem):
+
+
+def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path):
     folders = fake_sweeps.make(tmp_path)
-    path = folders["ZOWarmUp", "10/90", 1] / name
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
-    sweep = only(tmp_path)
-    states = [run.state for run in sweep.runs]
-    assert states.count(state) == 1 and states.count(runs.FINISHED) == 5
-    (line,) = runs.unfinished(sweep)
-    assert problem in line and "ZOWarmUp, 10/90, seed 1" in line
-    assert [len(cell.values) for cell in comparison.cells(sweep)] == [3, 2]
+    for name, content, state, problem in DAMAGES:
+        path = folders["ZOWarmUp", "10/90", 1] / name
+        whole = path.read_text()
+        path.unlink()
+        if content is not None:
+            path.write_text(content)
+        sweep = only(tmp_path)
+        states = [run.state for run in sweep.runs]
+        assert states.count(state) == 1 and states.count(runs.FINISHED) == 5
+        (line,) = runs.unfinished(sweep)
+        assert problem in line and "ZOWarmUp, 10/90, seed 1" in line
+        assert [len(cell.values) for cell in comparison.cells(sweep)] == [3, 2]
+        path.write_text(whole)
 
 
 def test_a_damaged_record_is_named_and_other_sweeps_are_shown(tmp_path):

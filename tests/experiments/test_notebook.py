@@ -1,5 +1,6 @@
 """The notebook, run to its end on the CPU at a tiny size."""
 
+import re
 from pathlib import Path
 
 import nbclient
@@ -9,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "experiments" / "colab.ipynb"
 TINY = {
+    "algorithm": "fedavg",
     "model.name": "mlp",
     "model.norm": "none",
     "data.num_clients": 10,
     "warmup.num_rounds": 1,
-    "zo.num_rounds": 1,
     "run.num_devices": 1,
 }
 
@@ -33,6 +34,8 @@ def test_the_notebook_is_valid_has_ids_and_holds_no_outputs():
     assert len({one.id for one in notebook.cells}) == len(notebook.cells)
     assert not [one.id for one in notebook.cells if one.get("outputs")]
     assert "full = False" in cell(notebook, "parameters").source
+    (found,) = re.findall(r'"zo_fl", "(\w+\.py)"', cell(notebook, "install").source)
+    assert (ROOT / "zo_fl" / found).exists(), "by which the notebook knows the repository"
 
 
 @pytest.mark.slow
@@ -46,7 +49,7 @@ def test_the_notebook_runs_to_its_end(tmp_path, monkeypatch):
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
     shown = cell(notebook, "quickstart").outputs[-1]["data"]["text/plain"]
-    assert "'rounds': 2" in shown
+    assert "'rounds': 1" in shown
     assert "image/png" in cell(notebook, "curves").outputs[-1]["data"]
     accuracy = cell(notebook, "own-data").outputs[-1]["data"]["text/plain"]
     assert 0 <= float(accuracy) <= 1

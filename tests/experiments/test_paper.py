@@ -4,8 +4,9 @@ import copy
 import importlib
 from pathlib import Path
 
-from experiments.analysis import comparison, found, paper, tables
+from experiments.analysis import comparison, paper, tables
 from tests.experiments import fake_sweeps
+from tests.experiments.fake_sweeps import only
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,9 +77,8 @@ def test_what_differs_is_said_below_the_table(tmp_path):
     same, other = (tmp_path / name for name in ("same", "other"))
     fake_sweeps.make(same, config=fake_sweeps.PAPER)
     fake_sweeps.make(other, config=fake_sweeps.PAPER | {"data.partition": "iid"})
-    (sweep,) = found.read(same).sweeps
-    assert comparison.cells(sweep)[1].paper == (54.3, 4.8, True)
-    (sweep,) = found.read(other).sweeps
+    assert comparison.cells(only(same))[1].paper == (54.3, 4.8, True)
+    sweep = only(other)
     cells = comparison.cells(sweep)
     assert all(cell.paper is None for cell in cells)
     (line,) = [line for line in tables.notes(sweep, cells) if "setting" in line]
@@ -88,7 +88,7 @@ def test_what_differs_is_said_below_the_table(tmp_path):
 
 def test_runs_on_other_data_say_so(tmp_path):
     fake_sweeps.make(tmp_path, config=fake_sweeps.PAPER | {"data.name": "cifar10_sample"})
-    (sweep,) = found.read(tmp_path).sweeps
+    sweep = only(tmp_path)
     notes = tables.notes(sweep, comparison.cells(sweep))
     assert any("Data: cifar10_sample, not the paper's" in line for line in notes)
 

@@ -1,6 +1,5 @@
 """Accuracy against the prices of a low-resource client: the front, its memory, the files."""
 
-import numpy as np
 import pytest
 
 from experiments.analysis import found, tradeoff
@@ -29,20 +28,14 @@ def test_a_point_is_on_the_front_if_nothing_cheaper_is_as_accurate():
 
 @pytest.mark.slow
 def test_prices_are_those_of_a_low_resource_client(tmp_path):
-    for name in ("fedavg", "ridge"):
-        api.run(tiny.config(name), tmp_path / name, quiet=True)
+    api.run(tiny.config("fedavg"), tmp_path / "fedavg", quiet=True)
     both = tiny.config("fedavg+zo")
     api.run(both, tmp_path / "fedavg+zo", warm_start=tmp_path / "fedavg", quiet=True)
     (sweep,) = found.read(tmp_path).sweeps
     points = {p.name: p for p in tradeoff.points(sweep, client_step.memory_of_run)}
-    high_alone, ridge, zowarmup = (points[name] for name in ("fedavg", "ridge", "fedavg+zo"))
+    high_alone, zowarmup = points["fedavg"], points["fedavg+zo"]
     assert high_alone.uplink == high_alone.passes == high_alone.memory == 0
     assert zowarmup.uplink == tiny.ROUNDS * 3 * 4
     examples = 90  # of each client; two losses a direction
     assert zowarmup.passes == tiny.ROUNDS * 3 * 2 * examples
-    # Its sums, one integer a penalty, one loss a temperature; the training set once, and the
-    # validation set twice.
-    sent = 4 * (64 * 65 // 2) + 2 + 9.5 * (4 * 64 + 4)
-    assert ridge.uplink == pytest.approx(sent + 4 * 6 + 4 * 19, rel=0.15)
-    assert ridge.passes == examples + 2 * 10
-    assert 0 < ridge.memory < 10e6 and np.isfinite(zowarmup.memory)
+    assert 0 < zowarmup.memory < 10e6

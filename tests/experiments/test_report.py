@@ -36,23 +36,18 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def page(root):
-    return Page(report.of(found.read(root)))
-
-
 @pytest.fixture(scope="module")
-def sweeps(tmp_path_factory):
+def text(tmp_path_factory):
     root = tmp_path_factory.mktemp("R")
     folders = fake_sweeps.make(root, name="hostile", rows=("High Res Only", HOSTILE), title=HOSTILE)
     (folders[HOSTILE, "10/90", 2] / "summary.json").write_text("{")
     fake_sweeps.make(root, name="pivot", rows=("10/90",), columns=("2 of 4", "3 of 4"), seeds=(0,))
     (root / "torn").mkdir()
     (root / "torn" / "sweep.json").write_text("{")
-    return root
+    return report.of(found.read(root), root)
 
 
-def test_the_page_needs_nothing_else(sweeps):
-    text = report.of(found.read(sweeps))
+def test_the_page_needs_nothing_else(text):
     seen = Page(text)
     assert seen.links and all(link.startswith(("#", "data:")) for link in seen.links)
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
@@ -61,19 +56,19 @@ def test_the_page_needs_nothing_else(sweeps):
 
 
 @pytest.mark.slow
-def test_everything_is_escaped_and_every_row_is_there(sweeps):
-    seen = page(sweeps)
+def test_everything_is_escaped_and_every_row_is_there(text):
+    seen = Page(text)
     assert seen.text.count(HOSTILE) >= 3  # the title, the table, the costs
     for row in ("High Res Only", "10/90", "2 of 4", "3 of 4"):
         assert row in seen.text
     assert seen.tags.count("section") == 2 and seen.tags.count("img") == 4
 
 
-def test_commands_costs_configs_and_provenance_are_there(sweeps):
-    seen = page(sweeps)
+def test_commands_costs_configs_and_provenance_are_there(text):
+    seen = Page(text)
     costs = ("1.50 MB", "2.50 MB", "1,234", "1:01")
-    for text in ("zo-fl sweep --sweep=<s>", *costs, '"partition_seed": 0', "abcdef012345"):
-        assert text in seen.text, text
+    for part in ("zo-fl sweep --sweep=<s>", *costs, '"partition_seed": 0', "abcdef012345"):
+        assert part in seen.text, part
     assert "--config.seed=2 --config.data.partition_seed=2" in seen.text
     assert {"#hostile--0", "#hostile--1"} <= set(seen.links)
     assert "Missing: 1 of 6" in seen.text and "torn" in seen.text

@@ -7,12 +7,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from experiments.jobs import launch, plan, pool, record
-from zo_fl import api
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
 from zo_fl.engine.fields import ConfigError
@@ -55,9 +53,8 @@ def config(name="quickstart"):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def jobs_of(points, root, seeds=(0,), given=None, name="quickstart"):
-    given = given or {}
-    base = config(name)
+def jobs_of(points, root, seeds=(0,), given=None):
+    given, base = given or {}, config()
     base.update_from_flattened_dict(given)
     return plan.jobs_of(Sweep("title", "", points), base, given, seeds, root, "name")
 
@@ -92,7 +89,7 @@ def run(planned, how=None, parallel=2, display=None):
         ends = [end for part, end in (how or {}).items() if part in str(job.folder)]
         return [sys.executable, "-c", FAKE, str(job.folder), str(after), *(ends or ["fine"])]
 
-    statuses = pool.run(planned, parallel, command, display or Watch())
+    statuses = pool.run(planned, parallel, command, (display or Watch()).update)
     return {job.name: statuses[job.folder] for job in planned}
 
 
@@ -107,7 +104,7 @@ def test_every_sweep_file_expands_to_known_fields_and_writes_nothing_to_the_conf
             before = given.to_dict()
             made = plan.load_sweep(name, given)
             assert given.to_dict() == before, name
-            planned = plan.jobs_of(made, given, {}, range(2), tmp_path, name)
+            planned = plan.jobs_of(made, given, {}, [0], tmp_path, name)
             assert len({job.folder for job in planned}) == len(planned), name
             assert made.title and made.quantity in ("accuracy", "validation", "seconds"), name
             assert made.reference in {"", *(point.row for point in made.points)}, name
@@ -250,8 +247,8 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     points += [point("other S", zo__num_directions=9), point("no rate", zo__lr=0.0)]
     points += [point("best eps", zo__eps=0.0), point("ends", warmup__stop="plateau")]
     points += [point("keeps", "fedavg+head_zo", head_zo__cache=True), point("head", "head_zo")]
-    planned = jobs_of(points, tmp_path, seeds=range(2), name="quickstart")
-    found = plan.side_by_side(planned, config("quickstart"))
+    planned = jobs_of(points, tmp_path, seeds=range(2))
+    found = plan.side_by_side(planned, config())
     names = {job.folder: job.name.split(",")[0] for job in planned}
     groups: dict = {}
     for folder, one in found.items():
@@ -268,58 +265,23 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     assert plan.suggestion(dense).startswith("8 of these runs differ from others")
 
 
-class Real(NamedTuple):
-    """Real runs: a warm-up, two points as one program, and one that is none with them.
-
-    Attributes:
-      planned: the jobs, in that order.
-      printed: by the command, and by the same one again.
-      rows: of each run.
-    """
-
-    planned: list[plan.Job]
-    printed: tuple[str, str]
-    rows: list[list[dict]]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
+@pytest.mark.slow
+def test_real_runs_start_after_a_real_warmup_as_one_program_and_nothing_is_repeated(tmp_path):
     given = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
     given |= {"warmup.num_rounds": 1, "zo.num_rounds": 2, "run.num_devices": 1}
     points = [point("a", zo__lr=0.001), point("b", zo__lr=0.004)]
-    points.append(point("c", zo__num_directions=2))
-    planned = jobs_of(points, tmp_path_factory.mktemp("real"), given=given)
-    base = config("quickstart")
+    planned, base = jobs_of(points, tmp_path, given=given), config()
     base.update_from_flattened_dict(given)
     alike, printed = plan.side_by_side(planned, base), []
-    with contextlib.chdir(ROOT):
-        for _ in range(2):
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                assert launch.run(planned, 2, "configs/quickstart.py", alike=alike) == 0
-            printed.append(out.getvalue())
-    rows = [read_metrics(job.folder / "metrics.jsonl") for job in planned]
-    return Real(planned, tuple(printed), rows)
-
-
-@pytest.mark.slow
-def test_a_real_run_starts_after_a_real_warmup_and_neither_is_repeated(real):
-    warmup, *runs = real.rows
-    assert len(warmup) == 1 and {len(run) for run in runs} == {3}
-    for run in runs:
-        assert run[0] == warmup[0], "to the fraction of a second: it was not computed again"
-    first, second = real.printed
-    assert "4 of 4 runs are finished" in first
-    assert "4 runs, 4 of them finished before" in second
-
-
-@pytest.mark.slow
-def test_points_as_one_program_end_as_alone(real, tmp_path):
-    warmup, a, b, c = real.planned
-    logs = [pool.log_path(job).read_text() for job in (a, b, c)]
-    assert ["one program with a, c, seed 0" in log for log in logs] == [False, True, False]
-    made = config("quickstart")
-    made.update_from_flattened_dict(b.overrides)
-    api.run(made, tmp_path, warm_start=warmup.folder, quiet=True)
-    for row, expected in zip(real.rows[2], read_metrics(tmp_path), strict=True):
-        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-    assert real.rows[1][-1]["update_norm"] != real.rows[2][-1]["update_norm"]
+    for _ in range(2):
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
+            assert launch.run(planned, 2, "configs/quickstart.py", alike=alike) == 0
+        printed.append(out.getvalue())
+    assert "3 of 3 runs are finished" in printed[0]
+    assert "3 runs, 3 of them finished before" in printed[1]
+    warmup, a, b = (read_metrics(job.folder) for job in planned)
+    assert [len(rows) for rows in (warmup, a, b)] == [1, 3, 3]
+    # To the fraction of a second: the warm-up was not computed again.
+    assert a[0] == b[0] == warmup[0] and a[-1]["update_norm"] != b[-1]["update_norm"]
+    logs = [pool.log_path(job).read_text() for job in planned]
+    assert ["one program with a, c, seed 0" in log for log in logs] == [False, False, True]
