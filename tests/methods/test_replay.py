@@ -38,12 +38,10 @@ def follow(algorithm, rounds=3, **overrides):
     (
         ("zo", {}),
         pytest.param("zo", SHARED | {"run__num_devices": 8}, marks=slow),
-        pytest.param("decomfl", {}, marks=slow),
         pytest.param("fedkseed_pro", {}, marks=slow),
         pytest.param("baffle", {}, marks=slow),
         pytest.param("zo", MOMENTUM | {"faults__dropout": 0.6, "faults__nan": 0.3}, marks=slow),
         pytest.param("zo", ADAM | {"faults__byzantine": 0.25, "robust__rule": "clip"}, marks=slow),
-        pytest.param("zo", SHARED | {"robust__rule": "median", "faults__nan": 0.2}, marks=slow),
     ),
     ids=str,
 )
