@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.engine import cohorts, image_task, keys
-from zo_fl.zo import directions, fedkseed
+from zo_fl.zo import directions, fedkseed, subspace
 
 FOLDER = Path(__file__).parent
 ROUND, CLIENT, DIRECTION = 3, 5, 2
@@ -69,7 +69,7 @@ def _computed() -> dict:
             },
         },
         "directions": {name: add(TREE, direction, 1.0) for name, add in drawn.items()},
-        "places": directions._places("b/c", 40, 0.1),
+        "places": subspace._places("b/c", 40, 0.1),
         "candidates": fedkseed.pool_keys(run, jnp.arange(3)),
         "cohorts": cohorts_,
         "batches": one_chunk,

@@ -16,8 +16,8 @@ from zo_fl.wrap import faults
 from zo_fl.wrap.faults import Faults
 
 NONE = Faults(0.0, 0.0, 0.0, "sign_flip")
-# Dense messages, scalars, pools, sums.
-of_every_kind = pytest.mark.parametrize("algorithm", ("fedavg_all", "zo", "fedkseed", "ridge"))
+# Dense messages, scalars, sums.
+of_every_kind = pytest.mark.parametrize("algorithm", ("fedavg_all", "zo", "ridge"))
 
 
 @functools.cache
@@ -130,13 +130,10 @@ def test_a_round_that_nobody_answers_leaves_the_state_as_it_was(algorithm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "attack", "factor"), (("fedavg_all", "sign_flip", -1.0), ("zo", "scale", 10.0))
-)
-def test_where_everyone_lies_the_update_is_the_lie(algorithm, attack, factor):
-    before, honest, _ = round_with(algorithm)
-    _, lied, _ = round_with(algorithm, NONE._replace(byzantine=1.0, attack=attack))
-    expected = jax.tree.map(lambda a, b: a + factor * (b - a), before.params, honest.params)
+def test_where_everyone_lies_the_update_is_the_lie():
+    before, honest, _ = round_with("zo")
+    _, lied, _ = round_with("zo", NONE._replace(byzantine=1.0, attack="scale"))
+    expected = jax.tree.map(lambda a, b: a + 10 * (b - a), before.params, honest.params)
     chex.assert_trees_all_close(lied.params, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -148,17 +145,17 @@ def test_codes_that_mean_something_beside_a_scale_are_not_scaled_twice():
     }
     lie = faults.ATTACKS["scale"](message)
     assert lie["codes"].tolist() == [1, -7] and lie["scale"] == 5.0 and lie["count"] == 30
+    assert faults.ATTACKS["sign_flip"](message)["scale"] == -0.5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ("fedavg_all", "ridge"))
-def test_liars_about_labels_learn_the_mirrored_ones(algorithm):
-    honest = built_of(algorithm)
+def test_liars_about_labels_learn_the_mirrored_ones():
+    honest = built_of("ridge")
     examples = honest.data.examples
     labels = honest.task.num_classes - 1 - honest.task.labels(examples)
     others = honest.data._replace(examples=honest.task.relabel(examples, labels))
-    _, expected, _ = round_with(algorithm, data=others)
-    _, mirrored, _ = round_with(algorithm, NONE._replace(byzantine=1.0, attack="labels"))
+    _, expected, _ = round_with("ridge", data=others)
+    _, mirrored, _ = round_with("ridge", NONE._replace(byzantine=1.0, attack="labels"))
     chex.assert_trees_all_close(mirrored.params, expected.params, rtol=1e-6)
 
 

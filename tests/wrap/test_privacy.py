@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 from configs.sweeps.privacy import NOISE
 from tests import tiny
@@ -28,7 +27,6 @@ SUMS = {
     "ridge__penalties": (0.1,),
     "ridge__calibrate": False,
 }
-both = pytest.mark.parametrize("name", ("two_point", "forward"))
 
 
 @functools.partial(jax.jit, static_argnames=("bound", "name", "count"))
@@ -41,7 +39,7 @@ def scalars_of(losses, bound, name, count=3):
     return estimator.estimate(lambda w: w * losses, weights, jnp.float32(0), keys).scalars
 
 
-@both
+@pytest.mark.parametrize("name", ("two_point", "forward"))
 def test_an_example_moves_scalars_by_the_bound_at_most(name):
     losses = np.random.default_rng(0).normal(size=20).astype(np.float32)
     for extreme in (1e6, -1e6, np.inf, np.nan):
@@ -49,13 +47,8 @@ def test_an_example_moves_scalars_by_the_bound_at_most(name):
         moved = scalars_of(jnp.array([*losses, extreme]), 0.01, name) - without
         assert float(jnp.abs(moved).max()) <= 0.01 / 21 * 1.001
         assert float(jnp.linalg.norm(moved)) <= 0.01 * math.sqrt(3) / 21 * 1.001
-
-
-@both
-def test_a_bound_that_nothing_reaches_changes_nothing(name):
-    losses = jnp.array(np.random.default_rng(0).normal(size=20), jnp.float32)
-    bounded, free = scalars_of(losses, 100.0, name), scalars_of(losses, 0.0, name)
-    np.testing.assert_allclose(bounded, free, rtol=1e-6)
+    free, bounded = (scalars_of(jnp.array([*losses, 0.0]), bound, name) for bound in (0.0, 100.0))
+    np.testing.assert_allclose(bounded, free, rtol=1e-6)  # nothing reaches that
 
 
 def test_noise_on_scalars_is_as_large_as_said():
@@ -93,29 +86,11 @@ def test_shares_of_the_noise_on_sums_add_up_to_all_of_it():
         assert np.std(total) == pytest.approx(2.0 * math.sqrt(3) * scale, rel=0.05)
 
 
-def delta_of(epsilon, mu):
-    """Delta by integrating where the densities of N(mu, 1) and N(0, 1) differ by more."""
-    x = np.linspace(-40, 40, 4_000_001)
-    excess = norm.pdf(x, mu) - math.exp(epsilon) * norm.pdf(x)
-    return float(np.trapezoid(np.maximum(excess, 0), x))
-
-
-@pytest.mark.parametrize("mu", (0.05, 0.5, 1.0, 3.0))
-def test_epsilon_is_that_of_the_gaussian_mechanism(mu):
-    found = accounting.epsilon(mu)
-    assert delta_of(found, mu) == pytest.approx(1e-5, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("noise", "times", "expected"),
-    ((1.0, 1, 4.3771781), (6.3, 40, 4.3969394), (3.731, 1, 0.9998916), (0.02, 1, 1462.285016)),
-)
-def test_epsilon_is_that_of_dp_accounting(noise, times, expected):
+def test_epsilon_is_that_of_dp_accounting_and_0_where_delta_covers_all():
     """``PLDAccountant`` of dp-accounting 0.6; the last by the closed form in 50 digits."""
-    assert accounting.epsilon(math.sqrt(times) / noise) == pytest.approx(expected, rel=1e-7)
-
-
-def test_so_little_that_delta_covers_it_is_epsilon_0():
+    known = {1.0: 4.3771781, 6.3 / math.sqrt(40): 4.3969394, 3.731: 0.9998916, 0.02: 1462.285016}
+    found = [accounting.epsilon(1 / noise) for noise in known]
+    np.testing.assert_allclose(found, list(known.values()), rtol=1e-7)
     assert accounting.epsilon(1e-6) == 0.0
 
 
@@ -168,7 +143,6 @@ def test_steps_over_several_epochs_count_several_times():
         ),
         ({**SUMS, "robust__rule": "clip"}, "config.robust.rule='clip': a message of"),
         ({**SUMS, "faults__dropout": 0.1}, "config.faults.dropout=0.1: a message"),
-        ({**SUMS, "faults__nan": 0.1}, "config.faults.nan=0.1: a message"),
         (
             {"zo__bound": 1.0, "zo__noise": 1.0, "model__name": "cnn", "model__norm": "batch"},
             "config.zo.bn_policy='batch_sync': statistics of a batch reveal",

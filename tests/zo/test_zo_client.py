@@ -12,8 +12,8 @@ from zo_fl.host.costs import phase_cost
 from zo_fl.zo import client
 
 
-@pytest.mark.parametrize("steps", (2, 4, 6))
-def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size(steps):
+def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size():
+    steps = 4
     built = tiny.build("zo", zo__local_steps=steps)
     assert built.phases[0].groups[0].forward_passes == 8 * 90 * 6
     probing = client.make_probing(built.task, tiny.config(zo__local_steps=steps)["zo"], 0.1)
@@ -36,11 +36,13 @@ def test_scalars_cost_the_paper_s_bytes(policy, broadcast):
 @pytest.mark.slow
 def test_microbatches_change_nothing_without_batch_statistics():
     messages = []
-    for microbatch in (0, 50, 1000):
-        (((record,),),) = tiny.run(tiny.build("zo", zo__microbatch=microbatch))[3:]
-        messages.append(record.messages)
-    for parts in messages[1:]:
-        np.testing.assert_allclose(parts, messages[0], rtol=1e-4, atol=2e-7)
+    for size in (0, 50):
+        built = tiny.build("zo", zo__microbatch=size)
+        (phase,) = built.phases
+        update, state = jax.jit(tiny.only_client(phase).update), tiny.start(built, phase)
+        batch, own = tiny.batch_of(built, 0), tiny.own_keys(built, 0)
+        messages.append(update(state, batch, own).message)
+    np.testing.assert_allclose(*messages, rtol=1e-4, atol=2e-7)
 
 
 def test_a_client_whose_probes_are_all_broken_drops_out():

@@ -32,14 +32,6 @@ FIELDS: Block = {
 }
 
 
-Losses = Callable[[Task, ClientBatch], Callable[..., tuple[Array, ModelState]]]
-
-
-def cross_entropy(task: Task, batch: ClientBatch) -> Callable[..., tuple[Array, ModelState]]:
-    """Returns the task's own losses."""
-    return task.losses
-
-
 class LocalTraining(NamedTuple):
     """A client's training.
 
@@ -50,7 +42,7 @@ class LocalTraining(NamedTuple):
       augment: draw new examples by ``Task.augment`` for every batch.
       microbatch: examples that are back-propagated at once; divides ``batch_size``.
       losses: ``(task, batch) -> losses`` that a client with these examples trains on, called as
-        ``Task.losses``.
+        ``Task.losses``; None for the task's own.
       ragged: clients have unequal sizes: some batches are all padding and must change nothing.
     """
 
@@ -59,7 +51,7 @@ class LocalTraining(NamedTuple):
     batch_size: int
     augment: bool
     microbatch: int
-    losses: Losses
+    losses: Callable | None
     ragged: bool
 
 
@@ -67,15 +59,11 @@ def local_training(
     problem: Problem,
     block: Mapping[str, Any],
     optimizer: optax.GradientTransformation | None = None,
-    losses: Losses = cross_entropy,
+    losses: Callable | None = None,
 ) -> LocalTraining:
-    """Returns the training of a problem's clients.
+    """Returns the training of a problem's clients; ``block`` has ``FIELDS``.
 
-    Args:
-      problem: says whether they have equal sizes.
-      block: has ``FIELDS``.
-      optimizer: the client's, instead of that of the fields.
-      losses: see ``LocalTraining``.
+    An optimizer takes the place of that of the fields; for ``losses`` see ``LocalTraining``.
 
     Raises:
       FieldError: microbatches of a model with batch statistics, or that do not fill a batch.
@@ -118,7 +106,7 @@ def sgd(
 
 
 def local_sgd(task: Task, training: Callable[[ServerState], LocalTraining]) -> Client:
-    """Returns the client whose message is ``delta = before - after`` of local training by a task.
+    """Returns the client whose message is ``delta = before - after`` of local training.
 
     Running statistics of BatchNorm travel beside it.
 
@@ -144,14 +132,9 @@ def train(
 ) -> tuple[Params, ModelState, Array]:
     """Returns ``(params, model_state, mean loss)`` after one client's epochs of mini-batch SGD.
 
-    Args:
-      task: the learning problem.
-      training: how.
-      start: parameters and statistics to start from.
-      batch: all examples of the client.
-      own: the client's keys.
+    ``batch`` has all of its examples; it starts from the parameters and statistics of ``start``.
     """
-    losses_of = training.losses(task, batch)
+    losses_of = training.losses(task, batch) if training.losses else task.losses
 
     def step(carry, inputs):
         params, model_state, opt_state = carry

@@ -48,12 +48,7 @@ def phases_for_all(
 
 
 def phase(problem: Problem, name: str, block: Mapping[str, Any]) -> Phase:
-    """Returns a phase of FedAvg.
-
-    Args:
-      problem: task and clients.
-      name: the phase's.
-      block: has ``FIELDS``.
+    """Returns a phase of FedAvg; ``block`` has ``FIELDS``.
 
     Raises:
       FieldError: a cohort that cannot be drawn.

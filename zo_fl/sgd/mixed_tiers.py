@@ -36,14 +36,12 @@ def phases(
     sizes = [len(eligible_clients(problem, tier)) for tier in ("high", "low")]
     _check(problem, zo, sizes)
     high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else (0, 0)
-    of_high, of_low = (
-        {"cohort_size": size, "tiers": tier, "participation": "uniform"}
-        for size, tier in ((high, "high"), (low, "low"))
-    )
-    training = fedavg.clients(problem, {**warmup, **of_high})
-    scalars, _ = zeroth_order.clients(problem, {**zo, **of_low})
+    uniform = {"participation": "uniform"}
+    of_high = {**warmup, **uniform, "tiers": "high", "cohort_size": high}
+    of_low = {**zo, **uniform, "tiers": "low", "cohort_size": low}
+    scalars, _ = zeroth_order.clients(problem, of_low)
     groups = (
-        training._replace(name="high tier"),
+        fedavg.clients(problem, of_high)._replace(name="high tier"),
         scalars._replace(client=_as_delta(scalars.client, zo["lr"]), name="low tier"),
     )
     return (Phase("mixed", zo["num_rounds"], groups, fedavg.averaging(warmup)),)

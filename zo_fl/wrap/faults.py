@@ -30,8 +30,6 @@ from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, PyTree
 from zo_fl.wrap import privacy
 
-LABELS = "labels"  # the attack that is no change of a message
-
 
 def _times(factor: float) -> Callable[[PyTree], PyTree]:
     """Returns ``message -> message`` times a factor, counts too: as though of so many examples."""
@@ -48,7 +46,7 @@ def _times(factor: float) -> Callable[[PyTree], PyTree]:
 ATTACKS: dict[str, Callable[[PyTree], PyTree] | None] = {
     "sign_flip": _times(-1.0),
     "scale": _times(10.0),
-    LABELS: None,
+    "labels": None,  # no change of a message
 }
 
 BLOCK: Block = {
@@ -77,13 +75,7 @@ class Fate(NamedTuple):
 
 
 def inject(phase: Phase, task: Task, faults: Faults, num_clients: int) -> Phase:
-    """Returns a phase whose clients misbehave.
-
-    Args:
-      phase: whose clients behave.
-      task: knows what labels are.
-      faults: how many do what.
-      num_clients: of the federation.
+    """Returns the phase with clients that misbehave; ``num_clients`` are in the federation.
 
     Raises:
       ConfigError: clients' shares of the noise would be lost.
@@ -102,13 +94,7 @@ def inject(phase: Phase, task: Task, faults: Faults, num_clients: int) -> Phase:
 
 
 def fate(faults: Faults, num_clients: int, own: Keys) -> Fate:
-    """Draws the faults of a client in a round.
-
-    Args:
-      faults: how many do what.
-      num_clients: of the federation.
-      own: the client's keys.
-    """
+    """Draws the faults of a client in a round, by its keys ``own``."""
     draws = jax.random.uniform(keys.stream(own.client, "faults"), (2,))
     silent, broken = draws < jnp.array((faults.dropout, faults.nan))
     everyone = jax.random.permutation(keys.stream(own.run, "byzantine"), num_clients)
@@ -130,15 +116,10 @@ def _misbehaving(client: Client, task: Task, faults: Faults, num_clients: int) -
         if attack is not None and faults.byzantine:
             lie = attack(message)
             message = jax.tree.map(lambda a, b: jnp.where(drawn.lies, a, b), lie, message)
-        sent = (message, result.model_state, result.metrics)
+        sent = result._replace(message=message, weight=())
         sent = trees.scale_floats(jnp.where(drawn.broken, jnp.nan, 1.0), sent)
         # Who is silent has no numbers, good or bad.
         sent = jax.tree.map(lambda leaf: jnp.where(drawn.silent, jnp.zeros_like(leaf), leaf), sent)
-        return ClientResult(
-            message=sent[0],
-            weight=jnp.where(drawn.silent, 0.0, result.weight),
-            model_state=sent[1],
-            metrics=sent[2],
-        )
+        return sent._replace(weight=jnp.where(drawn.silent, 0.0, result.weight))
 
     return client._replace(update=update)

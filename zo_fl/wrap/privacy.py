@@ -60,10 +60,6 @@ class Release(NamedTuple):
 def release(privacy: Privacy, **how: Any) -> Release | None:
     """Returns a phase's disclosure of an example; None where nothing is promised.
 
-    Args:
-      privacy: bound and noise.
-      **how: the other fields of ``Release``.
-
     Raises:
       FieldError: noise without a bound.
     """
@@ -89,14 +85,7 @@ def check_shares(phase: Phase, field: str, given: Any) -> None:
 
 
 def noisy_scalars(privacy: Privacy, scalars: Array, weights: Array, key: Array) -> Array:
-    """Returns scalars ``f32[S]`` of clipped differences, with noise.
-
-    Args:
-      privacy: bound and noise.
-      scalars: means over examples.
-      weights: ``f32[n]`` of the examples in them.
-      key: ``key[]``.
-    """
+    """Returns noisy scalars ``f32[S]``, means of clipped differences by weights ``f32[n]``."""
     if not privacy.noise:
         return scalars
     most = privacy.bound * math.sqrt(len(scalars)) * jnp.max(weights)

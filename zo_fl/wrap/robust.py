@@ -7,15 +7,15 @@
 
 A median needs updates that estimate the same thing. Sums of what each client alone holds (class
 sums of a closed-form head) do not: there both are ``clip``, which scales such a message down as a
-whole, as though the client had fewer examples. Where directions are each
-client's own a median is of little use, too (``zo.seed_policy``).
+whole, as though the client had fewer examples. Where directions are each client's own a median is
+of little use, too (``zo.seed_policy``).
 
-All but the mean need every update at once: a model a client, or, of scalars, a few bytes. A new
-rule is a function that returns a ``Reducer``, and its name in ``RULES``.
+All but the mean need every update at once: a model a client, or, of scalars, a few bytes.
 
 Source: Yin et al. 2018 (arXiv 1803.01498) for the median and the trimmed mean.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,18 +47,12 @@ def aggregate(phase: Phase, robust: Mapping[str, Any]) -> Phase:
 
 def median(reducer: Reducer, trim: float) -> Reducer:
     """Returns the median of each coordinate; of sums ``clip``."""
-    if reducer.is_sum:
-        return clip(reducer, trim)
-    cut = lambda count: jnp.maximum(count - 1, 0) // 2  # noqa: E731
-    return reducer._replace(middle=lambda stacked, weights: _middle(stacked, weights, cut))
+    return _without_ends(reducer, lambda count: jnp.maximum(count - 1, 0) // 2)
 
 
 def trimmed_mean(reducer: Reducer, trim: float) -> Reducer:
     """Returns the mean of each coordinate without a share of both ends; of sums ``clip``."""
-    if reducer.is_sum:
-        return clip(reducer, trim)
-    cut = lambda count: jnp.floor(trim * count).astype(count.dtype)  # noqa: E731
-    return reducer._replace(middle=lambda stacked, weights: _middle(stacked, weights, cut))
+    return _without_ends(reducer, lambda count: jnp.floor(trim * count).astype(count.dtype))
 
 
 def clip(reducer: Reducer, trim: float) -> Reducer:
@@ -69,21 +63,22 @@ def clip(reducer: Reducer, trim: float) -> Reducer:
 def clip_factors(lengths: Array, weights: Array) -> Array:
     """Returns ``f32[C]``, what messages are multiplied by to be as long as the median one at most.
 
-    Args:
-      lengths: ``f32[C]``.
-      weights: ``f32[C]``; messages of weight 0 have no say.
+    Messages of weight 0 have no say; lengths and weights are ``f32[C]``.
     """
     middle = jnp.nanmedian(jnp.where(weights > 0, lengths, jnp.nan))
     return jnp.where(lengths > middle, middle / lengths, 1.0)
 
 
-def _middle(stacked: PyTree, weights: Array, cut_of: Callable[[Array], Array]) -> PyTree:
-    """Returns the mean of each coordinate without some values at both ends.
+def _without_ends(reducer: Reducer, cut_of: Callable[[Array], Array]) -> Reducer:
+    if reducer.is_sum:
+        return clip(reducer, 0.0)
+    return reducer._replace(middle=functools.partial(_middle, cut_of=cut_of))
 
-    Args:
-      stacked: leaves ``f32[C, ...]``.
-      weights: ``f32[C]``; only whether they are positive counts.
-      cut_of: clients ``i32[]`` -> values ``i32[]`` to leave out at each end.
+
+def _middle(stacked: PyTree, weights: Array, cut_of: Callable[[Array], Array]) -> PyTree:
+    """Returns the mean of each coordinate without ``cut_of(clients)`` values at both ends.
+
+    Of the weights ``f32[C]`` it only matters whether they are positive.
     """
     count = jnp.sum(weights > 0)
     cut, rank = cut_of(count), jnp.arange(len(weights))

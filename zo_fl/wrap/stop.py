@@ -7,8 +7,6 @@
 The tier that trains knows the labels that it holds, and goes on gaining on these while the others
 lose: the population's answer is the better one where labels are skewed. Questions come early and
 patience is short, as rounds too many cost more than rounds too few (figures: PERFORMANCE.md).
-
-A new rule is a function ``(tiers of the phase) -> Stop``, and its name in ``STOPS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +19,7 @@ from zo_fl.engine.fields import Block, Field, FieldError
 
 EVERY, PATIENCE = 2, 2  # rounds between questions; questions without a better answer
 
+# name -> tiers of the phase -> when it ends
 STOPS: dict[str, Callable[[str], Stop] | None] = {
     "fixed": None,
     "plateau": lambda tiers: Stop(EVERY, PATIENCE, tiers),
@@ -34,12 +33,7 @@ FIELDS: Block = {
 
 
 def early(problem: Problem, phase: Phase, block: Mapping[str, Any]) -> Phase:
-    """Returns a phase that ends as its config block says.
-
-    Args:
-      problem: task and clients.
-      phase: any phase.
-      block: has ``FIELDS`` and ``tiers``.
+    """Returns a phase that ends as its config block says, which has ``FIELDS`` and ``tiers``.
 
     Raises:
       FieldError: nobody who is asked has validation examples.

@@ -74,12 +74,11 @@ def phases(
 def clip_by_largest(limit: float) -> optax.GradientTransformation:
     """Returns the scaling of an update such that no entry is larger than ``limit``."""
 
-    def update(updates, state, params=None):
-        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(u)) for u in jax.tree.leaves(updates)]))
-        factor = jnp.minimum(1.0, limit / jnp.maximum(largest, 1e-30))
-        return jax.tree.map(lambda u: factor * u, updates), state
+    def clipped(updates, params):
+        largest = optax.tree.norm(updates, ord=jnp.inf)
+        return optax.tree.scale(jnp.minimum(1.0, limit / jnp.maximum(largest, 1e-30)), updates)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(clipped)
 
 
 def averaging(descending: Server) -> Server:

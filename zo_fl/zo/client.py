@@ -4,12 +4,13 @@
                              w_{t+1} = w_t - local_lr * gradient(scalars_t)
 
 With one step on all examples this is ZOWarmUp's round; with k steps on k equal chunks its Table 3;
-with many steps on mini-batches FedKSeed, DeComFL and FedZO. ``scalar_client`` sends the scalars,
-from which anyone rebuilds the update with the keys of the directions.
+with many steps on mini-batches FedKSeed, DeComFL and FedZO. From the scalars of ``scalar_client``
+anyone rebuilds the update with the keys of the directions.
 
 Perturbed passes never touch running statistics of BatchNorm, whatever ``bn_policy`` does with them.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from zo_fl.engine.algorithm import (
     Client,
     ClientBatch,
     ClientResult,
+    Group,
     Problem,
     Server,
     ServerState,
@@ -33,8 +35,8 @@ from zo_fl.engine.server import descend
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, Examples, ModelState, Params
 from zo_fl.wrap import privacy
-from zo_fl.wrap.privacy import Privacy, Release
-from zo_fl.zo import directions, estimators
+from zo_fl.wrap.privacy import Privacy
+from zo_fl.zo import directions, estimators, subspace
 
 FIELDS: Block = {
     "estimator": Field(
@@ -53,7 +55,7 @@ FIELDS: Block = {
         zero_chooses=True,
     ),
     "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
-    **directions.FIELDS,
+    **subspace.FIELDS,
     "num_directions": Field(3, "directions S of a local step", at_least=1, at_most=10**6),
     "local_steps": Field(1, "steps of a client's own in a round", at_least=1),
     "batch_size": Field(
@@ -75,13 +77,9 @@ class Probing(NamedTuple):
       task: the learning problem, at the precision of the probes.
       add_direction: from ``directions.create``.
       estimator: from ``estimators.ESTIMATORS``.
-      num_directions: S.
-      local_steps: k.
-      batch_size: examples a step; 0 = the client's, split evenly.
-      microbatch: examples a forward pass; 0 = a step's.
       bn_policy: as it applies to the model.
-      local_lr: step size between two messages of a client.
-      privacy: of an example.
+      local_lr: step size of a client's own steps.
+      uniform: whether clients count the same, whatever their number of examples.
     """
 
     task: Task
@@ -93,7 +91,13 @@ class Probing(NamedTuple):
     microbatch: int
     bn_policy: str
     local_lr: Any
+    uniform: bool
     privacy: Privacy
+
+    def schedule(self, examples: int) -> tuple[int, int]:
+        """Returns ``(examples of a local step, epochs of all steps)`` of a client of so many."""
+        size = self.batch_size or -(-examples // self.local_steps)
+        return size, -(-self.local_steps // -(-examples // size))
 
     def forward_passes(self, clients: float, examples: float) -> float:
         """Returns single-example passes of a round of ``clients`` of ``examples`` each."""
@@ -102,13 +106,10 @@ class Probing(NamedTuple):
         return clients * (seen * self.estimator.passes + unperturbed)
 
 
-def make_probing(task: Task, block: Mapping[str, Any], local_lr: Any) -> Probing:
-    """Returns the probing of a config block's clients.
-
-    Args:
-      task: the learning problem.
-      block: has ``FIELDS``.
-      local_lr: step size between two messages of a client.
+def make_probing(
+    task: Task, block: Mapping[str, Any], local_lr: Any, uniform: bool = False
+) -> Probing:
+    """Returns the probing of a config block's clients; ``block`` has ``FIELDS``.
 
     Raises:
       FieldError: no parameter is left that directions move.
@@ -118,43 +119,22 @@ def make_probing(task: Task, block: Mapping[str, Any], local_lr: Any) -> Probing
         eps = precision.best_eps(block["precision"])
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
     add_direction = directions.create(block["distribution"], block["tau"])
-    add_direction = directions.restrict(add_direction, block["params"], block["density"], like)
-    estimator = estimators.ESTIMATORS[block["estimator"]](
-        add_direction,
-        eps=eps,
-        num_directions=block["num_directions"],
-        bound=block["bound"],
-    )
+    add_direction = subspace.restrict(add_direction, block["params"], block["density"], like)
+    make_estimator = estimators.ESTIMATORS[block["estimator"]]
+    count, bound = block["num_directions"], block["bound"]
     return Probing(
         task=task.with_precision(block["precision"]),
         add_direction=add_direction,
-        estimator=estimator,
-        num_directions=block["num_directions"],
+        estimator=make_estimator(add_direction, eps=eps, num_directions=count, bound=bound),
+        num_directions=count,
         local_steps=block["local_steps"],
         batch_size=block["batch_size"],
         microbatch=block["microbatch"],
         bn_policy=block["bn_policy"] if task.has_statistics else "frozen",
         local_lr=local_lr,
+        uniform=uniform,
         privacy=take(Privacy, block),
     )
-
-
-class Probes(NamedTuple):
-    """A client's results after its local steps.
-
-    Attributes:
-      scalars: ``f32[k, S]``.
-      params: its own weights after the last step.
-      statistics: what it uploads of batch statistics, ``{}`` unless the policy sends some.
-      loss: ``f32[]`` mean over the steps.
-      size: ``f32[]`` its examples; 0 if not one probe was finite: it drops out of the round.
-    """
-
-    scalars: Array
-    params: Params
-    statistics: ModelState
-    loss: Array
-    size: Array
 
 
 def probe(
@@ -163,15 +143,12 @@ def probe(
     batch: ClientBatch,
     own: Keys,
     draw_keys: Callable[[Array], Array],
-) -> Probes:
-    """Runs the local steps of one client in one round.
+) -> tuple[ClientResult, Params]:
+    """Runs the local steps of one client; ``draw_keys`` gives the directions ``key[S]`` of a step.
 
-    Args:
-      probing: how.
-      state: what the server sent.
-      batch: the client's examples.
-      own: the client's keys.
-      draw_keys: ``i32[] local step -> key[S]``: the directions of the step.
+    Returns:
+      What it sends, its scalars ``f32[k, S]``, and its own weights after the last step. A client
+      without a finite probe has weight 0: it drops out of the round.
     """
     rows, masks = _steps(probing, batch.mask, keys.stream(own.client, "batches"))
 
@@ -189,19 +166,22 @@ def probe(
         after = estimators.combine(probing.add_direction, coefficients, step_keys, params)
         return after, (scalars, estimate.loss)
 
+    steps = (jnp.arange(probing.local_steps), rows, masks)
     if probing.local_steps == 1:  # no loop: the local weights are not computed unless asked for
-        first = None if rows is None else rows[0]
-        after, (scalars, losses) = step(state.params, (jnp.int32(0), first, masks[0]))
-        scalars, losses = scalars[None], losses[None]
+        after, outputs = step(state.params, jax.tree.map(lambda leaf: leaf[0], steps))
+        scalars, losses = jax.tree.map(lambda leaf: leaf[None], outputs)
     else:
-        steps = (jnp.arange(probing.local_steps), rows, masks)
         after, (scalars, losses) = jax.lax.scan(step, state.params, steps)
     whole = _microbatches(probing, batch.examples, batch.mask)
-    uploaded = statistics.of_client(probing.task, probing.bn_policy, state, *whole)
     size = jnp.sum(batch.mask).astype(jnp.float32)
     size = jnp.where(jnp.any(jnp.isfinite(scalars)), size, 0.0)
-    loss = jnp.mean(losses, where=jnp.isfinite(losses))
-    return Probes(scalars, after, uploaded, loss, size)
+    result = ClientResult(
+        message=scalars,
+        weight=(size > 0).astype(jnp.float32) if probing.uniform else size,
+        model_state=statistics.of_client(probing.task, probing.bn_policy, state, *whole),
+        metrics={"loss": jnp.mean(losses, where=jnp.isfinite(losses))},
+    )
+    return result, after
 
 
 def _steps(probing: Probing, mask: Array, key: Array) -> tuple[Array | None, Array]:
@@ -213,16 +193,15 @@ def _steps(probing: Probing, mask: Array, key: Array) -> tuple[Array | None, Arr
     count = probing.local_steps
     if count == 1 and not probing.batch_size:
         return None, mask[None]
-    size = probing.batch_size or -(-mask.shape[0] // count)
-    batches_an_epoch = -(-mask.shape[0] // size)
-    epoch_keys = jax.random.split(key, -(-count // batches_an_epoch))
+    size, epochs = probing.schedule(len(mask))
+    epoch_keys = jax.random.split(key, epochs)
     rows, masks = jax.vmap(cohorts.epoch_order, in_axes=(0, None, None))(epoch_keys, mask, size)
     return rows.reshape(-1, size)[:count], masks.reshape(-1, size)[:count]
 
 
 def _microbatches(probing: Probing, examples: Examples, mask: Array) -> tuple[Examples, Array]:
     """Returns examples and mask with leading axes ``[batches, size]``, padded by masked ones."""
-    count = mask.shape[0]
+    count = len(mask)
     return cohorts.batched((examples, mask), min(probing.microbatch or count, count))
 
 
@@ -248,52 +227,37 @@ def directions_key(own: Keys, shared: bool = False) -> Array:
     return keys.stream(own.round if shared else own.client, "directions")
 
 
-def step_keys(probing: Probing, root: Array, step: Array) -> Array:
+def step_keys(root: Array, num_directions: int, step: int | Array) -> Array:
     """Returns ``key[S]``: the directions of a local step, by one count over all steps."""
-    indices = step * probing.num_directions + jnp.arange(probing.num_directions)
+    indices = step * num_directions + jnp.arange(num_directions)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, indices)
 
 
 def rebuild(probing: Probing, scalars: Array, root: Array, like: Params) -> Params:
     """Returns the sum of the k gradient estimates of scalars ``f32[k, S]``, like ``like``."""
-    steps = jnp.arange(scalars.shape[0])
-    all_keys = jax.vmap(lambda step: step_keys(probing, root, step))(steps).reshape(-1)
     coefficients = jax.vmap(probing.estimator.coefficients)(scalars).reshape(-1)
+    of_all_steps = step_keys(root, scalars.size, 0)
     zeros = optax.tree.zeros_like(like)
-    return estimators.combine(probing.add_direction, coefficients, all_keys, zeros)
+    return estimators.combine(probing.add_direction, coefficients, of_all_steps, zeros)
 
 
-def scalar_client(probing: Probing, *, shared: bool, uniform: bool) -> Client:
+def scalar_client(probing: Probing, shared: bool) -> Client:
     """Returns the client whose message is ``f32[k, S]`` scalars of k local steps.
 
-    Args:
-      probing: how it probes its losses.
-      shared: whether all clients probe the same directions; the server then rebuilds the update
-        once, from the mean of the messages (``scalar_server``).
-      uniform: whether clients count the same, whatever their number of examples.
+    Where directions are shared by all clients, the server rebuilds the update once, from the mean
+    of the messages (``scalar_server``).
     """
 
     def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
         root = directions_key(own, shared)
-        probes = probe(probing, state, batch, own, lambda step: step_keys(probing, root, step))
-        return sent(probes.scalars, probes, uniform)
+        draw_keys = functools.partial(step_keys, root, probing.num_directions)
+        return probe(probing, state, batch, own, draw_keys)[0]
 
     def decode(message, state: ServerState, own: Keys) -> Params:
         return rebuild(probing, message, directions_key(own), state.params)
 
     one_model = shared and probing.local_steps == 1
     return Client(update, as_sent if shared else decode, replays=True, one_model=one_model)
-
-
-def sent(message: Any, probes: Probes, uniform: bool) -> ClientResult:
-    """Returns the result of a client that probed; ``uniform`` as for ``scalar_client``."""
-    weight = (probes.size > 0).astype(jnp.float32) if uniform else probes.size
-    return ClientResult(
-        message=message,
-        weight=weight,
-        model_state=probes.statistics,
-        metrics={"loss": probes.loss},
-    )
 
 
 def scalar_server(
@@ -309,18 +273,21 @@ def scalar_server(
     return descend(optimizer, gradient, statistics=statistics.of_server(probing.bn_policy))
 
 
-def release(probing: Probing, problem: Problem) -> Release | None:
-    """Returns the disclosure of one example in a round of clients that send scalars.
+def make_group(
+    problem: Problem, probing: Probing, client: Client, block: Mapping[str, Any]
+) -> Group:
+    """Returns the group of clients that probe, and what it discloses of one example.
 
     Raises:
-      FieldError: noise without a bound, or where an example moves the losses of others.
+      FieldError: a cohort that cannot be drawn; noise without a bound, or where an example moves
+        the losses of others.
     """
+    group = cohorts.make_group(problem, client, probing.forward_passes, block)
     if probing.privacy.noise and probing.bn_policy != "frozen":
         raise FieldError(
             "bn_policy",
             f"={probing.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
             "with noise: frozen",
         )
-    examples, steps = problem.clients.client_indices.shape[1], probing.local_steps
-    batches_an_epoch = -(-examples // (probing.batch_size or -(-examples // steps)))
-    return privacy.release(probing.privacy, times=-(-steps // batches_an_epoch))
+    _, epochs = probing.schedule(problem.clients.client_indices.shape[1])
+    return group._replace(release=privacy.release(probing.privacy, times=epochs))

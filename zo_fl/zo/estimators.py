@@ -10,6 +10,7 @@ two losses of a pair agree to five or six digits (eps * tau = 7.5e-5), and a dif
 rounded means would be mostly rounding.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,13 +23,13 @@ from zo_fl.engine.precision import forward_mode
 from zo_fl.engine.types import Array, Params
 from zo_fl.zo.directions import AddDirection
 
+Losses = Callable[[Params], Array]  # params -> f32[n], a loss an example
+
 
 class Estimate(NamedTuple):
-    """The result of a client's probes.
+    """The result of a client's probes: ``f32[S]``, which is uploaded, and the mean loss ``f32[]``.
 
-    Attributes:
-      scalars: ``f32[S]``, what is uploaded.
-      loss: ``f32[]`` mean loss over the probes that are finite, NaN if none is.
+    The mean is over the probes that are finite, NaN if none is.
     """
 
     scalars: Array
@@ -40,14 +41,13 @@ class Estimator(NamedTuple):
 
     Attributes:
       estimate: ``(losses, weights f32[n], params, keys key[S]) -> Estimate``, the client's half:
-        ``losses`` maps params to ``f32[n]``, a loss an example; weights sum to one, 0 for padding;
-        keys are one a direction.
+        weights sum to one, 0 for padding; keys are one a direction.
       coefficients: ``f32[S] scalars -> f32[S]``: the gradient estimate is ``sum_m coefficients[m] *
         z(keys[m])``. A probe that is not finite gets 0, and the mean is over the others.
       passes: forward passes over the client's examples that one ``estimate`` takes.
     """
 
-    estimate: Callable[[Callable[[Params], Array], Array, Params, Array], Estimate]
+    estimate: Callable[[Losses, Array, Params, Array], Estimate]
     coefficients: Callable[[Array], Array]
     passes: int
 
@@ -66,22 +66,14 @@ def two_point(
     """
 
     def estimate(losses, weights, params, keys):
-        # One pass at a time, in one loop over directions and signs: one perturbed copy of the
-        # weights exists at once, and the model is compiled once.
-        def one_pass(item):
-            key, sign = item
-            return losses(_moved(add_direction, params, key, sign * eps))
-
-        signs = jnp.tile(jnp.array([1.0, -1.0]), num_directions)
-        passes = jax.lax.map(one_pass, (jnp.repeat(keys, 2, axis=0), signs))
+        scales = jnp.tile(jnp.array([1.0, -1.0]), num_directions) * eps
+        passes = _passes(add_direction, losses, params, jnp.repeat(keys, 2, axis=0), scales)
         plus, minus = passes[0::2], passes[1::2]
-        scalars = jax.vmap(_mean, in_axes=(0, None))(_bounded(plus - minus, bound), weights)
-        means = jax.vmap(_mean, in_axes=(0, None))((plus + minus) / 2, weights)
-        return Estimate(scalars, jnp.mean(means, where=jnp.isfinite(means)))
+        means = _means((plus + minus) / 2, weights)
+        loss = jnp.mean(means, where=jnp.isfinite(means))
+        return Estimate(_bounded_means(plus - minus, weights, bound), loss)
 
-    def coefficients(scalars):
-        return finite_mean_coefficients(scalars, 2 * eps)
-
+    coefficients = functools.partial(finite_mean_coefficients, step=2 * eps)
     return Estimator(estimate, coefficients, passes=2 * num_directions)
 
 
@@ -99,16 +91,11 @@ def forward(
         # The unperturbed pass is one more turn of the same loop, its direction scaled by zero.
         scales = jnp.concatenate([jnp.zeros(1), jnp.full(num_directions, eps)])
         keys = jnp.concatenate([keys[:1], keys])
-        passes = jax.lax.map(
-            lambda item: losses(_moved(add_direction, params, item[0], item[1])), (keys, scales)
-        )
-        differences = _bounded(passes[1:] - passes[:1], bound)
-        scalars = jax.vmap(_mean, in_axes=(0, None))(differences, weights)
+        passes = _passes(add_direction, losses, params, keys, scales)
+        scalars = _bounded_means(passes[1:] - passes[:1], weights, bound)
         return Estimate(scalars, _mean(passes[0], weights))
 
-    def coefficients(scalars):
-        return finite_mean_coefficients(scalars, eps)
-
+    coefficients = functools.partial(finite_mean_coefficients, step=eps)
     return Estimator(estimate, coefficients, passes=num_directions + 1)
 
 
@@ -136,17 +123,41 @@ def jvp(
         means, scalars = jax.lax.map(one, keys)
         return Estimate(scalars, jnp.mean(means, where=jnp.isfinite(means)))
 
-    def coefficients(scalars):
-        return finite_mean_coefficients(scalars, 1.0)
-
+    coefficients = functools.partial(finite_mean_coefficients, step=1.0)
     return Estimator(estimate, coefficients, passes=2 * num_directions)
 
 
-def _bounded(differences: Array, bound: float) -> Array:
-    """Returns loss differences within [-bound, bound]; one that is not finite says nothing then."""
-    if not bound:
-        return differences
-    return jnp.clip(jnp.nan_to_num(differences, nan=0.0), -bound, bound)
+def _passes(add: AddDirection, losses: Losses, params: Params, keys: Array, scales: Array) -> Array:
+    """Returns ``f32[P, n]``, the losses at ``params + scale * z(key)`` of P keys and scales.
+
+    One pass at a time, in one loop: one perturbed copy of the weights exists at once, and the model
+    is compiled once.
+    """
+
+    def one_pass(item):
+        # Without the barrier XLA fuses the drawing of a norm's scales and biases into every use of
+        # them, once for each activation: 20 ms instead of 2 for a layer of ResNet18 on a CPU.
+        return losses(jax.lax.optimization_barrier(add(params, *item)))
+
+    return jax.lax.map(one_pass, (keys, scales))
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    # 0 * inf of a padding example would be NaN.
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
+
+
+_means = jax.vmap(_mean, in_axes=(0, None))
+
+
+def _bounded_means(differences: Array, weights: Array, bound: float) -> Array:
+    """Returns ``f32[S]``, means over examples of loss differences ``f32[S, n]``.
+
+    With a bound they are clipped to [-bound, bound], and one that is not finite says nothing.
+    """
+    if bound:
+        differences = jnp.clip(jnp.nan_to_num(differences, nan=0.0), -bound, bound)
+    return _means(differences, weights)
 
 
 def finite_mean_coefficients(scalars: Array, step: float) -> Array:
@@ -174,20 +185,6 @@ def combine(add_direction: AddDirection, coefficients: Array, keys: Array, start
         return add_direction(total, key, coefficient), None
 
     return jax.lax.scan(add, start, (keys, coefficients))[0]
-
-
-def _moved(add_direction: AddDirection, params: Params, key: Array, scale: Array) -> Params:
-    """Returns ``params + scale * z(key)``, computed once and for all.
-
-    Without the barrier XLA fuses the drawing of a norm's scales and biases into every use of them,
-    once for each activation: 20 ms instead of 2 for a layer of ResNet18 on a CPU.
-    """
-    return jax.lax.optimization_barrier(add_direction(params, key, scale))
-
-
-def _mean(values: Array, weights: Array) -> Array:
-    # 0 * inf of a padding example would be NaN.
-    return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
 
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {

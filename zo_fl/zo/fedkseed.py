@@ -6,8 +6,8 @@
 
 A local trajectory is linear in the z_k as long as the step size is constant and nothing decays, so
 the server's rebuilt model is the weighted mean of the clients' local models. A client that comes
-late needs w_0 and the K accumulators, whatever the number of rounds: ``from_start``. The server
-itself applies each round's change, over the candidates that were touched.
+late needs w_0 and the K accumulators, whatever the number of rounds. The server itself applies
+each round's change, over the candidates that were touched.
 
 FedKSeed-Pro draws candidates with probabilities p = softmax(minmax(a)), a[k] the mean size of the
 scalars seen for candidate k (clipped at 1000; each history starts with a zero).
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zo_fl.engine import cohorts, keys, statistics
+from zo_fl.engine import keys, statistics
 from zo_fl.engine.algorithm import (
     Client,
     ClientBatch,
@@ -40,7 +40,7 @@ from zo_fl.engine.algorithm import (
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import descend
-from zo_fl.engine.types import Array, Params
+from zo_fl.engine.types import Array
 from zo_fl.zo import client, estimators, methods
 from zo_fl.zo.client import Probing
 
@@ -87,25 +87,16 @@ def phases_pro(
 
 
 def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bool) -> Phase:
-    """Returns the phase.
-
-    Args:
-      problem: task and clients.
-      name: the phase's.
-      block: has the fields of ``zo`` and ``fedkseed``.
-      adaptive: whether candidates are drawn by their history (Pro), not uniformly.
+    """Returns a phase of FedKSeed; ``adaptive`` if candidates are drawn by their history (Pro).
 
     Raises:
       FieldError: a cohort that cannot be drawn.
     """
-    lr, candidates = block["lr"], block["candidate_seeds"]
-    probing = client.make_probing(problem.task, block, lr)
-    size = cohorts.cohort_size(problem, block)
-    drawn = size * probing.local_steps * probing.num_directions
+    candidates = block["candidate_seeds"]
+    probing = client.make_probing(problem.task, block, block["lr"])
     sending = pool_client(probing, candidates, adaptive)
-    group = cohorts.make_group(problem, sending, probing.forward_passes, block)
-    group = group._replace(release=client.release(probing, problem))
-    server = pool_server(probing, candidates, adaptive, size, drawn, lr)
+    group = client.make_group(problem, probing, sending, block)
+    server = pool_server(probing, candidates, adaptive, group.cohort_size)
     return Phase(name, block["num_rounds"], (group,), server)
 
 
@@ -124,8 +115,7 @@ def pool_client(probing: Probing, candidate_seeds: int, adaptive: bool) -> Clien
         def draw_keys(step):
             return pool_keys(own.run, draw(state, own, step))
 
-        probes = client.probe(probing, state, batch, own, draw_keys)
-        return client.sent(probes.scalars, probes, uniform=False)
+        return client.probe(probing, state, batch, own, draw_keys)[0]
 
     def decode(message, state: ServerState, own: Keys) -> Pool:
         steps = jnp.arange(probing.local_steps)
@@ -141,25 +131,10 @@ def pool_client(probing: Probing, candidate_seeds: int, adaptive: bool) -> Clien
     return Client(update, decode, replays=True)
 
 
-def pool_server(
-    probing: Probing,
-    candidate_seeds: int,
-    adaptive: bool,
-    cohort_size: int,
-    drawn: int,
-    lr: float | Array,
-) -> Server:
-    """Returns the server: it adds to the accumulators and applies what they gained.
-
-    Args:
-      probing: how losses are probed.
-      candidate_seeds: K.
-      adaptive: whether to keep the history that Pro draws by.
-      cohort_size: clients a round.
-      drawn: candidates that a round touches at most.
-      lr: step size.
-    """
-    touched = min(drawn, candidate_seeds)
+def pool_server(probing: Probing, candidate_seeds: int, adaptive: bool, cohort_size: int) -> Server:
+    """Returns the server: it adds to the accumulators and applies what they gained."""
+    drawn = cohort_size * probing.local_steps * probing.num_directions
+    touched = min(drawn, candidate_seeds)  # candidates a round, at most
 
     def init(params, before) -> Pool:
         zeros, ones = jnp.zeros(candidate_seeds), jnp.ones(candidate_seeds)
@@ -179,27 +154,9 @@ def pool_server(
         gains = Pool(mean.accumulators, *history)
         return found, jax.tree.map(jnp.add, state.strategy_state, gains)
 
-    return descend(
-        optax.sgd(lr), gradient, init=init, statistics=statistics.of_server(probing.bn_policy)
-    )
-
-
-def from_start(
-    add_direction, params: Params, pool: Pool, run_key: Array, lr: float | Array
-) -> Params:
-    """Returns the model after any number of rounds, from the first one and the accumulators.
-
-    Args:
-      add_direction: from ``directions.create``.
-      params: w_0, at the start of the phase.
-      pool: ``ServerState.strategy_state``.
-      run_key: ``key[]``.
-      lr: the phase's.
-    """
-    candidates = jnp.arange(pool.accumulators.shape[0])
-    return estimators.combine(
-        add_direction, -lr * pool.accumulators, pool_keys(run_key, candidates), params
-    )
+    optimizer = optax.sgd(probing.local_lr)  # that of clients: see above
+    of_server = statistics.of_server(probing.bn_policy)
+    return descend(optimizer, gradient, init=init, statistics=of_server)
 
 
 def pool_keys(run_key: Array, indices: Array) -> Array:

@@ -13,6 +13,7 @@ Source: Fang et al., "Communication-Efficient Stochastic Zeroth-Order Optimizati
 Learning", IEEE TSP 2022 (arXiv 2201.09531), without its over-the-air variant.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +21,11 @@ from typing import Any
 import jax
 import optax
 
-from zo_fl.engine import cohorts, server, statistics
+from zo_fl.engine import server, statistics
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
-from zo_fl.zo import client, directions, methods
+from zo_fl.zo import client, methods, subspace
 from zo_fl.zo.client import Probing
 
 BLOCKS: dict[str, Block] = {
@@ -45,11 +46,10 @@ def phases(
     """Returns the one phase of FedZO."""
     params, _ = jax.eval_shape(problem.task.init, jax.random.key(0))
     # The project's directions have norm sqrt(d).
-    dimension = directions.dimension(zo["params"], zo["density"], params)
+    dimension = subspace.dimension(zo["params"], zo["density"], params)
     block = {**zo, **fedzo, **FIXED, "eps": fedzo["radius"] / math.sqrt(max(dimension, 1))}
-    probing = client.make_probing(problem.task, block, block["local_lr"])
-    group = cohorts.make_group(problem, delta_client(probing), probing.forward_passes, block)
-    group = group._replace(release=client.release(probing, problem))
+    probing = client.make_probing(problem.task, block, block["local_lr"], uniform=True)
+    group = client.make_group(problem, probing, delta_client(probing), block)
     descending = server.descend(
         server.optimizer(block["server"], LR), statistics=statistics.of_server(probing.bn_policy)
     )
@@ -61,9 +61,8 @@ def delta_client(probing: Probing) -> Client:
 
     def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
         root = client.directions_key(own)
-        probes = client.probe(
-            probing, state, batch, own, lambda step: client.step_keys(probing, root, step)
-        )
-        return client.sent(optax.tree.sub(state.params, probes.params), probes, uniform=True)
+        draw_keys = functools.partial(client.step_keys, root, probing.num_directions)
+        result, after = client.probe(probing, state, batch, own, draw_keys)
+        return result._replace(message=optax.tree.sub(state.params, after))
 
     return Client(update)

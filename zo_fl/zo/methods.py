@@ -43,14 +43,9 @@ FIELDS: Block = {
 }
 
 
-def own_fields(*names: str, **defaults: Any) -> Block:
-    """Returns the declarations of some fields of ``zo``, with other defaults.
-
-    Args:
-      *names: of fields that keep their default.
-      **defaults: field -> default.
-    """
-    return changed({name: FIELDS[name] for name in (*names, *defaults)}, **defaults)
+def own_fields(**defaults: Any) -> Block:
+    """Returns the declarations of some fields of ``zo``, with other defaults."""
+    return changed({name: FIELDS[name] for name in defaults}, **defaults)
 
 
 BLOCKS: dict[str, Block] = {
@@ -93,13 +88,9 @@ def phases_mezo(
 
 
 def phase(problem: Problem, name: str, block: Mapping[str, Any], uniform: bool = False) -> Phase:
-    """Returns a phase of zeroth-order rounds.
+    """Returns a phase of zeroth-order rounds; ``block`` has ``FIELDS``.
 
-    Args:
-      problem: task and clients.
-      name: the phase's.
-      block: has ``FIELDS``.
-      uniform: whether clients count the same, whatever their number of examples.
+    With ``uniform`` clients count the same, whatever their number of examples.
 
     Raises:
       FieldError: a cohort that cannot be drawn, or noise that hides nothing.
@@ -115,8 +106,7 @@ def clients(
     problem: Problem, block: Mapping[str, Any], uniform: bool = False
 ) -> tuple[Group, Probing]:
     """Returns the clients of a zeroth-order round, and how they probe; see ``phase``."""
-    probing = client.make_probing(problem.task, block, block["local_lr"] or block["lr"])
-    shared = block["seed_policy"] == "shared"
-    sending = client.scalar_client(probing, shared=shared, uniform=uniform)
-    group = cohorts.make_group(problem, sending, probing.forward_passes, block)
-    return group._replace(release=client.release(probing, problem)), probing
+    local_lr = block["local_lr"] or block["lr"]
+    probing = client.make_probing(problem.task, block, local_lr, uniform)
+    sending = client.scalar_client(probing, block["seed_policy"] == "shared")
+    return client.make_group(problem, probing, sending, block), probing
