@@ -135,7 +135,9 @@ def sum_over(
     return jax.lax.scan(body, zeros, parts)[0]
 
 
-def _features(task: Task, model: tuple, examples: Examples, at_once: int, then) -> Array:
+def _features(
+    task: Task, model: tuple[Params, ModelState], examples: Examples, at_once: int, then
+) -> Array:
     """Returns ``then`` of the features ``f32[m, d]`` of examples, and of padding at their end."""
 
     def some(part):

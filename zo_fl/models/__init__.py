@@ -50,7 +50,7 @@ BLOCK: Block = {
     ),
     "stages": Field(False, "pooled outputs of all stages as features, in ResNets and cnn"),
     "kernels": Field(256, "kernels of the model patches; each gives 8 features", at_least=1),
-    "mirror": Field(True, "same features for mirrored images, in patches, at twice the cost"),
+    "mirror": Field(True, "symmetry of the model patches under mirroring, at twice the cost"),
 }
 
 
