@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 # NumPy is fast on import, which every worker of the tests does.
 X = np.float32(np.random.default_rng(0).normal(3, 2, (4, 6, 5, 8)))
+MASK = np.array([True, False, True, True])
 
 
 def _perturbed(params):
@@ -22,8 +23,11 @@ def _perturbed(params):
     return jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), params)
 
 
-def _loss(module, **kwargs):
-    return lambda params, x: jnp.sum(jnp.sin(module.apply(params, x, **kwargs)))
+def _batch_norm():
+    """A module, and variables of it whose variances are positive."""
+    module = BatchNorm()
+    variables = _perturbed(module.init(jax.random.key(0), X, train=False))
+    return module, variables | {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
 
 
 def test_group_norm_equals_flaxs_in_value_and_gradient():
@@ -32,9 +36,11 @@ def test_group_norm_equals_flaxs_in_value_and_gradient():
 
     @jax.jit
     def both(params, x):
-        return [(m.apply(params, x), jax.grad(_loss(m), (0, 1))(params, x)) for m in modules]
+        losses = [lambda params, x, m=m: jnp.sin(m.apply(params, x)).sum() for m in modules]
+        gradients = [jax.grad(loss, (0, 1))(params, x) for loss in losses]
+        return [m.apply(params, x) for m in modules], gradients
 
-    (ours, our_gradient), (flaxs, flaxs_gradient) = both(params, X)
+    (ours, flaxs), (our_gradient, flaxs_gradient) = both(params, X)
     np.testing.assert_allclose(ours, flaxs, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(our_gradient, flaxs_gradient, rtol=1e-5, atol=1e-3)
 
@@ -44,22 +50,15 @@ def test_group_norm_of_channels_that_do_not_split_is_an_error():
         GroupNorm(3).init(jax.random.key(0), X)
 
 
-MASK = np.array([True, False, True, True])
-
-
 @pytest.mark.parametrize(
     ("train", "mask", "backend"),  # by products on a CPU, by sums elsewhere
     [(True, None, "cpu"), (True, MASK, "cpu"), (True, MASK, "gpu"), (False, MASK, "cpu")],
 )
-def test_batch_norm_equals_flaxs_in_value_gradient_and_statistics(
-    train, mask, backend, monkeypatch
-):
+def test_batch_norm_equals_flaxs_in_value_and_statistics(train, mask, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    ours = BatchNorm()
+    ours, variables = _batch_norm()
     flaxs = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
     flax_mask = None if mask is None else mask[:, None, None, None]
-    variables = _perturbed(ours.init(jax.random.key(0), X, train=False))
-    variables = {**variables, "batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
 
     @jax.jit
     def both(variables, x):
@@ -79,9 +78,7 @@ def test_batch_norm_equals_flaxs_in_value_gradient_and_statistics(
 
 
 def test_a_batch_without_examples_is_normalized_by_the_running_statistics_and_keeps_them():
-    module = BatchNorm()
-    variables = _perturbed(module.init(jax.random.key(0), X, train=False))
-    variables = {**variables, "batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
+    module, variables = _batch_norm()
     nobody, kept = np.zeros(4, bool), ["batch_stats"]
 
     @jax.jit

@@ -1,6 +1,4 @@
-"""Every model: sizes, shapes, statistics, errors."""
-
-import functools
+"""Models: sizes, masks, errors. Passes of each are traced in ``engine/test_precision.py``."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +6,9 @@ import numpy as np
 import pytest
 
 from zo_fl.engine.fields import ConfigError
-from zo_fl.models import MODELS, create
+from zo_fl.models import create
 
 KEY = jax.random.key(0)
-# Every model with its first norm, and the smallest one with every norm.
-CASES = [
-    (name, norm)
-    for name, (_, norms) in MODELS.items()
-    for norm in (norms if name == "cnn" else norms[:1])
-]
 
 
 @pytest.mark.parametrize(
@@ -40,31 +32,15 @@ def test_the_number_of_parameters_is_the_published_one(name, norm, num_classes, 
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-def _shapes(**block):
-    """A model of seven classes, and the shapes of its variables."""
-    module = create(num_classes=7, **block)
-    x = jnp.zeros((1, 16, 16, 3))
-    return module, jax.eval_shape(lambda: module.init(KEY, x, train=False))
-
-
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_a_model_gives_each_example_a_row_of_logits_and_has_statistics_only_with_batch_norm(
-    name, norm
-):
-    module, variables = _shapes(name=name, norm=norm)
-    x = jax.ShapeDtypeStruct((5, 16, 16, 3), jnp.float32)
-    logits = jax.eval_shape(functools.partial(module.apply, train=True), variables, x)
-    assert (logits.shape, logits.dtype) == ((5, 7), jnp.float32)
-    assert ("batch_stats" in variables) == (norm == "batch")
-
-
 @pytest.mark.parametrize(("name", "features"), (("resnet18", 960), ("cnn", 112)))
 def test_a_convolution_before_a_norm_has_no_bias_and_a_head_can_see_all_stages(name, features):
-    _, variables = _shapes(name=name, norm="group", stages=True)
-    for path, _ in jax.tree.flatten_with_path(variables)[0]:
+    module = create(name=name, norm="group", stages=True, num_classes=7)
+    example = jnp.zeros((1, 16, 16, 3))
+    params = jax.eval_shape(lambda: module.init(KEY, example, train=False))["params"]
+    for path, _ in jax.tree.flatten_with_path(params)[0]:
         keys = [entry.key for entry in path]
         assert keys[-1] != "bias" or "norm" in keys[-2] or keys[-2] == "head"
-    assert variables["params"]["head"]["kernel"].shape == (features, 7)
+    assert params["head"]["kernel"].shape == (features, 7)
 
 
 @pytest.mark.parametrize(
