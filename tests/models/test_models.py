@@ -1,6 +1,4 @@
-"""Every model: sizes, shapes, statistics, errors."""
-
-import functools
+"""Models: sizes, masks, errors. Passes of each are traced in ``engine/test_precision.py``."""
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +6,20 @@ import numpy as np
 import pytest
 
 from zo_fl.engine.fields import ConfigError
-from zo_fl.models import MODELS, create
+from zo_fl.models import create
 
 KEY = jax.random.key(0)
-EVERY = [(name, norm) for name, (_, norms) in MODELS.items() for norm in norms]
 
 
 @pytest.mark.parametrize(
     ("name", "norm", "num_classes", "width", "count"),
     [
         ("resnet18", "batch", 10, 1.0, 11_173_962),
-        ("resnet18", "group", 10, 1.0, 11_173_962),
         ("resnet18", "batch", 1000, 1.0, 11_681_832),
         ("preact_resnet18", "batch", 10, 1.0, 11_172_170),
         ("preact_resnet18", "batch", 10, 0.5, 2_796_714),  # level b of HeteroFL
         ("vit", "layer", 10, 1.0, 18_978_314),
         ("cnn", "group", 10, 1.0, 24_346),
-        ("cnn", "batch", 10, 1.0, 24_346),
         ("cnn_large", "none", 10, 1.0, 1_626_442),
         ("mlp", "none", 10, 1.0, 32 * 32 * 3 * 64 + 64 + 64 * 10 + 10),
     ],
@@ -37,30 +32,15 @@ def test_the_number_of_parameters_is_the_published_one(name, norm, num_classes, 
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-@functools.cache
-def _variables(name, norm):
-    """Shapes of a model of seven classes."""
-    module = create(name=name, norm=norm, num_classes=7)
-    return jax.eval_shape(lambda: module.init(KEY, jnp.zeros((1, 16, 16, 3)), train=False))
-
-
-@pytest.mark.parametrize(("name", "norm"), EVERY)
-def test_a_model_gives_each_example_a_row_of_logits_and_has_statistics_only_with_batch_norm(
-    name, norm
-):
-    module, variables = create(name=name, norm=norm, num_classes=7), _variables(name, norm)
-    x = jax.ShapeDtypeStruct((5, 16, 16, 3), jnp.float32)
-    for train in (True, False):
-        logits = jax.eval_shape(functools.partial(module.apply, train=train), variables, x)
-        assert (logits.shape, logits.dtype) == ((5, 7), jnp.float32)
-    assert ("batch_stats" in variables) == (norm == "batch")
-
-
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "cnn"])
-def test_a_convolution_before_a_norm_has_no_bias(name):
-    for path, _ in jax.tree.flatten_with_path(_variables(name, "group"))[0]:
+@pytest.mark.parametrize(("name", "features"), (("resnet18", 960), ("cnn", 112)))
+def test_a_convolution_before_a_norm_has_no_bias_and_a_head_can_see_all_stages(name, features):
+    module = create(name=name, norm="group", stages=True, num_classes=7)
+    example = jnp.zeros((1, 16, 16, 3))
+    params = jax.eval_shape(lambda: module.init(KEY, example, train=False))["params"]
+    for path, _ in jax.tree.flatten_with_path(params)[0]:
         keys = [entry.key for entry in path]
         assert keys[-1] != "bias" or "norm" in keys[-2] or keys[-2] == "head"
+    assert params["head"]["kernel"].shape == (features, 7)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +48,6 @@ def test_a_convolution_before_a_norm_has_no_bias(name):
     [
         ("cnn", 1.0),
         pytest.param("resnet18", 1 / 16, marks=pytest.mark.slow),
-        pytest.param("preact_resnet18", 1 / 16, marks=pytest.mark.slow),
     ],
 )
 def test_masked_examples_change_neither_statistics_nor_other_logits(name, width):

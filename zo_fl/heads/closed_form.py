@@ -5,14 +5,14 @@ With features h (f32[d]) and one-hot labels y (f32[C]), the sums over *all* exam
     gram = sum h h^T,   class_sums = sum h y^T,   class_counts = sum y
 
 give the ridge regression of the pooled data, however it is spread over clients. Class sums, class
-counts and a covariance give the linear discriminant. All products have full float32 precision.
+counts and a covariance give the linear discriminant.
 
 Sources: AFL (arXiv 2405.16240) and Fed3R (2406.01116) for ridge, FedCGS (2503.06962) and FedNCM
 (2306.03937) for class means.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ MaybeBasis = Basis | tuple[()]  # ``()``: features as they are
 
 
 def product(left: Array, right: Array) -> Array:
-    """Returns the product of two matrices in full precision, not JAX's default."""
+    """Returns the product of two matrices in full float32 precision, not JAX's default."""
     return jnp.matmul(left, right, precision="highest")
 
 
@@ -88,11 +88,14 @@ def gram_blocks(features: Array) -> tuple[Array, ...]:
 
 def pack(blocks: Iterable[Array]) -> Array:
     """Returns the upper triangle ``f32[d (d + 1) / 2]`` of a matrix cut as ``gram_blocks``."""
-    parts = []
+    return jnp.concatenate([*_parts(blocks)])
+
+
+def _parts(blocks: Iterable[Any]) -> Iterator[Any]:
     for block in blocks:
         size = len(block)
-        parts += [block[:, :size][np.triu_indices(size)], block[:, size:].reshape(-1)]
-    return jnp.concatenate(parts)
+        yield block[:, :size][np.triu_indices(size)]
+        yield block[:, size:].reshape(-1)
 
 
 def unpack(packed: Array, dim: int) -> Array:
@@ -114,13 +117,8 @@ def unpack(packed: Array, dim: int) -> Array:
 
 def packed_diagonal(packed: Array, dim: int) -> Array:
     """Returns the diagonal ``f32[dim]`` of a packed symmetric matrix."""
-    places, begin = [], 0
-    for start, stop in _row_blocks(dim):
-        size = stop - start
-        rows = np.arange(size)
-        places.append(begin + rows * size - rows * (rows - 1) // 2)
-        begin += size * (size + 1) // 2 + size * (dim - stop)
-    return packed[np.concatenate(places)]
+    is_diagonal = _parts(np.eye(j - i, dim - i, dtype=bool) for i, j in _row_blocks(dim))
+    return packed[np.flatnonzero(np.concatenate([*is_diagonal]))]
 
 
 def packed_product(rows: Array) -> Array:
@@ -130,19 +128,16 @@ def packed_product(rows: Array) -> Array:
 
 def mean_and_covariance(moments: Moments) -> tuple[Array, Array]:
     """Returns mean ``f32[d]`` and covariance ``f32[d, d]`` of all examples."""
-    dim = moments.class_sums.shape[0]
     count = jnp.maximum(moments.class_counts.sum(), 1)
     mean = moments.class_sums.sum(1) / count
-    return mean, unpack(moments.gram, dim) / count - jnp.outer(mean, mean)
+    return mean, unpack(moments.gram, len(mean)) / count - jnp.outer(mean, mean)
 
 
 def within_covariance(moments: Moments) -> Array:
     """Returns the covariance ``f32[d, d]`` within classes, pooled over the classes."""
-    dim = moments.class_sums.shape[0]
-    count = jnp.maximum(moments.class_counts.sum(), 1)
     means = moments.class_sums / jnp.maximum(moments.class_counts, 1)[None]
-    between = product(means, moments.class_sums.T)
-    return (unpack(moments.gram, dim) - between) / count
+    scatter = unpack(moments.gram, len(means)) - product(means, moments.class_sums.T)
+    return scatter / jnp.maximum(moments.class_counts.sum(), 1)
 
 
 def semidefinite(moments: Moments) -> Moments:
@@ -170,7 +165,7 @@ def ridge(moments: Moments, penalties: Array) -> Heads:
 
     Args:
       moments: of all examples.
-      penalties: ``f32[L]``, relative to the variance of a feature, 1.
+      penalties: ``f32[L]``, for features of variance 1.
     """
     mean, covariance = mean_and_covariance(moments)
     scale = standardizing(mean, jnp.diag(covariance))

@@ -5,6 +5,7 @@ The features of an example are the input of the model's last layer. A pass holds
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,6 @@ class Extractor(NamedTuple):
     """The computation of features by clients.
 
     Attributes:
-      task: the learning problem.
       dim: d, features of an example.
       microbatch: examples whose activations are held at once; 0 = all.
       sketch: k, principal directions that replace the features; 0 = none.
@@ -89,9 +89,9 @@ def keeping(extractor: Extractor, on_client: bool = False) -> Keeping:
     def compute(params: Params, model_state: ModelState, examples: Examples) -> Examples:
         labels = task.labels(examples)
         at_once = min(extractor.microbatch or len(labels), len(labels))
-        some = lambda part: _features(task, params, model_state, part).astype(dtype)  # noqa: E731
-        found = jax.lax.map(some, cohorts.batched(examples, at_once))
-        return {"kept": found.reshape(-1, found.shape[-1])[: len(labels)], "label": labels}
+        rounded = lambda seen: seen.astype(dtype)  # noqa: E731
+        found = _features(task, (params, model_state), examples, at_once, rounded)
+        return {"kept": found[: len(labels)], "label": labels}
 
     return Keeping(compute, on_client)
 
@@ -107,8 +107,8 @@ def sum_over(
     """Returns the sums that ``add`` accumulates over a client's examples, some at a time.
 
     Args:
-      extractor: computes features.
-      state: the server's; its parameters compute the features.
+      extractor: computes features, by the parameters in ``state``.
+      state: the server's.
       batch: the client's examples, or kept features.
       add: ``(sums, features f32[m, k], labels f32[m, C] one-hot) -> sums``; rows of padding are 0
         in both.
@@ -121,7 +121,12 @@ def sum_over(
 
     def body(sums, part):
         examples, mask = part
-        features = _of_examples(task, at_once, state, examples, basis)
+        projected = partial(closed_form.project, basis)
+        if isinstance(examples, dict) and "kept" in examples:
+            features = projected(examples["kept"].astype(jnp.float32))
+        else:
+            model = state.params, state.model_state
+            features = _features(task, model, examples, at_once, projected)
         held = jax.nn.one_hot(task.labels(examples), task.num_classes) * mask[:, None]
         # A client whose features are not finite drops out, but padding cannot make it.
         return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
@@ -130,23 +135,16 @@ def sum_over(
     return jax.lax.scan(body, zeros, parts)[0]
 
 
-def _of_examples(
-    task: Task, at_once: int, state: ServerState, examples: Examples, basis: MaybeBasis
+def _features(
+    task: Task, model: tuple[Params, ModelState], examples: Examples, at_once: int, then
 ) -> Array:
-    """Returns the features ``f32[m, k]`` of some examples, computed ``at_once`` at a time."""
-    if isinstance(examples, dict) and "kept" in examples:
-        return closed_form.project(basis, examples["kept"].astype(jnp.float32))
+    """Returns ``then`` of the features ``f32[m, d]`` of examples, and of padding at their end."""
 
     def some(part):
-        return closed_form.project(basis, _features(task, state.params, state.model_state, part))
+        return then(activations.features(task, *model, part, np.ones(at_once, bool)))
 
-    features = jax.lax.map(some, cohorts.batched(examples, at_once))
-    return features.reshape(-1, features.shape[-1])
-
-
-def _features(task: Task, params: Params, model_state: ModelState, examples: Examples) -> Array:
-    mask = np.ones(len(jax.tree.leaves(examples)[0]), bool)
-    return activations.features(task, params, model_state, examples, mask)
+    found = jax.lax.map(some, cohorts.batched(examples, at_once))
+    return found.reshape(-1, found.shape[-1])
 
 
 def sums(
@@ -159,9 +157,8 @@ def sums(
 ) -> Moments:
     """Returns a client's sums over all its examples; see ``sum_over`` for the other arguments.
 
-    Args:
-      gram: ``f32[m, k] -> second moments`` of some features, to be added up.
-      bounded: ``f32[m, k] -> f32[m, k]``, applied to the features of each example by itself.
+    ``gram`` maps some features ``f32[m, k]`` to second moments, to be added up, and ``bounded`` to
+    features ``f32[m, k]``, those of each example by itself.
     """
 
     def add(before, features, labels):
@@ -192,11 +189,7 @@ def class_counts(extractor: Extractor, batch: ClientBatch) -> Array:
 def result(batch: ClientBatch, message: PyTree, sums: PyTree = None, **metrics) -> ClientResult:
     """Returns a client's result, of weight 0 where it is not finite.
 
-    Args:
-      batch: the client's; its examples are the weight.
-      message: the upload.
-      sums: checked instead of the message, which may have rounded them.
-      **metrics: ``f32[]``.
+    Where ``sums`` are given they are checked instead of the message, which may have rounded them.
     """
     leaves = jax.tree.leaves(message if sums is None else sums)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -11,14 +11,14 @@ Source: the chain rule; compare "The Cost of Avoiding Backpropagation" (arXiv 25
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from zo_fl.engine import cohorts, keys, server
-from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
+from zo_fl.engine.algorithm import Client, ClientResult, Phase, Problem, ServerState
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.types import Array, Params
@@ -38,15 +38,6 @@ BLOCKS: dict[str, Block] = {
 }
 
 
-class Training(NamedTuple):
-    """A client's training of the head, by fields of the config."""
-
-    extractor: Extractor
-    epochs: int
-    batch_size: int
-    lr: Any
-
-
 def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...]:
     """Returns the one phase; ``head_sgd`` is its config block.
 
@@ -55,8 +46,8 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
     """
     block, rounds, epochs = head_sgd, head_sgd["num_rounds"], head_sgd["local_epochs"]
     extractor = features.make_extractor(problem, block["microbatch"])
-    training = Training(extractor, epochs, block["batch_size"], block["lr"])
-    client = Client(partial(_update, training), one_model=True)
+    update = partial(_update, extractor, epochs, block["batch_size"], block["lr"])
+    client = Client(update, one_model=True)
     passes = features.passes(1 / max(rounds, 1) if block["cache"] else epochs)
     group = cohorts.make_group(problem, client, passes, block)
     group = group._replace(keeping=features.keeping(extractor, on_client=block["cache"]))
@@ -64,9 +55,11 @@ def phases(problem: Problem, *, head_sgd: Mapping[str, Any]) -> tuple[Phase, ...
     return (Phase("head_sgd", rounds, (group,), descending),)
 
 
-def _update(training: Training, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    size = training.batch_size or batch.mask.shape[0]
-    epoch_keys = jax.random.split(keys.stream(own.client, "batches"), training.epochs)
+def _update(
+    extractor: Extractor, epochs: int, batch_size: int, lr: Any, state, batch, own
+) -> ClientResult:
+    size = batch_size or batch.mask.shape[0]
+    epoch_keys = jax.random.split(keys.stream(own.client, "batches"), epochs)
     order = jax.vmap(lambda key: cohorts.epoch_order(key, batch.mask, size))(epoch_keys)
 
     def step(carry, where):
@@ -74,15 +67,15 @@ def _update(training: Training, state: ServerState, batch: ClientBatch, own: Key
         rows, mask = where
         examples = jax.tree.map(lambda leaf: leaf[rows], batch.examples)
         part = batch._replace(examples=examples, mask=mask)
-        gradient, loss = _gradient(training.extractor, state, part, head)
+        gradient, loss = _gradient(extractor, state, part, head)
         count = jnp.maximum(mask.sum(), 1)
-        head = jax.tree.map(lambda w, g: w - training.lr * g / count, head, gradient)
+        head = jax.tree.map(lambda w, g: w - lr * g / count, head, gradient)
         return (head, total + loss), None
 
-    start = state.params[training.extractor.task.head]
+    start = state.params[extractor.task.head]
     steps = tuple(leaf.reshape(-1, leaf.shape[-1]) for leaf in order)
     (after, total), _ = jax.lax.scan(step, (start, jnp.float32(0)), steps)
-    loss = total / jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
+    loss = total / jnp.maximum(jnp.sum(batch.mask) * epochs, 1)
     return features.result(batch, jax.tree.map(jnp.subtract, start, after), loss=loss)
 
 

@@ -109,10 +109,7 @@ def decode_moments(encoding: str, message: Message) -> Moments:
 def num_bytes(encode: Callable[[Moments], Message], sums: Moments, counts: Array) -> Array:
     """Returns the bytes ``i32[]`` of a message without the columns of absent classes.
 
-    Args:
-      encode: makes the message.
-      sums: arrays or shapes that it encodes.
-      counts: ``f32[C]`` examples that the client holds of each class.
+    ``encode`` makes it of ``sums``, arrays or shapes; ``counts`` are the client's, ``f32[C]``.
     """
     shapes = jax.eval_shape(encode, sums)
     column = trees.num_bytes((shapes.class_sums, shapes.class_counts)) // len(counts)

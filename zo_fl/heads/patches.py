@@ -27,6 +27,7 @@ from zo_fl.engine.server import assign
 from zo_fl.engine.task import Task
 from zo_fl.engine.types import Array, PyTree
 from zo_fl.heads import closed_form, features, steps
+from zo_fl.heads.closed_form import Moments
 from zo_fl.models.patches import FILTERS, Patches, image_patches
 
 _FLOOR = 0.1  # added to variances along the principal directions of patches
@@ -48,20 +49,16 @@ class Kernels(NamedTuple):
     """The making of kernels.
 
     Attributes:
-      task: the learning problem.
-      module: the model.
       windows: rows and columns of an image's patches.
       quota: patches that a client sends; 0 if kernels are drawn.
-      places: ``i32[K]``, the place of each high-resource client among them.
-      senders: number of high-resource clients.
+      high: ``i32[E]``, the ids of the high-resource clients, sorted.
     """
 
     task: Task
     module: Patches
     windows: tuple[int, int]
     quota: int
-    places: np.ndarray
-    senders: int
+    high: np.ndarray
 
     def patches(self, images: Array) -> Array:
         """Returns the patches ``f32[m, H', W', d]`` of images ``f32[m, H, W, c]``."""
@@ -81,13 +78,11 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
             "config.model.name='patches'"
         )
     high = cohorts.eligible_clients(problem, "high")
-    places = np.zeros(len(problem.clients.client_sizes), np.int32)
-    places[high] = np.arange(len(high))
     one = jax.tree.map(lambda leaf: leaf[:1], problem.clients.examples)
     height, width = jax.eval_shape(task.inputs, one).shape[1:3]
     windows = height - module.size + 1, width - module.size + 1
     quota = -(-module.kernels // len(high)) if patches["kernels"] == "patches" else 0
-    kernels = Kernels(task, module, windows, quota, places, len(high))
+    kernels = Kernels(task, module, windows, quota, high)
     client = Client(partial(_update, kernels), partial(_decode, kernels), one_model=True)
     # Patches cost as much as a few percent of a forward pass: none is counted.
     group = cohorts.make_group(problem, client, features.passes(0), steps.HIGH_TIER)
@@ -140,16 +135,16 @@ def _random_patches(kernels: Kernels, batch: ClientBatch, key: Array) -> Array:
 def _decode(kernels: Kernels, message: PyTree, state: ServerState, own: Keys) -> PyTree:
     """Returns a client's sums, and its patches in their place among all clients' patches."""
     *sums, chosen = message
-    slots = jnp.zeros((kernels.senders, *chosen.shape))
-    return *sums, slots.at[jnp.asarray(kernels.places)[own.client_id]].set(chosen)
+    slots = jnp.zeros((len(kernels.high), *chosen.shape))
+    place = jnp.searchsorted(jnp.asarray(kernels.high), own.client_id)
+    return *sums, slots.at[place].set(chosen)
 
 
 def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round: Keys):
     total, gram, images, slots = reduced
     count, dim, (height, width) = kernels.module.kernels, len(total), kernels.windows
-    patches_seen = jnp.maximum(images * height * width, 1)
-    mean = total / patches_seen
-    covariance = closed_form.unpack(gram, dim) / patches_seen - jnp.outer(mean, mean)
+    of_one_class = Moments(gram, total[:, None], (images * height * width)[None])
+    mean, covariance = closed_form.mean_and_covariance(of_one_class)
     variances, vectors = jnp.linalg.eigh(covariance)
     variances = jnp.maximum(variances, 0)
     scaled = vectors * jax.lax.rsqrt(variances + _FLOOR)[None]
@@ -164,9 +159,7 @@ def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round
     white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
     kernel = closed_form.product(whitening, white.T)
     old = state.params[FILTERS]
-    filters = {
-        "kernel": kernel.reshape(old["kernel"].shape),
-        "bias": -closed_form.product(mean[None], kernel)[0],
-    }
+    bias = -closed_form.product(mean[None], kernel)[0]
+    filters = {"kernel": kernel.reshape(old["kernel"].shape), "bias": bias}
     filters = jax.tree.map(lambda new, old: jnp.where(images > 0, new, old), filters, old)
     return state.params | {FILTERS: filters}, state.strategy_state

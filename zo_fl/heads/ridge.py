@@ -102,28 +102,20 @@ def _check_private(problem: Problem, ridge: Mapping[str, Any]) -> None:
     everyone = len(cohorts.eligible_clients(problem, ridge["tiers"]))
     # A later round adds the shares of its newcomers alone.
     few = ridge["num_rounds"] > 1 and cohorts.cohort_size(problem, ridge) < everyone
-    checks = {
-        "penalties": (
-            len(ridge["penalties"]) > 1,
-            "has clients send more than noisy sums",
-            "one of them",
-        ),
-        "calibrate": (ridge["calibrate"], "has clients send more than noisy sums", "False"),
-        "sketch": (ridge["sketch"], "has clients send more than noisy sums", "0"),
-        "encoding": (
-            ridge["encoding"] != "float32",
-            "rounds each message by scales of its own, which must be read one by one",
-            "float32",
-        ),
-        "num_rounds": (few, "leaves out the noise of clients drawn again", "1, or all clients"),
-    }
-    for field, (is_wrong, why, allowed) in checks.items():
+    more = "has clients send more than noisy sums"
+    scaled = "rounds each message by scales of its own, which must be read one by one"
+    for field, is_wrong, why, allowed in (
+        ("penalties", len(ridge["penalties"]) > 1, more, "one of them"),
+        ("calibrate", ridge["calibrate"], more, "False"),
+        ("sketch", ridge["sketch"], more, "0"),
+        ("encoding", ridge["encoding"] != "float32", scaled, "float32"),
+        ("num_rounds", few, "leaves out the noise of clients drawn again", "1, or all clients"),
+    ):
         if is_wrong:
             raise FieldError(field, f"={ridge[field]!r} {why}; allowed with noise: {allowed}")
 
 
 def _sums(extractor: Extractor, private: Privacy, cohort: int, state, batch, own: Keys) -> Moments:
-    """Returns a client's sums of bounded features, with its share of the noise."""
     bounded = partial(bounded_features, private)
     exact = features.moments(extractor, state, batch, state.strategy_state.basis, bounded)
     return noisy_sums(private, exact, cohort, keys.stream(own.client, "privacy"))
@@ -141,21 +133,14 @@ def bounded_features(private: Privacy, seen: Array) -> Array:
 def noisy_sums(private: Privacy, exact: Moments, cohort: int, key: Array) -> Moments:
     """Returns a client's sums of bounded features, with its share of the noise.
 
-    Args:
-      private: bound and noise.
-      exact: the client's.
-      cohort: number of clients whose sums are added.
-      key: ``key[]``.
+    ``cohort`` is the number of clients whose sums are added.
     """
     if not private.noise:
         return exact
     share = private.noise * math.sqrt(3) / math.sqrt(cohort)
     scales = (private.bound**2, private.bound, 1.0)
-    noisy = (
-        part + share * scale * jax.random.normal(own, part.shape)
-        for part, scale, own in zip(exact, scales, jax.random.split(key, 3), strict=True)
-    )
-    return Moments(*noisy)
+    each = zip(exact, scales, jax.random.split(key, 3), strict=True)
+    return Moments(*(x + share * s * jax.random.normal(own, x.shape) for x, s, own in each))
 
 
 def _solve(penalties: np.ndarray, is_noisy: bool, total: Moments, covariance: Any) -> Heads:

@@ -49,7 +49,7 @@ from zo_fl.engine.algorithm import (
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
-from zo_fl.engine.types import Array, ModelState, Params
+from zo_fl.engine.types import Array, Params
 from zo_fl.heads import closed_form, features, messages, steps
 from zo_fl.heads.closed_form import Moments
 from zo_fl.heads.features import Extractor
@@ -171,7 +171,7 @@ def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
     return state.params, state.strategy_state._replace(factor=within)
 
 
-def _send_first(how: Iterating, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+def _send_first(how: Iterating, state, batch, own) -> ClientResult:
     """Sends the root of the mean square of each feature, class means and counts."""
     squares = lambda seen: jnp.sum(seen**2, axis=0)  # noqa: E731
     sums = features.sums(how.extractor, state, batch, squares)
@@ -278,11 +278,13 @@ def _with_head(extractor: Extractor, params: Params, known: Solution) -> Params:
 def _stop(extractor: Extractor, every: int) -> Stop:
     """Returns the rule by which iterations end and the best head is kept."""
 
-    def asked(state: ServerState, data) -> tuple[Params, ModelState]:
-        return _with_head(extractor, state.params, state.strategy_state), state.model_state
+    def latest(state: ServerState) -> Params:
+        return _with_head(extractor, state.params, state.strategy_state)
 
-    def keep(state: ServerState) -> ServerState:
-        return state._replace(params=asked(state, None)[0])
-
-    sent = lambda state: _head(state.strategy_state)  # noqa: E731
-    return Stop(every, PATIENCE, asked=asked, sent=sent, keep=keep)
+    return Stop(
+        every,
+        PATIENCE,
+        asked=lambda state, data: (latest(state), state.model_state),
+        sent=lambda state: _head(state.strategy_state),
+        keep=lambda state: state._replace(params=latest(state)),
+    )

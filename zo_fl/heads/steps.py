@@ -49,10 +49,6 @@ class Setup(NamedTuple):
     """The settings that the phases of one method share.
 
     Attributes:
-      name: the method's.
-      problem: task and clients.
-      extractor: computes features.
-      keeping: keeps features.
       rounds: of the method's own phase.
       start: makes the first strategy state.
     """
@@ -117,9 +113,8 @@ def _send_moments(extractor: Extractor, state, batch, own) -> ClientResult:
 
 def best_head(setup: Setup) -> Phase:
     """Returns the phase in which clients choose one of ``heads`` of the strategy state."""
-    return _asking(
-        setup, "choose", _count_right, _take_best, lambda state: state.strategy_state.heads
-    )
+    heads = lambda state: state.strategy_state.heads  # noqa: E731
+    return _asking(setup, "choose", _count_right, _take_best, heads)
 
 
 def temperature(setup: Setup) -> Phase:
@@ -130,10 +125,8 @@ def temperature(setup: Setup) -> Phase:
     """
     if setup.once:
         require_validation(setup.problem, "calibrate", "=True")
-    head = setup.extractor.task.head
-    return _asking(
-        setup, "calibrate", _losses_when_scaled, _scale_logits, lambda state: state.params[head]
-    )
+    head = lambda state: state.params[setup.extractor.task.head]  # noqa: E731
+    return _asking(setup, "calibrate", _losses_when_scaled, _scale_logits, head)
 
 
 def _asking(
@@ -160,7 +153,7 @@ def _count_right(extractor: Extractor, state, batch, own) -> ClientResult:
 
     def add(counts, seen, labels):
         logits = jnp.einsum("nd,ldc->nlc", seen, heads.kernel, precision="highest")
-        logits = logits + heads.bias[None]
+        logits += heads.bias[None]
         right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)[:, None]
         # A head that could not be solved for predicts nothing.
         right &= jnp.all(jnp.isfinite(logits), axis=-1) & (labels.sum(-1) > 0)[:, None]

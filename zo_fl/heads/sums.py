@@ -50,7 +50,6 @@ class Solver(NamedTuple):
     """A method that makes heads of sums.
 
     Attributes:
-      extractor: computes features.
       has_gram: whether the sums have a Gram matrix; otherwise the high tier sends a covariance.
       candidates: heads that ``solve`` makes.
       sums: ``(state, batch, keys) -> Moments`` of a client.
@@ -80,7 +79,7 @@ def phases(
     Args:
       name: the method's.
       problem: task and clients.
-      solver: makes the heads.
+      solver: its own.
       block: has ``num_rounds``, ``calibrate`` and ``cohorts.FIELDS``.
       release: see ``Group``.
 
@@ -174,13 +173,7 @@ def with_middle(head: str, state: ServerState, heads: Heads, class_counts: Array
 
     Rounded sums may need a larger penalty: where the middle candidate is not finite, the nearest
     finite one takes its place, of two the later. If none is finite, neither is the head, and the
-    run stops.
-
-    Args:
-      head: name of the last layer.
-      state: the server's, whose head stays while nothing was counted.
-      heads: the candidates.
-      class_counts: ``f32[C]`` examples that they were made from.
+    run stops. Without any example in ``class_counts`` ``f32[C]`` the layer ``head`` stays.
     """
     count = heads.bias.shape[0]
     away = np.arange(count) - count // 2

@@ -44,22 +44,13 @@ _OPTIONS = {
 
 BLOCK: Block = {
     "name": Field("resnet18", "model to train", lambda: MODELS),
-    "norm": Field(
-        "batch", "normalization: group has 2 groups, layer is for vit, patch is for patches", NORMS
-    ),
+    "norm": Field("batch", "normalization; layer is for vit, patch is for patches", NORMS),
     "width": Field(
         1.0, "factor of the hidden channels, in ResNets, cnn and mlp", above=0, at_most=4
     ),
-    "stages": Field(
-        False, "pooled outputs of all stages as input of the last layer, in ResNets and cnn"
-    ),
-    "kernels": Field(
-        256, "number of kernels of the model patches; each gives 8 features", at_least=1
-    ),
-    "mirror": Field(
-        True,
-        "symmetry of the model patches: a mirrored image has the same features, at twice the cost",
-    ),
+    "stages": Field(False, "pooled outputs of all stages as features, in ResNets and cnn"),
+    "kernels": Field(256, "kernels of the model patches; each gives 8 features", at_least=1),
+    "mirror": Field(True, "symmetry of the model patches under mirroring, at twice the cost"),
 }
 
 
@@ -81,7 +72,7 @@ def create(
       num_classes: width of the output.
       conv: one of ``conv.IMPLEMENTATIONS``.
       share: HeteroFL's share of the hidden channels; 1 for the whole model. The parameters of a
-        sub-model are leading slices of the whole model's.
+        sub-model are leading slices of the whole model's. A module's own ``width`` is the product.
 
     Returns:
       A module with ``(x: f32[n, H, W, c], *, train: bool, mask: bool[n] | None = None) ->

@@ -1,6 +1,6 @@
 """2-D convolutions with fast gradients on CPUs.
 
-There are three implementations of one function, equal up to rounding:
+There are two implementations of one function, equal up to rounding:
 
 ``xla``        ``lax.conv_general_dilated`` with XLA's own gradients. The default on GPUs and TPUs,
                where nothing was measured yet.
@@ -9,12 +9,9 @@ There are three implementations of one function, equal up to rounding:
                time. XLA:CPU compiles the gradient convolutions of autodiff to naive loops inside
                ``scan``, 5 to 15 times slower than outside (jax issue #12868). Forward-mode
                differentiation works only within ``precision.forward_mode``.
-``patches``    Shifted slices and one matrix product. ``vmap`` over kernels (one set of weights for
-               each client or direction) gives a batched matrix product; the other two give a
-               grouped convolution (jax issue #26568). Needs ``kh * kw`` times the memory of the
-               input.
 
-Measurements: ``benchmarks/PERFORMANCE.md``. Used by ``layers.Conv``.
+Under ``vmap`` over kernels both become grouped convolutions (jax issue #26568), which are slow on
+CPUs. Measurements: ``benchmarks/PERFORMANCE.md``.
 """
 
 import functools
@@ -28,7 +25,7 @@ from jax import lax
 from zo_fl.engine.precision import in_forward_mode
 from zo_fl.engine.types import Array
 
-IMPLEMENTATIONS = ("auto", "xla", "fast_grad", "patches")
+IMPLEMENTATIONS = ("auto", "xla", "fast_grad")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _CHUNK_BYTES = 2 * 2**20  # of images and cotangents, so that they stay in the cache
 _FEATURES_AT_ONCE = 32  # of all neighbouring output columns that are computed together
@@ -60,20 +57,17 @@ def conv2d(
     if implementation == "auto":
         implementation = "fast_grad" if jax.default_backend() == "cpu" else "xla"
     pads = _explicit_pads(x.shape, kernel.shape, stride, padding)
-    pointwise = kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0))
     if implementation == "xla":
         return _forward(x, kernel, (stride, stride), pads)
-    if pointwise:
+    if implementation != "fast_grad":
+        raise ValueError(f"unknown convolution {implementation!r}, allowed: {IMPLEMENTATIONS}")
+    if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if implementation == "fast_grad" and in_forward_mode():
+    if in_forward_mode():
         return _quick_forward(x, kernel, stride, pads)
-    if implementation == "fast_grad":
-        # The gradients are traced later, when another precision may be set.
-        precision: Any = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
-        return _fast_grad(x, kernel, stride, pads, precision)
-    if implementation == "patches":
-        return _patches(x, kernel.shape, stride, pads) @ kernel.reshape(-1, kernel.shape[-1])
-    raise ValueError(f"unknown convolution {implementation!r}, allowed: {IMPLEMENTATIONS}")
+    # The gradients are traced later, when another precision may be set.
+    precision: Any = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
+    return _fast_grad(x, kernel, stride, pads, precision)
 
 
 def _explicit_pads(
@@ -95,20 +89,6 @@ def _forward(
     return lax.conv_general_dilated(
         x, kernel, strides, pads, lhs_dilation=both, dimension_numbers=_LAYOUT
     )
-
-
-def _patches(x: Array, kernel_shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
-    """Returns all windows of ``x``, flattened like a kernel: ``f32[n, H', W', kh * kw * c]``."""
-    height, width = kernel_shape[:2]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows = (x.shape[1] - height) // stride * stride + 1
-    columns = (x.shape[2] - width) // stride * stride + 1
-    shifts = [
-        x[:, i : i + rows : stride, j : j + columns : stride]
-        for i in range(height)
-        for j in range(width)
-    ]
-    return jnp.concatenate(shifts, axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

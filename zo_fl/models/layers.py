@@ -27,7 +27,7 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A 2-D convolution, ``f32[n, H, W, c] -> f32[n, H', W', features]``.
+    """A 2-D convolution.
 
     Attributes:
       features: output channels.
@@ -37,7 +37,6 @@ class Conv(nn.Module):
       use_bias: False before a norm: there the gradient of a bias is nothing but rounding noise,
         which Adam would turn into differences.
       implementation: one of ``conv.IMPLEMENTATIONS``.
-      kernel_init: initializer of ``kernel``; PyTorch's default. ``bias`` starts at 0.
       pool: whether to take maxima of 2x2 windows before the bias is added; the result is the same
         as after it, for a quarter of the work.
     """
@@ -48,14 +47,13 @@ class Conv(nn.Module):
     padding: str | int = "SAME"
     use_bias: bool = False
     implementation: str = "auto"
-    kernel_init: nn.initializers.Initializer = torch_uniform
     pool: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``f32[n, H', W', features]`` from ``x: f32[n, H, W, c]``."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", torch_uniform, shape)
         y = conv2d(x, kernel.astype(x.dtype), self.stride, self.padding, self.implementation)
         if self.pool:
             y = max_pool(y)
@@ -85,14 +83,9 @@ def _add_bias_jvp(primals, tangents):
 
 
 class Dense(nn.Module):
-    """A dense layer, ``f32[..., i] -> f32[..., features]``.
+    """A dense layer that computes in the dtype of its input, unlike ``flax.linen.Dense``.
 
-    Unlike ``flax.linen.Dense`` it computes in the dtype of its input.
-
-    Attributes:
-      features: outputs.
-      kernel_init: initializer of ``kernel``; PyTorch's default. ``bias`` starts at 0 (PyTorch draws
-        it from the weights' interval; HeteroFL and the ViT start at 0).
+    ``bias`` starts at 0 (PyTorch draws it from the weights' interval; HeteroFL and the ViT do not).
     """
 
     features: int

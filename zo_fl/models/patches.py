@@ -32,12 +32,8 @@ _CONTRAST = 0.1  # added to the variance of the pixels of a patch, which is arou
 class Patches(nn.Module):
     """A convolution with large kernels, a two-sided threshold, pooling, and a head.
 
-    Attributes:
-      num_classes: width of the output.
-      norm: ``none``, or ``patch``: each patch has mean 0 and, almost, variance 1.
-      kernels: number of kernels; each gives 8 features.
-      size: height and width of a patch.
-      mirror: whether an image and its mirror image have the same features.
+    Attributes are as in ``models.create``; ``size`` is the height and width of a patch. With the
+    norm ``patch`` each patch has mean 0 and, almost, variance 1.
     """
 
     num_classes: int
@@ -56,7 +52,7 @@ class Patches(nn.Module):
 
 
 class _Filters(nn.Module):
-    """Inner products of patches with kernels, thresholded and pooled.
+    """Inner products of patches with kernels, pooled: ``f32[n, H, W, c] -> f32[n, 8 kernels]``.
 
     ``bias`` subtracts the share of the mean patch. A few kernels are applied at a time, to need
     less memory and stay in the cache. A convolution, and one pooling for both thresholds, would
@@ -70,7 +66,6 @@ class _Filters(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns ``f32[n, 8 kernels]`` of images ``f32[n, H, W, c]``."""
         shape = (self.size, self.size, x.shape[-1], self.kernels)
         kernel = self.param("kernel", torch_uniform, shape).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.kernels,)).astype(x.dtype)
@@ -101,10 +96,8 @@ class _Filters(nn.Module):
 def image_patches(x: Array, size: int, contrast: bool) -> Array:
     """Returns all patches of images ``f32[n, H, W, c]``, as ``f32[n, H', W', size * size * c]``.
 
-    Args:
-      x: images.
-      size: height and width of a patch.
-      contrast: whether to give each patch mean 0 and variance v / (v + 0.1).
+    ``size`` is the height and width of a patch. With ``contrast`` each patch is given mean 0 and
+    variance v / (v + 0.1).
     """
     height, width = (side - size + 1 for side in x.shape[1:3])
     # Columns, then rows: twelve slices compile six times faster than 36.

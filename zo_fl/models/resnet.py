@@ -1,7 +1,7 @@
 """ResNet18 for CIFAR, in the form of the paper and in HeteroFL's pre-activation form.
 
 Both have a 3x3 stem of stride 1, no max-pooling, four stages of two basic blocks with 64, 128, 256
-and 512 channels, a global mean and a linear layer. ``width`` scales the channels.
+and 512 channels, a global mean and a linear layer. Attributes are as in ``models.create``.
 
 Source: He et al. 2016 (arXiv:1512.03385, arXiv:1603.05027); ZOWarmUp, appendix A.5 and Fig. 8;
 HeteroFL (Diao et al. 2021). HeteroFL's GroupNorm has 4 groups; here it has 2.
@@ -24,12 +24,8 @@ BLOCKS_PER_STAGE = 2
 class BasicBlock(nn.Module):
     """conv-norm-relu-conv-norm, plus the input, then relu.
 
-    Attributes:
-      features: output channels.
-      stride: step of the first convolution and of the shortcut.
-      norm: ``batch``, ``group`` or ``none``.
-      conv: one of ``conv.IMPLEMENTATIONS``.
-      share: see ``normalize``.
+    With ``preact`` norm-relu-conv-norm-relu-conv, plus the input. Where the shape changes, the
+    shortcut is a convolution and a norm, or with ``preact`` a convolution of the first norm-relu.
     """
 
     features: int
@@ -37,51 +33,35 @@ class BasicBlock(nn.Module):
     norm: str
     conv: str
     share: float
+    preact: bool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         conv = functools.partial(_conv, self.features, self.norm, self.conv)
-        y = nn.relu(norm("norm1", conv("conv1", x, 3, self.stride)))
-        y = norm("norm2", conv("conv2", y, 3, 1))
-        if self.stride != 1 or x.shape[-1] != self.features:
-            x = norm("shortcut_norm", conv("shortcut", x, 1, self.stride))
+        changes_shape = self.stride != 1 or x.shape[-1] != self.features
+        if self.preact:
+            y = nn.relu(norm("norm1", x))
+            if changes_shape:
+                x = conv("shortcut", y, 1, self.stride)
+            y = nn.relu(norm("norm2", conv("conv1", y, 3, self.stride)))
+            total = x + conv("conv2", y, 3, 1)
+        else:
+            y = nn.relu(norm("norm1", conv("conv1", x, 3, self.stride)))
+            y = norm("norm2", conv("conv2", y, 3, 1))
+            if changes_shape:
+                x = norm("shortcut_norm", conv("shortcut", x, 1, self.stride))
+            total = nn.relu(x + y)
         # Without a barrier XLA adds up all blocks so far again for every use of the sum.
-        return jax.lax.optimization_barrier(nn.relu(x + y))
-
-
-class PreactBlock(BasicBlock):
-    """norm-relu-conv-norm-relu-conv, plus the input.
-
-    Where the shape changes, the shortcut is a convolution of the first norm-relu, without a norm.
-    """
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-        """Returns ``f32[n, H / stride, W / stride, features]`` from ``x: f32[n, H, W, c]``."""
-        norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
-        conv = functools.partial(_conv, self.features, self.norm, self.conv)
-        y = nn.relu(norm("norm1", x))
-        if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv("shortcut", y, 1, self.stride)
-        y = conv("conv1", y, 3, self.stride)
-        y = nn.relu(norm("norm2", y))
-        return jax.lax.optimization_barrier(x + conv("conv2", y, 3, 1))
+        return jax.lax.optimization_barrier(total)
 
 
 class ResNet18(nn.Module):
     """The paper's ResNet18: 11,173,962 parameters for 10 classes, 11,681,832 for 1000.
 
-    Attributes:
-      num_classes: width of the output.
-      norm: ``batch``, ``group`` or ``none``.
-      conv: one of ``conv.IMPLEMENTATIONS``.
-      width: factor of the hidden sizes, rounded up.
-      share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
-      preact: whether to build HeteroFL's pre-activation form, which has 11,172,170 parameters for
-        10 classes, and 2,796,714 at half width.
-      stages: whether the head sees the pooled outputs of all four stages, not only of the last.
+    With ``preact`` it is HeteroFL's pre-activation form, which has 11,172,170 parameters for 10
+    classes, and 2,796,714 at half width.
     """
 
     num_classes: int
@@ -97,7 +77,6 @@ class ResNet18(nn.Module):
         """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         sizes = [math.ceil(self.width * size) for size in STAGES]  # as in HeteroFL
-        block = PreactBlock if self.preact else BasicBlock
         x = _conv(sizes[0], self.norm, self.conv, "stem", x, 3, 1)
         if not self.preact:
             x = nn.relu(norm("stem_norm", x))
@@ -106,9 +85,10 @@ class ResNet18(nn.Module):
             for index in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                x = block(features, stride, self.norm, self.conv, self.share, name=name)(
-                    x, train=train, mask=mask
+                block = BasicBlock(
+                    features, stride, self.norm, self.conv, self.share, self.preact, name=name
                 )
+                x = block(x, train=train, mask=mask)
             pooled.append(x)
         if self.preact:
             pooled[-1] = nn.relu(norm("final_norm", x))

@@ -1,4 +1,4 @@
-"""Small models for tests, first experiments and benchmarks.
+"""Small models for tests, first experiments and benchmarks; attributes as in ``models.create``.
 
 Source: ``CNNLarge`` is the CNN of the EMNIST benchmarks in "Adaptive Federated Optimization" (Reddi
 et al. 2021, arXiv:2003.00295), without dropout. The others are made for this project.
@@ -13,24 +13,18 @@ import jax.numpy as jnp
 from zo_fl.engine.types import Array
 from zo_fl.models.layers import Conv, Dense, Head, max_pool, mean_pool, normalize, rescale
 
+CHANNELS = (16, 32, 64)
+
 
 class CNN(nn.Module):
     """Three 3x3 convolutions with norm and relu: 24,346 parameters with a norm and 10 classes.
 
-    Attributes:
-      num_classes: width of the output.
-      norm: ``batch``, ``group`` or ``none``.
-      conv: one of ``conv.IMPLEMENTATIONS``.
-      features: channels of the convolutions; a 2x2 max-pooling follows each but the last.
-      width: factor of these channels, rounded up.
-      share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
-      stages: whether the head sees the pooled outputs of all convolutions, not only of the last.
+    A 2x2 max-pooling follows each but the last.
     """
 
     num_classes: int
     norm: str
     conv: str = "auto"
-    features: tuple[int, ...] = (16, 32, 64)
     width: float = 1.0
     share: float = 1.0
     stages: bool = False
@@ -40,15 +34,15 @@ class CNN(nn.Module):
         """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
         norm = functools.partial(normalize, self.norm, train=train, mask=mask, share=self.share)
         outputs = []
-        for index, features in enumerate(self.features):
+        for index, channels in enumerate(CHANNELS):
             conv = Conv(
-                math.ceil(self.width * features),
+                math.ceil(self.width * channels),
                 use_bias=self.norm == "none",
                 implementation=self.conv,
                 name=f"conv{index}",
             )
             x = norm(f"norm{index}", conv(x))
-            if index < len(self.features) - 1:
+            if index < len(CHANNELS) - 1:
                 x = max_pool(x)  # before the relu: the same maxima, a quarter of the work
             x = nn.relu(x)
             outputs.append(x)
@@ -57,14 +51,7 @@ class CNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers.
-
-    Attributes:
-      num_classes: width of the output.
-      hidden_size: units of the hidden layer.
-      width: factor of these units, rounded up.
-      share: HeteroFL's share in that factor, see ``normalize``; 1 for a whole model.
-    """
+    """Two dense layers, ``hidden_size`` units between them."""
 
     num_classes: int
     hidden_size: int = 64
@@ -82,12 +69,7 @@ class MLP(nn.Module):
 
 
 class CNNLarge(nn.Module):
-    """The benchmark CNN: 1,626,442 parameters for 32x32x3 images and 10 classes.
-
-    Attributes:
-      num_classes: width of the output.
-      conv: one of ``conv.IMPLEMENTATIONS``.
-    """
+    """The benchmark CNN: 1,626,442 parameters for 32x32x3 images and 10 classes."""
 
     num_classes: int
     conv: str = "auto"

@@ -18,6 +18,8 @@ from zo_fl.engine.types import Array
 from zo_fl.models import layers
 
 INIT_STD = 0.02
+WIDTH, NUM_LAYERS, NUM_HEADS, MLP_SIZE = 512, 6, 8, 2048
+PATCH_SIZE = 4  # side of a patch in pixels
 
 _normal = nn.initializers.normal(INIT_STD)
 Dense = functools.partial(layers.Dense, kernel_init=_normal)
@@ -27,20 +29,14 @@ LayerNorm = functools.partial(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention.
-
-    Attributes:
-      num_heads: number of heads; must divide the width.
-    """
-
-    num_heads: int
+    """Multi-head self-attention."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``f32[n, T, width]`` from ``x: f32[n, T, width]``."""
         n, tokens, width = x.shape
-        size = width // self.num_heads
-        qkv = Dense(3 * width, name="qkv")(x).reshape(n, tokens, 3, self.num_heads, size)
+        size = width // NUM_HEADS
+        qkv = Dense(3 * width, name="qkv")(x).reshape(n, tokens, 3, NUM_HEADS, size)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = widen(jnp.einsum("nqhd,nkhd->nhqk", query, key))
         weights = jax.nn.softmax(scores * size**-0.5).astype(x.dtype)
@@ -49,23 +45,15 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to its input.
-
-    Attributes:
-      num_heads: number of heads of the attention.
-      mlp_size: hidden width of the MLP.
-    """
-
-    num_heads: int
-    mlp_size: int
+    """Pre-norm attention and MLP, each added to its input."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``f32[n, T, width]`` from ``x: f32[n, T, width]``."""
         y = LayerNorm(name="norm1")(x).astype(x.dtype)
-        x = x + Attention(self.num_heads, name="attention")(y)
+        x = x + Attention(name="attention")(y)
         y = LayerNorm(name="norm2")(x).astype(x.dtype)
-        y = Dense(self.mlp_size, name="mlp1")(y)
+        y = Dense(MLP_SIZE, name="mlp1")(y)
         return x + Dense(x.shape[-1], name="mlp2")(nn.gelu(y, approximate=True))
 
 
@@ -74,45 +62,32 @@ class ViT(nn.Module):
 
     Weights start from N(0, 0.02), class token and positions from a truncated N(0, 0.02), and biases
     at 0.
-
-    Attributes:
-      num_classes: width of the output.
-      hidden_size: width of a token.
-      num_layers: number of blocks.
-      num_heads: number of heads of each attention.
-      mlp_size: hidden width of each MLP.
-      patch_size: side of a patch in pixels; must divide the images' height and width.
     """
 
     num_classes: int
-    hidden_size: int = 512
-    num_layers: int = 6
-    num_heads: int = 8
-    mlp_size: int = 2048
-    patch_size: int = 4
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Returns logits ``f32[n, num_classes]`` of images ``x: f32[n, H, W, c]``."""
         del train, mask
-        n, width = x.shape[0], self.hidden_size
-        x = Dense(width, name="patches")(self._split(x))
+        x = Dense(WIDTH, name="patches")(_split(x))
         truncated = nn.initializers.truncated_normal(
             INIT_STD, lower=-2 / INIT_STD, upper=2 / INIT_STD
         )
-        cls = self.param("cls", truncated, (1, 1, width))
-        cls = jnp.broadcast_to(cls, (n, 1, width)).astype(x.dtype)
+        cls = self.param("cls", truncated, (1, 1, WIDTH))
+        cls = jnp.broadcast_to(cls, (x.shape[0], 1, WIDTH)).astype(x.dtype)
         x = jnp.concatenate([cls, x], axis=1)
-        x = x + self.param("positions", truncated, (1, x.shape[1], width)).astype(x.dtype)
-        for index in range(self.num_layers):
-            x = Block(self.num_heads, self.mlp_size, name=f"block{index + 1}")(x)
+        x = x + self.param("positions", truncated, (1, x.shape[1], WIDTH)).astype(x.dtype)
+        for index in range(NUM_LAYERS):
+            x = Block(name=f"block{index + 1}")(x)
         return layers.Head(self.num_classes, kernel_init=_normal, name="head")(x[:, 0])
 
-    def _split(self, x: Array) -> Array:
-        """Returns patches ``f32[n, T, p * p * c]`` of images ``f32[n, H, W, c]``, row by row."""
-        n, height, width, channels = x.shape
-        p = self.patch_size
-        if height % p or width % p:
-            raise ValueError(f"{height}x{width} images do not split into {p}x{p} patches")
-        x = x.reshape(n, height // p, p, width // p, p, channels).swapaxes(2, 3)
-        return x.reshape(n, -1, p * p * channels)
+
+def _split(x: Array) -> Array:
+    """Returns patches ``f32[n, T, p * p * c]`` of images ``f32[n, H, W, c]``, row by row."""
+    n, height, width, channels = x.shape
+    p = PATCH_SIZE
+    if height % p or width % p:
+        raise ValueError(f"{height}x{width} images do not split into {p}x{p} patches")
+    x = x.reshape(n, height // p, p, width // p, p, channels).swapaxes(2, 3)
+    return x.reshape(n, -1, p * p * channels)
