@@ -12,8 +12,7 @@ from zo_fl.engine import image_task, keys
 from zo_fl.engine.algorithm import Phase, Problem, start
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.layout import Engine
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Dataset, FederatedData
+from zo_fl.engine.types import Array, Dataset, FederatedData, Task
 from zo_fl.host import processes
 from zo_fl.host.devices import make_engine
 from zo_fl.wrap import faults, robust

@@ -15,8 +15,7 @@ import optax
 from zo_fl.engine import image_task, keys
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.statistics import BATCH_NORM_MOMENTUM
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Dataset
+from zo_fl.engine.types import Dataset, Task
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

@@ -14,8 +14,7 @@ import orbax.checkpoint as ocp
 from zo_fl import models
 from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Dataset, ModelState, Params
+from zo_fl.engine.types import Dataset, ModelState, Params, Task
 from zo_fl.host import devices, files, processes
 
 _FOLDER, _FACTS = "model", "model.json"

@@ -63,7 +63,7 @@ def make(root, rows=("High Res Only", "ZOWarmUp"), columns=("10/90",), seeds=(0,
 
 def config(changes, seed=0):
     """Returns a resolved config with dotted fields changed."""
-    made = copy.deepcopy(tiny.config(seed=seed))
+    made = copy.deepcopy(tiny.config(seed=seed, model__width=1.0))
     for field, value in changes.items():
         *blocks, name = field.split(".")
         functools.reduce(dict.__getitem__, blocks, made)[name] = value

@@ -13,7 +13,7 @@ CLIENTS = 8
 
 def build(method, *, data=(), model=(), **block):
     """Returns the experiment of a method; ``block`` has fields of its own block."""
-    blocks = {method: block, "data": dict(data), "model": dict(model)}
+    blocks = {method: block, "data": dict(data), "model": {"width": 1.0} | dict(model)}
     given = {
         f"{name}__{f}": value for name, fields in blocks.items() for f, value in fields.items()
     }

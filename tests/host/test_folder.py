@@ -172,7 +172,7 @@ def test_without_rows_or_a_picture_a_run_ends_in_the_same_model_and_its_summary_
 def test_a_model_saved_by_a_version_with_other_fields_loads(path, whole):
     shutil.copytree(whole, path, dirs_exist_ok=True)
     saved = json.loads((path / "config.json").read_text())
-    del saved["config"]["model"]["width"]
+    del saved["config"]["model"]["stages"]
     saved["config"]["model"]["patch_size"] = 6
     (path / "config.json").write_text(json.dumps(saved))
     models = (jax.tree.leaves(zo_fl.load(one).params) for one in (path, whole))

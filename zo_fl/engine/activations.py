@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.engine import precision as precisions
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, ModelState, Params
+from zo_fl.engine.types import Array, Examples, ModelState, Params, Task
 
 
 def features(

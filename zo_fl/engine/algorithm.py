@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.engine.keys import Keys
-from zo_fl.engine.task import Task
 from zo_fl.engine.types import (
     HIGH,
     LOW,
@@ -28,6 +27,7 @@ from zo_fl.engine.types import (
     ModelState,
     Params,
     PyTree,
+    Task,
 )
 
 TIERS = {"high": (HIGH,), "low": (LOW,), "all": (LOW, HIGH)}

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from zo_fl.engine import precision as precisions
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples
+from zo_fl.engine.types import Array, Examples, Task
 
 HEAD = "head"
 PADDING = 4  # pixels that training images are shifted by, at most

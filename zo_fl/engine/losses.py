@@ -19,8 +19,7 @@ import jax.numpy as jnp
 
 from zo_fl.engine.algorithm import ClientBatch
 from zo_fl.engine.fields import Field
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, ModelState
+from zo_fl.engine.types import Array, ModelState, Task
 
 _ABSENT = -1e9  # added to logits
 

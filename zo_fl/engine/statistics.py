@@ -25,8 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from zo_fl.engine.algorithm import ServerState
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, ModelState, Params
+from zo_fl.engine.types import Array, Examples, ModelState, Params, Task
 
 BATCH_NORM_MOMENTUM = 0.9  # of running statistics, as flax and PyTorch (0.1 there) have it
 

@@ -15,8 +15,7 @@ import numpy as np
 from zo_fl.engine import activations, cohorts, losses, trees
 from zo_fl.engine.algorithm import ClientBatch, ClientResult, Keeping, Problem, ServerState
 from zo_fl.engine.fields import ConfigError, Field, FieldError
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, ModelState, Params, PyTree
+from zo_fl.engine.types import Array, Examples, ModelState, Params, PyTree, Task
 from zo_fl.heads import closed_form
 from zo_fl.heads.closed_form import MaybeBasis, Moments
 

@@ -24,8 +24,7 @@ from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Pro
 from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, PyTree
+from zo_fl.engine.types import Array, PyTree, Task
 from zo_fl.heads import closed_form, features, steps
 from zo_fl.heads.closed_form import Moments
 from zo_fl.models.patches import FILTERS, Patches, image_patches

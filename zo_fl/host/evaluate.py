@@ -12,8 +12,7 @@ from zo_fl.data.federated import Federation
 from zo_fl.engine import activations
 from zo_fl.engine.algorithm import TIERS
 from zo_fl.engine.layout import AXIS, Engine
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples
+from zo_fl.engine.types import Array, Examples, Task
 from zo_fl.host import processes
 
 

@@ -19,8 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from zo_fl.engine.algorithm import Keeping, ServerState
 from zo_fl.engine.layout import AXIS, Engine
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import FederatedData, PyTree
+from zo_fl.engine.types import FederatedData, PyTree, Task
 from zo_fl.host import evaluate
 from zo_fl.host.evaluate import EvaluationSet
 

@@ -15,8 +15,7 @@ from zo_fl.engine import cohorts, keys, precision
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Problem, ServerState
 from zo_fl.engine.fields import Block, Field, FieldError
 from zo_fl.engine.keys import Keys
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, ModelState, Params
+from zo_fl.engine.types import Array, ModelState, Params, Task
 
 FIELDS: Block = {
     "local_epochs": Field(3, "passes over a client's examples a round", at_least=1),

@@ -15,8 +15,7 @@ import optax
 from zo_fl.engine import keys, losses
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, ServerState
 from zo_fl.engine.keys import Keys
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Params, PyTree
+from zo_fl.engine.types import Array, Params, PyTree, Task
 from zo_fl.sgd import client
 from zo_fl.sgd.client import LocalTraining
 

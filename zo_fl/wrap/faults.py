@@ -26,8 +26,7 @@ from zo_fl.engine import keys, trees
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, ServerState
 from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, PyTree
+from zo_fl.engine.types import Array, PyTree, Task
 from zo_fl.wrap import privacy
 
 

@@ -32,8 +32,7 @@ from zo_fl.engine.algorithm import (
 from zo_fl.engine.fields import Block, Field, FieldError, take
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import descend
-from zo_fl.engine.task import Task
-from zo_fl.engine.types import Array, Examples, ModelState, Params
+from zo_fl.engine.types import Array, Examples, ModelState, Params, Task
 from zo_fl.wrap import privacy
 from zo_fl.wrap.privacy import Privacy
 from zo_fl.zo import directions, estimators, subspace
