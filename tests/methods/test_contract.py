@@ -167,7 +167,6 @@ def test_the_uplink_is_the_bytes_of_the_messages(name):
     (
         pytest.param("fedavg", {}, True, marks=slow),
         pytest.param("zo", {"zo__seed_policy": "shared"}, True, marks=slow),
-        pytest.param("heterofl", {}, True, marks=slow),
         pytest.param("ridge", {}, True, marks=slow),
         ("zo", {}, False),  # each message is rebuilt along its own client's directions
         ("fedavg", {"robust__rule": "median"}, False),

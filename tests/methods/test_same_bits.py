@@ -1,7 +1,6 @@
 """One config, one result: again, and after a resume in another process.
 
-Relations between runs, of methods that differ in what their server keeps, and of a CNN with batch
-statistics that travel; of that one on other devices too, of the others ``test_contract`` says that.
+Of methods that differ in what their server keeps, and of a CNN with batch statistics that travel.
 """
 
 import shutil
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import chex
 import jax
-import numpy as np
 import pytest
 
 import zo_fl
@@ -87,13 +85,3 @@ def test_begun_in_another_process_and_resumed_it_is_the_same_to_the_bit(runs, ca
     chex.assert_trees_all_equal(found, expected)
     for row, of_whole in zip(rows, rows_of_whole, strict=True):
         assert row | {"seconds": 0} == of_whole | {"seconds": 0}
-
-
-def test_batch_statistics_on_eight_devices_and_of_several_clients_at_once_are_nearly_the_same(
-    runs, tmp_path
-):
-    found, rows = run(BATCH_NORM, tmp_path, run__num_devices=8, run__clients_per_vmap=3)
-    expected, rows_of_one = result(runs / "whole" / BATCH_NORM)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
-    losses, of_one = ([row["train_loss"] for row in each] for each in (rows, rows_of_one))
-    np.testing.assert_allclose(losses, of_one, rtol=1e-5)
