@@ -214,6 +214,14 @@ def test_uint8_and_float_images_of_equal_pixels_are_the_same_inputs():
     np.testing.assert_allclose(small[4:6], large[4:6], rtol=1e-5)  # mean and deviation
 
 
+def test_pixels_are_normalized_by_what_is_given_and_that_is_part_of_the_name():
+    usual, other = data(), data(mean=1.0, std=[2.0])
+    assert other.mean.tolist() == [1.0] and other.std.tolist() == [2.0]
+    half = data(mean=1.0)
+    assert half.mean.tolist() == [1.0] and half.std == usual.std
+    assert len({one.name for one in (usual, other, half)}) == 3
+
+
 def test_a_given_partition_of_unequal_clients_is_kept():
     held = [np.arange(0, 10), np.arange(10, 30), np.arange(30, 34)]
     block = defaults(federated.BLOCK) | {"val_fraction": 0.2, "high_fraction": 0.4}
@@ -240,6 +248,9 @@ def test_a_given_partition_of_unequal_clients_is_kept():
         ({"x_train": nan_at(7)}, "x_train has 1 images with pixels that are NaN .* is image 7;"),
         ({"x_test": nan_at(3)[:30]}, "x_test has 1 images .* is image 3;"),
         ({"x_train": np.full((60, 5, 4), 1e300)}, "x_train has 60 images"),
+        ({"mean": [0.1, 0.2]}, r"mean=\[0.1, 0.2\]; allowed: one number, or 1 of them"),
+        ({"std": 0.0}, r"std=0.0; allowed: one number above 0, or 1 of them"),
+        ({"mean": np.nan}, "mean=nan; allowed: one number"),
         ({"client_indices": [[0, 60]]}, r"client_indices\[0\] has row 60; allowed: 0 to 59"),
         ({"client_indices": {"a": [0]}}, "client_indices is a dict; allowed: a list"),
         ({"client_indices": 5}, "client_indices is a int; allowed: a list"),

@@ -36,24 +36,22 @@ def one_round(policy):
 
 
 @functools.cache
-def batch_moments():
-    """Returns ``statistics.batch_moments`` of the model, jitted."""
-    return jax.jit(functools.partial(statistics.batch_moments, program("batch_sync")[0].task))
+def of_batches():
+    """Returns the statistics of all examples of batches by the model, jitted."""
+    task = program("batch_sync")[0].task
+    return jax.jit(lambda *given: statistics.pooled(*statistics.batch_statistics(task, *given)))
 
 
-def client_moments(built, before, record):
-    """Exact moments of each client's activations at the unperturbed weights."""
+def of_clients(built, before, record):
+    """Statistics of each client's activations at the unperturbed weights."""
     batches = [tiny.gather(built, [client]) for client in record.cohort.client_ids]
-    model = before.params, before.model_state
-    return [batch_moments()(*model, batch.examples, batch.mask) for batch in batches]
+    return [of_batches()(before, batch.examples, batch.mask) for batch in batches]
 
 
 def moved(built, before, record):
     """What statistics become by one unperturbed pass of each client, the mean over clients."""
-    return mean_of(
-        statistics.move(before.model_state, statistics.from_moments(moments))
-        for moments in client_moments(built, before, record)
-    )
+    found = of_clients(built, before, record)
+    return mean_of(statistics.move(before.model_state, own) for own in found)
 
 
 def mean_of(trees_):
@@ -72,7 +70,8 @@ def test_statistics_that_travel_are_billed_and_others_stay():
         size = whole if travels else 0
         assert cost.uplink == 3 * (12 + size) and cost.downlink == 40 * (3 * 12 + size)
         assert phase.groups[0].forward_passes == 3 * 18 * (2 * 3 + travels)
-        of_server = phase.server.statistics(before.model_state, {})
+        other = jax.tree.map(np.copy, before.model_state)
+        of_server = phase.server.statistics(before.model_state, other)
         assert (of_server is before.model_state) == (not travels)
 
 
@@ -84,18 +83,18 @@ def test_batch_sync_moves_statistics_by_one_unperturbed_pass_averaged_over_clien
 
 def test_recalibrate_pools_the_moments_that_clients_have_by_themselves_exact_in_the_first_layer():
     built, before, after, record = one_round("recalibrate")
-    pooled = statistics.from_moments(mean_of(client_moments(built, before, record)))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *of_clients(built, before, record))
+    sizes = tiny.gather(built, record.cohort.client_ids).mask.sum(1)
+    pooled = statistics.pooled(stacked, sizes)
     chex.assert_trees_all_close(after.model_state, pooled, rtol=1e-3, atol=1e-5)
     # Pooled means of all clients' examples in one batch: the law of total variance holds.
     batch = tiny.gather(built, record.cohort.client_ids)
     examples = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), batch.examples)
-    together = batch_moments()(
-        before.params, before.model_state, examples, batch.mask.reshape(1, -1)
-    )
+    together = of_batches()(before, examples, batch.mask.reshape(1, -1))
     first = "norm0"  # later layers see activations that were normalised client by client
     chex.assert_trees_all_close(
         after.model_state[first],
-        statistics.from_moments(together)[first],
+        together[first],
         rtol=1e-3,
         atol=1e-5,
     )
@@ -110,13 +109,13 @@ def test_the_losses_depend_on_running_statistics_only_where_the_policy_says_so()
 
 
 def test_momentum_statistics_equal_those_of_the_model_s_own_training_pass():
-    built, (params, state, *_), _ = program("batch_sync")
+    built, start, _ = program("batch_sync")
+    params, state, *_ = start
     batch = tiny.gather(built, [5])
     one = trees.squeeze(batch)
     logits = jax.jit(lambda *arguments: built.task.logits(*arguments, True))
     _, trained = logits(params, state, one.examples, one.mask)
-    moments = batch_moments()(params, state, batch.examples, batch.mask)
-    found = statistics.move(state, statistics.from_moments(moments))
+    found = statistics.move(state, of_batches()(start, batch.examples, batch.mask))
     chex.assert_trees_all_close(found, trained, rtol=1e-4, atol=1e-6)
 
 
@@ -127,3 +126,16 @@ def test_first_order_rounds_average_the_clients_statistics():
     expected = moved(built, before, record)
     chex.assert_trees_all_close(after.model_state, expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(after.model_state["norm0"]["mean"], 0)
+
+
+def test_variances_far_from_zero_are_pooled_as_in_float64():
+    rng = np.random.default_rng(0)
+    x = rng.normal(rng.uniform(-1, 1, 5), 1.0, (4, 30, 5)) + 1000  # clients, examples, channels
+    own = {"mean": np.float32(x.mean(1)), "var": np.float32(x.var(1))}
+    pooled = statistics.pooled({"norm": own}, np.full(4, 30.0, np.float32))["norm"]
+    running = {"norm": {"mean": np.full(5, 999, np.float32), "var": np.ones(5, np.float32)}}
+    clients = [jax.tree.map(lambda leaf, j=j: leaf[j], {"norm": own}) for j in range(4)]
+    sent = mean_of([statistics.around(running, client) for client in clients])
+    for found in (pooled, statistics.from_around(running, sent)["norm"]):
+        np.testing.assert_allclose(found["mean"], x.mean((0, 1)), rtol=1e-6)
+        np.testing.assert_allclose(found["var"], x.var((0, 1)), rtol=2e-4)

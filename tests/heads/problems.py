@@ -34,13 +34,21 @@ def rounds(built, phase, count, state=None) -> list[ServerState]:
     return states[1:]
 
 
-def run_all(built, phases=None) -> list[ServerState]:
-    """Returns the states after each phase, each of which takes one round."""
+def run_all(built, phases=None, first=None) -> list[ServerState]:
+    """Returns the states after each phase, each of which takes one round; ``first`` is before."""
     states = []
     for phase in built.phases if phases is None else phases:
-        state = tiny.start(built, phase) if not states else after(phase, states[-1])
+        state = after(phase, states[-1]) if states else first or tiny.start(built, phase)
         states.append(one_round(built, phase, state))
     return states
+
+
+def far(built, phase) -> ServerState:
+    """Returns a first state of features that lie 1,000 deviations from 0."""
+    state = tiny.start(built, phase)
+    h, _ = seen(built, state)
+    bias = state.params["hidden"]["bias"] + 1000 * np.float32(h.std())
+    return state._replace(params=state.params | {"hidden": state.params["hidden"] | {"bias": bias}})
 
 
 def after(phase, state) -> ServerState:

@@ -85,7 +85,7 @@ def test_a_class_that_nobody_holds_is_not_predicted():
 def test_a_basis_of_all_directions_loses_nothing_and_unfolds():
     h, labels = example()
     sums = moments_of(h, labels)
-    basis = jax.jit(closed_form.principal_basis, static_argnums=1)(sums, 7)
+    basis = jax.jit(closed_form.principal_basis, static_argnums=1)(sums, 7, jnp.zeros(7))
     seen = np.asarray(closed_form.project(basis, jnp.float32(h)))
     heads = closed_form.unfold(basis, ridge(moments_of(seen, labels), jnp.float32([1e-5])))
     whole = ridge(sums, jnp.float32([1e-5]))

@@ -12,6 +12,7 @@ from tests import tiny
 from tests.heads.problems import (
     after,
     build,
+    far,
     high_tier,
     log_softmax,
     one_round,
@@ -42,6 +43,14 @@ def conjugate_gradients():
 def test_conjugate_gradients_arrive_at_ridge():
     built, _, states = conjugate_gradients()
     assert_pooled(built, states[-1].params, tolerance=1e-4)
+
+
+def test_so_they_do_where_features_are_far_from_zero():
+    built = build("ridge_cg", num_rounds=14, **CG)
+    *before, iterate = built.phases
+    start = after(iterate, run_all(built, before, far(built, before[0]))[-1])
+    params = rounds(built, iterate, 14, start)[-1].params
+    assert_pooled(built, params, tolerance=5e-3)
 
 
 def test_the_preconditioner_is_the_high_tier_s_covariance_within_classes_and_everyone_s_between():
@@ -99,7 +108,7 @@ def test_kept_features_take_one_pass_in_all(method, saved):
         phases = build(method, cache=cache, num_rounds=3).phases
         looking = [p for p in phases if p.groups[0].cohort_size == 8]
         passes.append(sum(p.num_rounds * p.groups[0].forward_passes for p in looking))
-    assert passes[1] == pytest.approx(passes[0] / saved)
+    assert passes[1] == pytest.approx(passes[0] / saved, rel=0.01)  # blank images apart
 
 
 def test_head_sgd_is_gradient_descent_on_the_head_written_out():
@@ -144,7 +153,7 @@ def drawn(built, client, round_idx, size=4, count=3):
 def of_features(basis, z):
     """A direction on the basis as one of the model's head, written out."""
     kernel = np.asarray(basis.directions, np.float64) @ np.asarray(z["kernel"], np.float64)
-    return {"kernel": kernel, "bias": np.asarray(z["bias"]) - np.asarray(basis.mean) @ kernel}
+    return {"kernel": kernel, "bias": np.asarray(z["bias"]) - np.asarray(basis.origin) @ kernel}
 
 
 @pytest.mark.parametrize("loss", ("ce", "wsm"))

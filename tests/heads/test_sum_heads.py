@@ -12,6 +12,7 @@ from tests.heads.problems import (
     after,
     build,
     centered,
+    far,
     high_tier,
     log_softmax,
     logits,
@@ -22,7 +23,7 @@ from tests.heads.problems import (
 from zo_fl.engine import trees
 from zo_fl.engine.algorithm import Cohort, ServerState
 from zo_fl.engine.fields import ConfigError
-from zo_fl.heads import closed_form, sums
+from zo_fl.heads import closed_form, features, sums
 from zo_fl.heads.gaussian_head import SHRINKAGES
 
 pytestmark = pytest.mark.slow
@@ -99,9 +100,12 @@ def test_who_drops_out_joins_late_or_is_forgotten_is_just_not_in_the_data():
     fresh = state._replace(strategy_state=tiny.start(built, phase).strategy_state)
     own = tiny.own_keys(built, jnp.int32(3))
     message = jax.jit(group.client.update)(fresh, tiny.batch_of(built, 3), own).message
-    own_sums, _ = group.client.decode(message, fresh, own)
+    own_sums = group.client.decode(message, fresh, own)
     rest = jax.tree.map(jnp.subtract, state.strategy_state.sums, own_sums)
-    head = jax.jit(closed_form.ridge)(rest, jnp.float32([0.05])).at(0)
+    heads = jax.jit(closed_form.ridge)(rest, jnp.float32([0.05]))
+    extractor = features.Extractor(built.task, 64, microbatch=0, sketch=0)
+    blank = features.around_blank(extractor, state)
+    head = closed_form.unfold(blank, heads).at(0)
     joined.remove(3)
     assert_pooled(built, state.params | {"head": head}, joined, tolerance=3e-5)
 
@@ -144,6 +148,19 @@ def test_the_penalty_and_the_temperature_are_those_that_validation_examples_say(
 
 def test_class_means_give_the_discriminant_of_pooled_data_with_the_high_tier_s_covariance():
     built, (_, state, *_) = discriminants()
+    assert_discriminant(built, state)
+
+
+def test_features_far_from_zero_give_the_heads_that_float64_gives():
+    built = build("ridge", **ONE)
+    (phase,) = built.phases
+    assert_pooled(built, one_round(built, phase, far(built, phase)).params, tolerance=5e-3)
+    built = build("gaussian_head")
+    _, state, *_ = run_all(built, built.phases[:2], far(built, built.phases[0]))
+    assert_discriminant(built, state)
+
+
+def assert_discriminant(built, state):
     h, labels = seen(built, state)
     ours, of_high = seen(built, state, high_tier(built))
     means = np.stack([h[labels == k].mean(0) for k in range(10)])

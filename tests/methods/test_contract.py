@@ -169,6 +169,8 @@ def test_the_uplink_is_the_bytes_of_the_messages(name):
         pytest.param("zo", {"zo__seed_policy": "shared"}, True, marks=slow),
         pytest.param("ridge", {}, True, marks=slow),
         ("zo", {}, False),  # each message is rebuilt along its own client's directions
+        ("fedkseed", {}, False),
+        ("ridge", {"ridge__encoding": "int8"}, False),  # by scales of its own
         ("fedavg", {"robust__rule": "median"}, False),
         ("fedavg", {"robust__rule": "clip"}, False),
     ),
@@ -192,6 +194,9 @@ def test_where_sums_suffice_the_round_follows_from_the_sum_of_what_clients_send(
     after, *_ = jax.jit(tiny.algorithm(built, phase).round)(
         state, built.data_of(phase), built.run_key
     )
-    expected = tiny.server_step(built, phase, state, total)
+    params, strategy_state = tiny.server_step(built, phase, state, total)
+    if phase.server.note:
+        everyone = np.arange(len(weights))
+        strategy_state = phase.server.note(strategy_state, everyone, weights > 0)
     found = after.params, after.strategy_state
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(found, (params, strategy_state), rtol=1e-4, atol=1e-5)

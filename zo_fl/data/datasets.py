@@ -122,11 +122,11 @@ def dataset(
     *,
     client_indices: Sequence[Any] | None = None,
     num_classes: int | None = None,
+    mean: Any = None,
+    std: Any = None,
     name: str = "own",
 ) -> Dataset:
     """Returns a data set for ``zo_fl.run``.
-
-    Pixels are normalized by the mean and the deviation of each channel of the training set.
 
     Args:
       x_train: images ``u8`` in [0, 255], or ``f32`` on any scale; ``[N, H, W, c]`` or
@@ -137,6 +137,10 @@ def dataset(
       client_indices: for each client its rows of ``x_train``, any number of them. No partition is
         drawn then, and ``config.data.num_clients`` is ignored.
       num_classes: number of classes; by default one more than the largest label.
+      mean: ``[c]``, or one number, that is subtracted from the pixels of each channel, ``u8`` ones
+        divided by 255 first. By default the training set's, which everyone's images decide: where
+        single images are to be hidden, give numbers that are known anyway.
+      std: likewise, by which they are divided.
       name: name for people. A digest of the arrays is added to it, so that a run is resumed only on
         the same data.
 
@@ -158,9 +162,26 @@ def dataset(
     rows = None if client_indices is None else _rows(client_indices, len(train["label"]))
     _warn_of_shape(train["image"].shape)
     _warn_of_classes(train["label"], largest if num_classes is None else 0)
-    full_name = f"{name}:{_digest([*train.values(), *test.values(), *(rows or ())])}"
-    mean, std = _statistics(train["image"])
-    return Dataset(full_name, train, test, num_classes or largest, mean, std, rows)
+    channels = train["image"].shape[-1]
+    mean, std = _of_channels("mean", mean, channels), _of_channels("std", std, channels)
+    given = [one for one in (mean, std) if one is not None]
+    digest = _digest([*train.values(), *test.values(), *(rows or ()), *given])
+    if len(given) < 2:
+        found = _statistics(train["image"])
+        mean, std = (found[0] if mean is None else mean), (found[1] if std is None else std)
+    return Dataset(f"{name}:{digest}", train, test, num_classes or largest, mean, std, rows)
+
+
+def _of_channels(name: str, value: Any, channels: int) -> np.ndarray | None:
+    """Returns a number for each channel, ``f32[c]``; None for None."""
+    if value is None:
+        return None
+    found = np.asarray(value, np.float32)
+    least = 0.0 if name == "std" else -np.inf
+    if found.shape not in ((), (channels,)) or not ((found > least) & np.isfinite(found)).all():
+        above = " above 0" if name == "std" else ""
+        raise ConfigError(f"{name}={value!r}; allowed: one number{above}, or {channels} of them")
+    return np.broadcast_to(found, channels).copy()
 
 
 def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -130,6 +130,8 @@ class Client(NamedTuple):
       receives: ``state -> PyTree``: the downlink is billed for its shape.
       replays: whether messages are scalars from which anyone rebuilds the update. They are then
         gathered and decoded by everyone, instead of being decoded where they arise.
+      read_alone: whether each message must be decoded by itself, along directions or by scales of
+        its sender's own, so that the sum of messages says nothing.
       one_model: whether all clients evaluate the same weights: several at once are then one batch.
       holds_part: whether clients hold only the part of the model that they receive.
       sent_bytes: ``batch -> i32[]`` bytes of a message; None where its shape says it.
@@ -139,6 +141,7 @@ class Client(NamedTuple):
     decode: Callable[[Message, ServerState, Keys], PyTree] = as_sent
     receives: Callable[[ServerState], PyTree] = whole_model
     replays: bool = False
+    read_alone: bool = False
     one_model: bool = False
     holds_part: bool = False
     sent_bytes: Callable[[ClientBatch], Array] | None = None
@@ -224,12 +227,15 @@ class Server(NamedTuple):
       step: ``(reduced, state, keys of the round) -> (params, opt_state, strategy_state)``.
       reducer: how the updates become one.
       statistics: ``(running statistics, mean of the clients' or {}) -> running statistics``.
+      note: ``(strategy_state, ids i32[C], bool[C] whose answer counts) -> strategy_state``, after
+        the step.
     """
 
     init: Callable[[Params, PyTree], tuple[PyTree, PyTree]]
     step: Callable[[PyTree, ServerState, Keys], tuple[Params, PyTree, PyTree]]
     reducer: Reducer = Reducer()
     statistics: Callable[[ModelState, ModelState], ModelState] = lambda running, uploaded: running
+    note: Callable[[PyTree, Array, Array], PyTree] | None = None
 
 
 class Stop(NamedTuple):
@@ -291,8 +297,8 @@ class Phase(NamedTuple):
     @property
     def sums_suffice(self) -> bool:
         """Whether the server needs only the sum of what clients send: secure aggregation fits."""
-        read_singly = (g.client.replays and g.client.decode is not as_sent for g in self.groups)
-        return not self.server.reducer.looks_at_all and not any(read_singly)
+        alone = self.server.reducer.looks_at_all or any(g.client.read_alone for g in self.groups)
+        return not alone
 
     @property
     def cohort_size(self) -> int:

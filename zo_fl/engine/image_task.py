@@ -81,6 +81,7 @@ def classification(
             relabel=lambda examples, labels: examples | {"label": labels},
             augment=_augment,
             inputs=inputs,
+            blank=lambda: {"image": jnp.array(example + mean), "label": jnp.zeros(1, jnp.int32)},
             head=head,
             num_classes=num_classes,
             module=module,

@@ -65,6 +65,9 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
     def step(state: ServerState, records: Sequence[RoundRecord], sums, keys: Keys) -> ServerState:
         reduced = reduction.reduce(phase, records, sums, state, keys)
         params, opt_state, strategy_state = phase.server.step(reduced, state, keys)
+        for record in records if phase.server.note else ():
+            answered = record.cohort.client_ids, record.weights > 0
+            strategy_state = phase.server.note(strategy_state, *answered)
         return ServerState(
             params, state.model_state, opt_state, strategy_state, state.round_idx + 1
         )
@@ -131,9 +134,9 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
     It accumulates: that keeps memory flat in the number of clients; stacking updates would not.
 
     Returns:
-      ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; messages and
-      weights ``f32[C]`` if the clients replay, updates and weights if the reducer looks at all of
-      them, else ``()``; ``bool[C]``, who sent what is not finite.
+      ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; messages if
+      the clients replay, updates if the reducer looks at all of them, else ``()``; ``f32[C]``;
+      ``bool[C]``, who sent what is not finite.
     """
     client, stacks = group.client, reducer.looks_at_all and not group.client.replays
 
@@ -160,11 +163,10 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
             *trees.weighted_sum((result.model_state, result.metrics), weights),
             weight=jnp.sum(weights),
         )
-        sent = ((), ())
-        if client.replays or stacks:
-            sent = (result.message if client.replays else update, weights)
+        sent = result.message if client.replays else update if stacks else ()
         answers = chunk.valid & (result.weight > 0)
-        return sums, (*sent, ~is_finite & (chunk.valid if reducer.tolerant else answers))
+        bad = ~is_finite & (chunk.valid if reducer.tolerant else answers)
+        return sums, (sent, weights, bad)
 
     def run(state, data, cohort: Cohort, run_key):
         # Traced once, for its shapes and the scan; the program is the same as without jit.

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from zo_fl.engine.algorithm import ServerState
-from zo_fl.engine.types import Array, Examples, ModelState, Params, Task
+from zo_fl.engine.types import Array, Examples, ModelState, Task
 
 BATCH_NORM_MOMENTUM = 0.9  # of running statistics, as flax and PyTorch (0.1 there) have it
 
@@ -43,8 +43,10 @@ def of_client(
     """
     if policy not in UPLOADED:
         return {}
-    moments = batch_moments(task, state.params, state.model_state, examples, mask)
-    return moments if policy == "recalibrate" else move(state.model_state, from_moments(moments))
+    own = pooled(*batch_statistics(task, state, examples, mask))
+    return (
+        around(state.model_state, own) if policy == "recalibrate" else move(state.model_state, own)
+    )
 
 
 def of_server(policy: str) -> Callable[[ModelState, ModelState], ModelState]:
@@ -52,43 +54,63 @@ def of_server(policy: str) -> Callable[[ModelState, ModelState], ModelState]:
     if policy == "batch_sync":
         return lambda model_state, uploaded: uploaded
     if policy == "recalibrate":
-        return lambda model_state, uploaded: from_moments(uploaded)
+        return from_around
     return lambda model_state, uploaded: model_state
 
 
-def batch_moments(
-    task: Task, params: Params, model_state: ModelState, examples: Examples, mask: Array
-) -> ModelState:
-    """Returns the first two moments of every normalised activation in one unperturbed pass.
+def batch_statistics(
+    task: Task, state: ServerState, examples: Examples, mask: Array
+) -> tuple[ModelState, Array]:
+    """Returns the statistics of every normalised activation in one unperturbed pass a batch.
 
     Args:
       task: the learning problem.
-      params: weights.
-      model_state: gives the structure; its values do not matter.
+      state: has the weights.
       examples: leaves ``[b, n, ...]``, ``b`` batches; each is normalised by itself.
       mask: ``bool[b, n]``.
 
     Returns:
-      A statistics tree, mean over the real examples of all batches, with ``var`` replaced by the
-      second moment ``var + mean^2``: it can be averaged exactly.
+      A statistics tree with leaves ``[b, channels]``, and the real examples ``f32[b]`` of each.
     """
-    zeros = jax.tree.map(jnp.zeros_like, model_state)
+    zeros = jax.tree.map(jnp.zeros_like, state.model_state)
 
     def one(batch):
         # Starting from zero, momentum leaves (1 - momentum) times this batch's statistics.
-        _, moved = task.logits(params, zeros, *batch, True)
-        own = jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved)
-        return _per_norm(lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, own)
+        _, moved = task.logits(state.params, zeros, *batch, True)
+        return jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved)
 
-    moments = jax.lax.map(one, (examples, mask))
-    share = jnp.sum(mask, axis=1) / jnp.maximum(jnp.sum(mask), 1)
-    return jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, axes=1), moments)
+    return jax.lax.map(one, (examples, mask)), jnp.sum(mask, axis=1, dtype=jnp.float32)
 
 
-def from_moments(moments: ModelState) -> ModelState:
-    """Returns the tree with the second moment replaced by ``var``, never negative."""
+def pooled(statistics: ModelState, counts: Array) -> ModelState:
+    """Returns the statistics of all examples of batches, from those of ``batch_statistics``."""
+    shares = counts / jnp.maximum(jnp.sum(counts), 1)
+
+    def one(s):
+        mean = jnp.tensordot(shares, s["mean"], axes=1)
+        spread = s["var"] + (s["mean"] - mean[None]) ** 2
+        return {"mean": mean, "var": jnp.tensordot(shares, spread, axes=1)}
+
+    return _per_norm(one, statistics)
+
+
+def around(running: ModelState, statistics: ModelState) -> ModelState:
+    """Returns statistics with ``var`` replaced by the mean square around the running mean.
+
+    It can be averaged exactly, as a variance cannot; around 0, a mean of 100 deviations would take
+    four of its digits.
+    """
     return _per_norm(
-        lambda s: {"mean": s["mean"], "var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)}, moments
+        lambda s, r: s | {"var": s["var"] + (s["mean"] - r["mean"]) ** 2}, statistics, running
+    )
+
+
+def from_around(running: ModelState, averaged: ModelState) -> ModelState:
+    """Returns the statistics whose averaged ``around`` is given; variances are never negative."""
+    return _per_norm(
+        lambda s, r: s | {"var": jnp.maximum(s["var"] - (s["mean"] - r["mean"]) ** 2, 0.0)},
+        averaged,
+        running,
     )
 
 
@@ -99,5 +121,5 @@ def move(running: ModelState, batch: ModelState) -> ModelState:
     )
 
 
-def _per_norm(function, tree):
-    return jax.tree.map(function, tree, is_leaf=lambda s: set(s) == {"mean", "var"})
+def _per_norm(function, *trees):
+    return jax.tree.map(function, *trees, is_leaf=lambda s: set(s) == {"mean", "var"})

@@ -78,6 +78,7 @@ class Task(NamedTuple):
       relabel: ``(examples, i32[n]) -> examples``, with other classes.
       augment: ``(key, examples) -> examples`` of the same shapes.
       inputs: ``examples -> f32[n, ...]``, what the model is given.
+      blank: ``() -> examples``, one of average pixels.
       head: name of the submodule that is the last layer, a key of ``params``.
       num_classes: labels lie in ``[0, num_classes)``.
       module: the model, for methods that are made for one kind.
@@ -94,6 +95,7 @@ class Task(NamedTuple):
     relabel: Callable[[Examples, Array], Examples]
     augment: Callable[[Array, Examples], Examples]
     inputs: Callable[[Examples], Array]
+    blank: Callable[[], Examples]
     head: str
     num_classes: int
     module: nn.Module

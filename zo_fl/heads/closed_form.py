@@ -57,15 +57,20 @@ class Heads(NamedTuple):
 
 
 class Basis(NamedTuple):
-    """A projection of features: ``(h - mean) @ directions`` replaces ``h``.
+    """Coordinates of features: ``(h - origin) @ directions`` replaces ``h``.
 
     Attributes:
-      mean: ``f32[d]``.
-      directions: ``f32[d, k]``.
+      origin: ``f32[d]``.
+      directions: ``f32[d, k]``; ``()`` for the features' own.
     """
 
-    mean: Array
-    directions: Array
+    origin: Array
+    directions: Any = ()
+
+    @property
+    def size(self) -> int:
+        """k, coordinates of an example."""
+        return len(self.origin) if isinstance(self.directions, tuple) else self.directions.shape[1]
 
 
 MaybeBasis = Basis | tuple[()]  # ``()``: features as they are
@@ -202,30 +207,36 @@ def discriminant(
     return Heads(kernel, quadratic + log_prior[None] - _logits_of(center, kernel))
 
 
-def principal_basis(moments: Moments, size: int) -> Basis:
+def principal_basis(moments: Moments, size: int, origin: Array) -> Basis:
     """Returns the ``size`` principal directions of features, partly whitened.
 
-    Each is divided by ``(w + 0.02 w_1)^(1/2)``, w the variances along them: large variances do not
-    drown the others, and small ones, which are noise, are not blown up.
+    ``moments`` are of features from ``origin`` ``f32[d]`` on. Each direction is divided by
+    ``(w + 0.02 w_1)^(1/2)``, w the variances along them: large variances do not drown the others,
+    and small ones, which are noise, are not blown up.
     """
     mean, covariance = mean_and_covariance(moments)
     variances, vectors = jnp.linalg.eigh(covariance)
     variances, vectors = variances[::-1][:size], vectors[:, ::-1][:, :size]
     scale = jax.lax.rsqrt(jnp.maximum(variances, 0) + _FLOOR * variances[0])
-    return Basis(mean, vectors * scale[None])
+    return Basis(origin + mean, vectors * scale[None])
 
 
 def project(basis: MaybeBasis, features: Array) -> Array:
-    """Returns the projection ``f32[n, k]`` of features ``f32[n, d]``; themselves for ``()``."""
-    return product(features - basis.mean[None], basis.directions) if basis else features
+    """Returns the coordinates ``f32[n, k]`` of features ``f32[n, d]``; themselves for ``()``."""
+    if not basis:
+        return features
+    moved = features - basis.origin[None]
+    return moved if isinstance(basis.directions, tuple) else product(moved, basis.directions)
 
 
 def unfold(basis: MaybeBasis, heads: Heads) -> Heads:
-    """Returns heads of the features themselves from heads of projected features."""
+    """Returns heads of the features themselves from heads of their coordinates."""
     if not basis:
         return heads
-    kernel = jnp.einsum("dk,lkc->ldc", basis.directions, heads.kernel, precision="highest")
-    return Heads(kernel, heads.bias - _logits_of(basis.mean, kernel))
+    kernel = heads.kernel
+    if not isinstance(basis.directions, tuple):
+        kernel = jnp.einsum("dk,lkc->ldc", basis.directions, kernel, precision="highest")
+    return Heads(kernel, heads.bias - _logits_of(basis.origin, kernel))
 
 
 def _solve(matrix: Array, right: Array, ridges: Array) -> Array:

@@ -8,7 +8,7 @@ Low-resource clients send nothing for S. Their validation examples choose how fa
 ``sketch = k`` and ``encoding = "int4"`` a class takes k / 2 + 8 bytes.
 
 What leaks: class counts and class means of a client, which scalars along random directions do not
-show. Secure sums hide them, if everyone sends zeros for the classes that it does not hold.
+show. Secure aggregation would hide them, if clients sent class sums, zeros where they hold none.
 
 Sources: FedNCM (arXiv 2306.03937), FedCGS (2503.06962), CCVR (2106.05001).
 """
@@ -26,7 +26,7 @@ from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.types import Array
 from zo_fl.heads import closed_form, features, messages, steps, sums
-from zo_fl.heads.closed_form import Heads, Moments
+from zo_fl.heads.closed_form import Heads, MaybeBasis, Moments
 from zo_fl.heads.features import Extractor
 from zo_fl.heads.sums import Solver
 from zo_fl.wrap.stop import require_validation
@@ -67,8 +67,10 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
     return sums.phases("gaussian_head", problem, solver, block)
 
 
-def _sums(extractor: Extractor, state: ServerState, batch: ClientBatch, own: Keys) -> Moments:
-    return features.sums(extractor, state, batch, basis=state.strategy_state.basis)
+def _sums(
+    extractor: Extractor, state: ServerState, basis: MaybeBasis, batch: ClientBatch, own: Keys
+) -> Moments:
+    return features.sums(extractor, state, batch, basis=basis)
 
 
 def _solve(total: Moments, covariance: Array) -> Heads:

@@ -71,6 +71,7 @@ def phases(problem: Problem, *, head_zo: Mapping[str, Any]) -> tuple[Phase, ...]
         partial(_decode, extractor, count),
         lambda state: (state.params, state.model_state, state.strategy_state),
         replays=True,
+        read_alone=True,
         one_model=True,
     )
     gradient = partial(_gradient_of_all, extractor)
@@ -93,7 +94,8 @@ def _learn_from_high(extractor: Extractor, fresh: bool, moments: Moments, state,
     params, head = state.params, extractor.task.head
     if fresh:
         params = params | {head: optax.tree.zeros_like(params[head])}
-    return params, closed_form.principal_basis(moments, extractor.size)
+    origin = features.around_blank(extractor, state).origin
+    return params, closed_form.principal_basis(moments, extractor.size, origin)
 
 
 def _zeros(extractor: Extractor) -> Params:

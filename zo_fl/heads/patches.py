@@ -132,16 +132,17 @@ def _random_patches(kernels: Kernels, batch: ClientBatch, key: Array) -> Array:
 
 
 def _decode(kernels: Kernels, message: PyTree, state: ServerState, own: Keys) -> PyTree:
-    """Returns a client's sums, and its patches in their place among all clients' patches."""
+    """Returns a client's sums, and its patches in their place among all that become kernels."""
     *sums, chosen = message
-    slots = jnp.zeros((len(kernels.high), *chosen.shape))
-    place = jnp.searchsorted(jnp.asarray(kernels.high), own.client_id)
-    return *sums, slots.at[place].set(chosen)
+    slots = jnp.zeros((kernels.module.kernels if kernels.quota else 0, chosen.shape[1]))
+    first = kernels.quota * jnp.searchsorted(jnp.asarray(kernels.high), own.client_id)
+    places = first + jnp.arange(kernels.quota)
+    return *sums, slots.at[places].set(chosen, mode="drop")
 
 
 def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round: Keys):
     total, gram, images, slots = reduced
-    count, dim, (height, width) = kernels.module.kernels, len(total), kernels.windows
+    count, (height, width) = kernels.module.kernels, kernels.windows
     of_one_class = Moments(gram, total[:, None], (images * height * width)[None])
     mean, covariance = closed_form.mean_and_covariance(of_one_class)
     variances, vectors = jnp.linalg.eigh(covariance)
@@ -149,10 +150,10 @@ def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round
     scaled = vectors * jax.lax.rsqrt(variances + _FLOOR)[None]
     whitening = closed_form.product(scaled, vectors.T)
     if kernels.quota:
-        chosen = slots.reshape(-1, dim)[:count] - mean[None]
+        chosen = slots - mean[None]
     else:
         key = keys.stream(of_round.round, "patches")
-        drawn = jax.random.normal(key, (count, dim)) * jnp.sqrt(variances)[None]
+        drawn = jax.random.normal(key, (count, len(mean))) * jnp.sqrt(variances)[None]
         chosen = closed_form.product(drawn, vectors.T)
     white = closed_form.product(chosen, whitening)
     white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)

@@ -86,6 +86,7 @@ def phases(problem: Problem, *, ridge: Mapping[str, Any]) -> tuple[Phase, ...]:
         encode=partial(messages.encode_moments, encoding),
         decode=partial(messages.decode_moments, encoding),
         solve=partial(_solve, penalties, bool(private.noise)),
+        moved=not private.bound,
     )
     disclosed = privacy.release(private, once=True, shared=True)
     return sums.phases("ridge", problem, solver, ridge, disclosed)
@@ -115,9 +116,11 @@ def _check_private(problem: Problem, ridge: Mapping[str, Any]) -> None:
             raise FieldError(field, f"={ridge[field]!r} {why}; allowed with noise: {allowed}")
 
 
-def _sums(extractor: Extractor, private: Privacy, cohort: int, state, batch, own: Keys) -> Moments:
+def _sums(
+    extractor: Extractor, private: Privacy, cohort: int, state, basis, batch, own: Keys
+) -> Moments:
     bounded = partial(bounded_features, private)
-    exact = features.moments(extractor, state, batch, state.strategy_state.basis, bounded)
+    exact = features.moments(extractor, state, batch, basis, bounded)
     return noisy_sums(private, exact, cohort, keys.stream(own.client, "privacy"))
 
 

@@ -8,7 +8,8 @@ and the server knows no more of A than its products with a few vectors:
 
     once:   the high tier sends the second moments of its features;  server: W, the covariance
             within its classes
-    then:   client j sends mean h^2, its class means and counts;  server: mean, deviation, R,
+    then:   client j sends mean h^2, its class means and counts, of features from those of a blank
+            image on;  server: mean, deviation, R,
             P = M^-1 R,  M = W + B + (penalty + shrinkage) I,  B the covariance between everyone's
             classes
     then:   server sends P (d x C), client j sends X_j^T X_j P,
@@ -131,6 +132,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     first = Client(
         partial(_send_first, how),
         partial(_read_first, how),
+        read_alone=True,  # means and roots, which add up with counts alone
         one_model=True,
         sent_bytes=partial(_first_bytes, how),
     )
@@ -138,6 +140,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         partial(_send_product, how),
         partial(_read_product, how),
         lambda state: state.strategy_state.direction,
+        read_alone=block["encoding"] != "float32",
         one_model=True,
     )
     # Clients who keep features also keep those of the examples that they will be asked about.
@@ -153,7 +156,7 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     return steps.in_order(
         setup,
         steps.high_tier_moments(setup, "moments", _learn_from_high),
-        setup.phase("sums", setup.once, first, begin, features.passes(more=more)),
+        setup.phase("sums", setup.once, first, begin, features.passes(more=more + 1)),
         iterations,
         *((steps.temperature(setup),) if block["calibrate"] else ()),
     )
@@ -174,7 +177,8 @@ def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
 def _send_first(how: Iterating, state, batch, own) -> ClientResult:
     """Sends the root of the mean square of each feature, class means and counts."""
     squares = lambda seen: jnp.sum(seen**2, axis=0)  # noqa: E731
-    sums = features.sums(how.extractor, state, batch, squares)
+    basis = features.around_blank(how.extractor, state)
+    sums = features.sums(how.extractor, state, batch, squares, basis)
     sizes = jnp.sqrt(sums.gram / jnp.maximum(sums.class_counts.sum(), 1))
     return features.result(batch, _encode_first(how, sums._replace(gram=sizes)), sums)
 
@@ -210,7 +214,7 @@ def _begin(how: Iterating, sums: Moments, state: ServerState, of_round: Keys):
     known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal))
     direction = _preconditioned(known, cross)
     return state.params, known._replace(
-        mean=mean,
+        mean=features.around_blank(how.extractor, state).origin + mean,
         scale=scale,
         prior=prior,
         num_examples=count,

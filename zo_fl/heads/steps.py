@@ -101,14 +101,18 @@ def high_tier_moments(
     name: str,
     learn: Callable[[Moments, ServerState, Keys], tuple[Params, PyTree]],
 ) -> Phase:
-    """Returns the phase in which the server learns from the high tier's second moments."""
+    """Returns the phase in which the server learns from the high tier's second moments.
+
+    They are of features from those of a blank example on, which takes one more pass.
+    """
     client = Client(partial(_send_moments, setup.extractor), one_model=True)
     server = assign(learn, init=setup.fresh)
-    return setup.phase(name, setup.once, client, server, features.passes(), HIGH_TIER)
+    return setup.phase(name, setup.once, client, server, features.passes(more=1), HIGH_TIER)
 
 
 def _send_moments(extractor: Extractor, state, batch, own) -> ClientResult:
-    return features.result(batch, features.moments(extractor, state, batch))
+    basis = features.around_blank(extractor, state)
+    return features.result(batch, features.moments(extractor, state, batch, basis))
 
 
 def best_head(setup: Setup) -> Phase:

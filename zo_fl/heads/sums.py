@@ -19,7 +19,7 @@ import numpy as np
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
-from zo_fl.engine.types import Array, Params, PyTree
+from zo_fl.engine.types import Array, Params
 from zo_fl.heads import closed_form, features, messages, steps
 from zo_fl.heads.closed_form import Basis, Heads, MaybeBasis, Moments
 from zo_fl.heads.features import Extractor
@@ -52,19 +52,27 @@ class Solver(NamedTuple):
     Attributes:
       has_gram: whether the sums have a Gram matrix; otherwise the high tier sends a covariance.
       candidates: heads that ``solve`` makes.
-      sums: ``(state, batch, keys) -> Moments`` of a client.
+      sums: ``(state, basis, batch, keys) -> Moments`` of a client.
       encode: ``Moments -> message``.
       decode: ``message -> Moments``.
-      solve: ``(Moments of everyone, covariance) -> Heads`` of projected features.
+      solve: ``(Moments of everyone, covariance) -> Heads`` of the coordinates that were summed.
+      moved: whether sums are of features from those of a blank example on; not where a bound is
+        for the features themselves.
     """
 
     extractor: Extractor
     has_gram: bool
     candidates: int
-    sums: Callable[[ServerState, ClientBatch, Keys], Moments]
+    sums: Callable[[ServerState, MaybeBasis, ClientBatch, Keys], Moments]
     encode: Callable[[Moments], Message]
     decode: Callable[[Message], Moments]
     solve: Callable[[Moments, Any], Heads]
+    moved: bool = True
+
+    def basis(self, state: ServerState) -> MaybeBasis:
+        """Returns the basis of the sums: that of the sketch, if there is one."""
+        sketch: MaybeBasis = state.strategy_state.basis
+        return sketch or (features.around_blank(self.extractor, state) if self.moved else ())
 
 
 def phases(
@@ -80,7 +88,7 @@ def phases(
       name: the method's.
       problem: task and clients.
       solver: its own.
-      block: has ``num_rounds``, ``calibrate`` and ``cohorts.FIELDS``.
+      block: has ``num_rounds``, ``calibrate``, ``encoding`` and ``cohorts.FIELDS``.
       release: see ``Group``.
 
     Raises:
@@ -93,18 +101,22 @@ def phases(
         partial(_update, solver),
         partial(_decode, solver),
         lambda state: (state.params, state.model_state, state.strategy_state.basis),
+        # Means add up with counts alone, rounded numbers with scales.
+        read_alone=not solver.has_gram or block["encoding"] != "float32",
         one_model=True,
         # With noise all columns travel: those that do not would show which labels there are.
         sent_bytes=partial(_sent_bytes, solver) if release is None else None,
     )
     learns = bool(extractor.sketch) or not solver.has_gram
     init = setup.continued if learns else setup.fresh
-    server = assign(partial(_add_and_solve, solver), init=init)
+    server = assign(partial(_add_and_solve, solver), init=init)._replace(note=_note_joined)
+    learn = partial(_learn_from_high, extractor)
     own = "sums" if solver.has_gram else "means"
+    passes = features.passes(more=solver.moved and not extractor.sketch)
     return steps.in_order(
         setup,
-        *((steps.high_tier_moments(setup, "basis", _learn_from_high),) if learns else ()),
-        setup.phase(own, rounds, client, server, features.passes(), block, release=release),
+        *((steps.high_tier_moments(setup, "basis", learn),) if learns else ()),
+        setup.phase(own, rounds, client, server, passes, block, release=release),
         *((steps.best_head(setup),) if solver.candidates > 1 else ()),
         *((steps.temperature(setup),) if block["calibrate"] else ()),
     )
@@ -129,12 +141,13 @@ def _no_sums(solver: Solver) -> Moments:
     return Moments(gram, jnp.zeros((size, classes)), jnp.zeros(classes))
 
 
-def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
+def _learn_from_high(extractor: Extractor, moments: Moments, state: ServerState, of_round: Keys):
     """Returns a state with the basis and the covariance within classes that the method uses."""
     known: Sums = state.strategy_state
     basis, covariance = known.basis, known.covariance
     if basis:
-        basis = closed_form.principal_basis(moments, basis.directions.shape[1])
+        origin = features.around_blank(extractor, state).origin
+        basis = closed_form.principal_basis(moments, extractor.sketch, origin)
     if not isinstance(covariance, tuple):
         covariance = closed_form.within_covariance(moments)
         if basis:
@@ -144,7 +157,7 @@ def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
 
 
 def _update(solver: Solver, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    sums = solver.sums(state, batch, own)
+    sums = solver.sums(state, solver.basis(state), batch, own)
     found = features.result(batch, solver.encode(sums), sums)
     is_new = state.strategy_state.joined[batch.client_id] == 0
     return found._replace(weight=found.weight * is_new)
@@ -155,16 +168,19 @@ def _sent_bytes(solver: Solver, batch: ClientBatch) -> Array:
     return messages.num_bytes(solver.encode, jax.eval_shape(lambda: _no_sums(solver)), counts)
 
 
-def _decode(solver: Solver, message: Message, state: ServerState, own: Keys) -> PyTree:
-    joined = jnp.zeros_like(state.strategy_state.joined).at[own.client_id].set(1.0)
-    return solver.decode(message), joined
+def _decode(solver: Solver, message: Message, state: ServerState, own: Keys) -> Moments:
+    return solver.decode(message)
 
 
-def _add_and_solve(solver: Solver, reduced: PyTree, state: ServerState, of_round: Keys):
+def _note_joined(known: Sums, client_ids: Array, counted: Array) -> Sums:
+    return known._replace(joined=known.joined.at[client_ids].max(counted.astype(jnp.float32)))
+
+
+def _add_and_solve(solver: Solver, new: Moments, state: ServerState, of_round: Keys):
     before: Sums = state.strategy_state
-    sums, joined = jax.tree.map(jnp.add, (before.sums, before.joined), reduced)
-    heads = closed_form.unfold(before.basis, solver.solve(sums, before.covariance))
-    after = before._replace(sums=sums, joined=joined, heads=heads)
+    sums = jax.tree.map(jnp.add, before.sums, new)
+    heads = closed_form.unfold(solver.basis(state), solver.solve(sums, before.covariance))
+    after = before._replace(sums=sums, heads=heads)
     return with_middle(solver.extractor.task.head, state, heads, sums.class_counts), after
 
 

@@ -26,7 +26,7 @@ ADJACENCY = (
 )
 SECURE_AGGREGATION = "the server sees the sum of a cohort's messages alone"
 NOT_COVERED = [
-    "the data set's channel means and deviations, which are those of all training images",
+    "the data set's channel means and deviations, unless they were given: those of all images",
     "losses and accuracies that a simulation writes down",
 ]
 

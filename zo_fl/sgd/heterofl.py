@@ -184,15 +184,11 @@ def pooled(problem: Problem) -> Evaluated:
         def one(inputs):
             rows, mask = inputs
             examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows][None], whole)
-            moments = statistics.batch_moments(
-                problem.task, state.params, state.model_state, examples, mask[None]
-            )
-            return jax.tree.map(lambda leaf: jnp.sum(mask) * leaf, moments)
+            return statistics.batch_statistics(problem.task, state, examples, mask[None])
 
         rows_and_mask = (held, np.ones(len(held), bool))
         batches = cohorts.batched(rows_and_mask, min(STATISTICS_BATCH, len(held)))
-        sums = jax.lax.map(one, batches)
-        moments = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / len(held), sums)
-        return state.params, statistics.from_moments(moments)
+        found = jax.tree.map(lambda leaf: leaf[:, 0], jax.lax.map(one, batches))
+        return state.params, statistics.pooled(*found)
 
     return evaluated

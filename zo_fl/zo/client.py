@@ -256,7 +256,13 @@ def scalar_client(probing: Probing, shared: bool) -> Client:
         return rebuild(probing, message, directions_key(own), state.params)
 
     one_model = shared and probing.local_steps == 1
-    return Client(update, as_sent if shared else decode, replays=True, one_model=one_model)
+    return Client(
+        update,
+        as_sent if shared else decode,
+        replays=True,
+        read_alone=not shared,
+        one_model=one_model,
+    )
 
 
 def scalar_server(

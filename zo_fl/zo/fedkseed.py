@@ -128,7 +128,7 @@ def pool_client(probing: Probing, candidate_seeds: int, adaptive: bool) -> Clien
         sizes = jnp.minimum(jnp.abs(coefficients) * num_directions, CLIP)
         return Pool(accumulators, zeros.at[drawn].add(sizes), zeros.at[drawn].add(1.0))
 
-    return Client(update, decode, replays=True)
+    return Client(update, decode, replays=True, read_alone=True)
 
 
 def pool_server(probing: Probing, candidate_seeds: int, adaptive: bool, cohort_size: int) -> Server:
