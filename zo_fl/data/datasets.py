@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ def dataset(
     channels = train["image"].shape[-1]
     mean, std = _of_channels("mean", mean, channels), _of_channels("std", std, channels)
     given = [one for one in (mean, std) if one is not None]
-    digest = _digest([*train.values(), *test.values(), *(rows or ()), *given])
+    of_clients = () if rows is None else rows
+    digest = _digest([*train.values(), *test.values(), *of_clients, *given])
     if len(given) < 2:
         found = _statistics(train["image"])
         mean, std = (found[0] if mean is None else mean), (found[1] if std is None else std)
@@ -194,10 +195,11 @@ def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
 
 
-def _digest(arrays: Sequence[np.ndarray]) -> str:
+def _digest(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=6)
+    kind = functools.cache(lambda dtype, shape: f"{dtype}{shape}".encode())  # a million are alike
     for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(kind(array.dtype, array.shape))
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -269,31 +271,37 @@ def _warn_of_classes(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def _rows(client_indices: Sequence[Any], count: int) -> tuple[np.ndarray, ...]:
-    """Returns for each client its checked rows ``i32[n]``, which lie in ``[0, count)``."""
+def _rows(client_indices: Sequence[Any], count: int) -> Sequence[np.ndarray] | np.ndarray:
+    """Returns for each client its checked rows ``i32[n]``, in [0, count); a table if it can be."""
     if isinstance(client_indices, Mapping) or not hasattr(client_indices, "__len__"):
         raise ConfigError(
             f"client_indices is a {type(client_indices).__name__}; allowed: a list with the rows "
             "of each client"
         )
-    rows_of_clients = tuple(np.asarray(rows) for rows in client_indices)
+    rows_of_clients = [np.asarray(rows) for rows in client_indices]
     if not rows_of_clients:
         raise ConfigError("client_indices is empty; allowed: rows of at least one client")
     for client, rows in enumerate(rows_of_clients):
-        if rows.ndim != 1 or not len(rows) or not np.issubdtype(rows.dtype, np.integer):
+        if rows.ndim != 1 or not len(rows) or rows.dtype.kind not in "iu":
             raise ConfigError(
                 f"client_indices[{client}] is {rows.dtype}{list(rows.shape)}; allowed: at least "
                 "one integer; np.flatnonzero makes rows of a mask"
             )
-        if rows.min() < 0 or rows.max() >= count:
-            wrong = rows.min() if rows.min() < 0 else rows.max()
-            raise ConfigError(
-                f"client_indices[{client}] has row {wrong}; allowed: 0 to {count - 1}"
-            )
-    held = np.bincount(np.concatenate(rows_of_clients), minlength=count)
+    every = np.concatenate(rows_of_clients)
+    ends = np.cumsum([len(rows) for rows in rows_of_clients])
+    outside = np.flatnonzero((every < 0) | (every >= count))
+    if len(outside):
+        client = np.searchsorted(ends, outside[0], side="right")
+        raise ConfigError(
+            f"client_indices[{client}] has row {every[outside[0]]}; allowed: 0 to {count - 1}"
+        )
+    held = np.bincount(every, minlength=count)
     if held.max() > 1:
         raise ConfigError(
             f"client_indices has row {held.argmax()} {held.max()} times; allowed: each row once, "
             "for one client"
         )
-    return tuple(rows.astype(np.int32) for rows in rows_of_clients)
+    every, size = every.astype(np.int32), len(rows_of_clients[0])
+    if all(len(rows) == size for rows in rows_of_clients):
+        return every.reshape(-1, size)
+    return np.split(every, ends[:-1])

@@ -1,5 +1,6 @@
 """A data set divided among clients."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -132,17 +133,21 @@ def _split(
     rows: Sequence[np.ndarray] | np.ndarray, val_fraction: float, rng: np.random.Generator
 ) -> tuple[Table, Table]:
     """Returns ``(indices i32[K, n], sizes i32[K])`` for training and for validation."""
-    # Clients of different sizes one by one, of equal size together.
-    groups = [rows] if isinstance(rows, np.ndarray) else [each[None] for each in rows]
+    # Neighbours of equal size together: as one by one, and in a hundredth of the time.
+    if isinstance(rows, np.ndarray):
+        groups = [rows]
+    else:
+        groups = [np.stack([*group]) for _, group in itertools.groupby(rows, len)]
     parts = [partitions.split_validation(group, val_fraction, rng) for group in groups]
-    train, val = ([row for part in split for row in part] for split in zip(*parts, strict=True))
-    return _table(train), _table(val)
+    train, validation = map(_joined, zip(*parts, strict=True))
+    return train, validation
 
 
-def _table(rows: Sequence[np.ndarray]) -> Table:
-    """Returns rows of any lengths as a table, padded with 0, and their lengths."""
-    sizes = np.array([len(each) for each in rows], np.int32)
-    table = np.zeros((len(rows), sizes.max()), np.int32)
-    for client, each in enumerate(rows):
-        table[client, : len(each)] = each
-    return table, sizes
+def _joined(tables: Sequence[np.ndarray]) -> Table:
+    """Returns tables ``i32[k, m]`` below each other, padded with 0, and the length of each row."""
+    sizes = np.repeat([table.shape[1] for table in tables], [*map(len, tables)]).astype(np.int32)
+    joined = np.zeros((len(sizes), sizes.max()), np.int32)
+    ends = np.cumsum([*map(len, tables)])
+    for table, end in zip(tables, ends, strict=True):
+        joined[end - len(table) : end, : table.shape[1]] = table
+    return joined, sizes

@@ -1,6 +1,6 @@
 """Names for what arrays stand for; the data of a federation, and what is learned from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +29,8 @@ class Dataset(NamedTuple):
       num_classes: labels lie in ``[0, num_classes)``.
       mean: ``f32[c]`` channel means of pixels, in [0, 1] where these are ``u8``.
       std: ``f32[c]`` channel standard deviations.
-      client_indices: rows of ``train`` of each client, or None: a partition is drawn.
+      client_indices: rows of ``train`` of each client, or ``i32[K, n]`` of all; None: a partition
+        is drawn.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Dataset(NamedTuple):
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
-    client_indices: tuple[np.ndarray, ...] | None = None
+    client_indices: Sequence[np.ndarray] | np.ndarray | None = None
 
 
 class FederatedData(NamedTuple):
