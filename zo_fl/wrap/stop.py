@@ -27,7 +27,7 @@ STOPS: dict[str, Callable[[str], Stop] | None] = {
 }
 
 FIELDS: Block = {
-    "stop": Field("fixed", "rule that ends the phase", tuple(STOPS)),
+    "stop": Field("fixed", "rule that ends the phase", lambda: STOPS),
     "hand_over": Field(False, "the run's last phase takes the rounds that are saved"),
 }
 
