@@ -21,10 +21,12 @@ from zo_fl.engine.fields import Field
 from zo_fl.methods import METHODS, Method
 from zo_fl.sgd import fedavg
 from zo_fl.sgd.client import forward_passes, local_sgd, local_training, sgd
+from zo_fl.wrap import stop
 
 BLOCKS = {
     "fedprox": {
-        **fedavg.FIELDS,
+        **{name: field for name, field in fedavg.FIELDS.items() if name not in stop.FIELDS},
+        "num_rounds": Field(200, "rounds", at_least=0),
         "mu": Field(0.01, "strength of the pull to the server's model", at_least=0),
     }
 }

@@ -9,6 +9,7 @@ from tests import tiny
 from zo_fl import api as train
 from zo_fl import config as configs
 from zo_fl import experiment
+from zo_fl.engine.fields import ConfigError
 from zo_fl.methods import METHODS
 from zo_fl.zo.estimators import ESTIMATORS
 
@@ -45,6 +46,12 @@ def test_the_new_estimator_agrees_with_the_limit_of_differences():
     assert np.corrcoef(exact.ravel(), differences.ravel())[0, 1] > 0.995
     np.testing.assert_allclose(np.std(exact), np.std(differences / 2e-4), rtol=5e-2)
     assert abs(loss - other) < 1e-3
+
+
+def test_fedprox_has_no_field_of_an_early_end_which_it_does_not_have():
+    changes = {"algorithm": "fedprox", "fedprox.stop": "plateau"}
+    with pytest.raises(ConfigError, match=r"unknown field config\.fedprox\.stop"):
+        configs.changed(configs.resolve(tiny.config("fedprox")), changes)
 
 
 def test_fedprox_without_pull_is_fedavg_and_with_it_moves_less():
