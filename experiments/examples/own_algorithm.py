@@ -2,9 +2,9 @@
 
     client:  w_i <- E epochs of SGD on F_i(w) + mu/2 |w - w_t|^2,   then as in FedAvg
 
-With its block of config fields it is one file; a line in ``zo_fl/methods.py`` (or the one at
-the end of this file) makes it known. ``fedprox+zo`` then warms up by it, and checkpoints, sweeps,
-warm starts and costs work as for any method.
+With its block of config fields it is one file. A line makes it known: in ``zo_fl/methods.py``, or
+in your own program, as at the end of this file. ``fedprox+zo`` then warms up by it, and
+checkpoints, sweeps, warm starts and costs work as for any method.
 
     python -m experiments.examples.own_algorithm
 
@@ -56,7 +56,8 @@ def pull(start, mu: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-METHODS["fedprox"] = Method(phases, ("fedprox",), BLOCKS)
+METHOD = Method(phases, ("fedprox",), BLOCKS)
 
 if __name__ == "__main__":
+    METHODS["fedprox"] = METHOD
     zo_fl.run("quickstart", "runs/fedprox", changes={"algorithm": "fedprox+zo"})

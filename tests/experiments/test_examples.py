@@ -15,16 +15,13 @@ from zo_fl.zo.estimators import ESTIMATORS
 
 pytestmark = pytest.mark.slow
 
-# Importing the examples made them known, which other tests must not see.
-NAMES = own_algorithm.BLOCKS.keys(), own_estimator.five_point.__name__
-FEDPROX, FIVE_POINT = METHODS.pop("fedprox"), ESTIMATORS.pop("five_point")
 FAST = {"run.num_devices": 1, "data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(METHODS, "fedprox", FEDPROX)
-    monkeypatch.setitem(ESTIMATORS, "five_point", FIVE_POINT)
+    monkeypatch.setitem(METHODS, "fedprox", own_algorithm.METHOD)
+    monkeypatch.setitem(ESTIMATORS, "five_point", own_estimator.five_point)
 
 
 def test_own_model_and_data(tmp_path):
