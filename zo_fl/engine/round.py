@@ -133,7 +133,7 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
     Returns:
       ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; messages and
       weights ``f32[C]`` if the clients replay, updates and weights if the reducer looks at all of
-      them, else ``()``; ``bool[C]``, who sent what is not finite.
+      them, else ``()``; ``bool[C]``, whose results are not finite.
     """
     client, stacks = group.client, reducer.looks_at_all and not group.client.replays
 

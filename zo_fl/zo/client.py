@@ -94,7 +94,7 @@ class Probing(NamedTuple):
     privacy: Privacy
 
     def schedule(self, examples: int) -> tuple[int, int]:
-        """Returns ``(examples of a local step, epochs of all steps)`` of a client of so many."""
+        """Returns ``(examples a local step, epochs of all steps)`` of one client."""
         size = self.batch_size or -(-examples // self.local_steps)
         return size, -(-self.local_steps // -(-examples // size))
 
@@ -111,7 +111,7 @@ def make_probing(
     """Returns the probing of a config block's clients; ``block`` has ``FIELDS``.
 
     Raises:
-      FieldError: no parameter is left that directions move.
+      FieldError: the directions would move no parameter.
     """
     eps = block["eps"]
     if not isinstance(eps, jax.Array) and not eps:
@@ -143,7 +143,9 @@ def probe(
     own: Keys,
     draw_keys: Callable[[Array], Array],
 ) -> tuple[ClientResult, Params]:
-    """Runs the local steps of one client; ``draw_keys`` gives the directions ``key[S]`` of a step.
+    """Runs the local steps of one client.
+
+    ``draw_keys`` returns the keys ``key[S]`` of the directions of a step, by the step's number.
 
     Returns:
       What it sends, its scalars ``f32[k, S]``, and its own weights after the last step. A client
