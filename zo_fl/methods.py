@@ -75,13 +75,15 @@ METHODS: dict[str, Method] = {
     "baffle": Method(baffle.phases, ("zo", "baffle"), baffle.BLOCKS),
     "mixed_tiers": Method(mixed_tiers.phases, ("warmup", "zo")),
     "patches": Method(patches.phases, ("patches",), patches.BLOCKS),
-    "gaussian_head": Method(gaussian_head.phases, ("gaussian_head",), gaussian_head.BLOCKS, never),
-    "ridge": Method(ridge.phases, ("ridge",), ridge.BLOCKS, never),
+    "gaussian_head": Method(
+        gaussian_head.phases, ("gaussian_head",), gaussian_head.BLOCKS, extendable=never
+    ),
+    "ridge": Method(ridge.phases, ("ridge",), ridge.BLOCKS, extendable=never),
     "ridge_cg": Method(
         ridge_cg.phases,
         ("ridge_cg",),
         ridge_cg.BLOCKS,
-        never,
+        extendable=never,
         alone=lambda config: bool(config["ridge_cg"]["check_every"] or config["ridge_cg"]["cache"]),
     ),
     "head_sgd": Method(

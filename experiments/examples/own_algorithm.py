@@ -2,9 +2,9 @@
 
     client:  w_i <- E epochs of SGD on F_i(w) + mu/2 |w - w_t|^2,   then as in FedAvg
 
-With its block of config fields it is one file; a line in ``zo_fl/methods.py`` (or the one at
-the end of this file) makes it known. ``fedprox+zo`` then warms up by it, and checkpoints, sweeps,
-warm starts and costs work as for any method.
+With its block of config fields it is one file. A line makes it known: in ``zo_fl/methods.py``, or
+in your own program, as at the end of this file. ``fedprox+zo`` then warms up by it, and
+checkpoints, sweeps, warm starts and costs work as for any method.
 
     python -m experiments.examples.own_algorithm
 
@@ -21,10 +21,12 @@ from zo_fl.engine.fields import Field
 from zo_fl.methods import METHODS, Method
 from zo_fl.sgd import fedavg
 from zo_fl.sgd.client import forward_passes, local_sgd, local_training, sgd
+from zo_fl.wrap import stop
 
 BLOCKS = {
     "fedprox": {
-        **fedavg.FIELDS,
+        **{name: field for name, field in fedavg.FIELDS.items() if name not in stop.FIELDS},
+        "num_rounds": Field(200, "rounds", at_least=0),
         "mu": Field(0.01, "strength of the pull to the server's model", at_least=0),
     }
 }
@@ -54,7 +56,8 @@ def pull(start, mu: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-METHODS["fedprox"] = Method(phases, ("fedprox",), BLOCKS)
+METHOD = Method(phases, ("fedprox",), BLOCKS)
 
 if __name__ == "__main__":
+    METHODS["fedprox"] = METHOD
     zo_fl.run("quickstart", "runs/fedprox", changes={"algorithm": "fedprox+zo"})

@@ -11,18 +11,18 @@ import optax
 
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.engine import cohorts, precision, statistics, trees
+from zo_fl.engine import cohorts, statistics, trees
 from zo_fl.engine.algorithm import Phase, ServerState, start
 from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.precision import best_eps
 from zo_fl.engine.round import make_algorithm
 from zo_fl.engine.types import ModelState, Params
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate
 from zo_fl.host.schedule import ScheduledPhase
+from zo_fl.zo.estimators import ESTIMATORS
 
 from .states import Replay
-
-_STEP = {"two_point": lambda eps: 2 * eps, "forward": lambda eps: eps, "jvp": lambda eps: 1.0}
 
 
 class OneRound(NamedTuple):
@@ -152,18 +152,25 @@ def compare(replay: Replay, phase: ScheduledPhase, states: Iterable[ServerState]
 def _derivatives(replay: Replay, phase: ScheduledPhase):
     """Returns ``(state, sent f64[n]) -> spread of the exact derivatives, error of sent``."""
     name, block = phase.phase.name, replay.config[phase.phase.name]
-    if block.get("estimator") not in _STEP:
+    if "estimator" not in block:
         return lambda state, sent: (math.nan, math.nan)
     built = _same_data(configs.changed(replay.config, {f"{name}.estimator": "jvp"}), replay)
     (by_jvp,) = [one for one in built.phases if one.name == name]
     data, step = replay.built.data_of(phase.phase), _jit_round(built, by_jvp)
-    size = _STEP[block["estimator"]](block["eps"] or precision.best_eps(block["precision"]))
+    size = scalar_of_slope_one(block["estimator"], block["eps"] or best_eps(block["precision"]))
 
     def measure(state: ServerState, sent: np.ndarray) -> tuple[float, float]:
         exact = _valid(step(state, data, built.run_key)[2])
         return float(exact.std()), float(np.sqrt(np.mean((sent / size - exact) ** 2)))
 
     return measure
+
+
+def scalar_of_slope_one(estimator: str, eps: float) -> float:
+    """Returns an estimator's scalar where the derivative along the direction is 1."""
+    add_nothing = lambda tree, key, scale: tree  # noqa: E731
+    made = ESTIMATORS[estimator](add_nothing, eps=eps, num_directions=1)
+    return 1 / float(made.coefficients(jnp.ones(1))[0])
 
 
 def mean_gradient(

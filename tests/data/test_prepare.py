@@ -150,6 +150,13 @@ def test_what_cannot_be_prepared_is_one_line(tmp_path):
     assert "tfds build --file_format=array_record" in error("mnist", tmp_path)
 
 
+def test_a_data_set_with_a_function_comes_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.LOADERS, "made_up", datasets.LOADERS["synthetic"])
+    lines = prepare.available(str(tmp_path)).splitlines()
+    assert lines[lines.index("made_up: images") + 1] == "    comes with the package"
+    assert "needs no preparing" in error("made_up", tmp_path)
+
+
 @pytest.mark.slow
 def test_without_a_data_set_the_command_says_what_there_is_and_gets_nothing(tmp_path):
     done = commands.run("-m", "experiments.prepare_data", f"--data_dir={tmp_path / 'data'}")

@@ -37,6 +37,12 @@ def found(path):
     return diagnosis.of(Replay(path))
 
 
+def test_scalars_are_as_many_derivatives_as_their_estimator_says():
+    steps = {"two_point": 0.02, "forward": 0.01, "jvp": 1.0}
+    found = {name: diagnosis.scalar_of_slope_one(name, 0.01) for name in steps}
+    assert found == pytest.approx(steps)
+
+
 @pytest.mark.slow
 def test_cosines_are_those_of_the_steps_with_the_gradient_of_all_examples(path, found):
     replay = Replay(path)

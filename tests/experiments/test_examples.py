@@ -9,21 +9,19 @@ from tests import tiny
 from zo_fl import api as train
 from zo_fl import config as configs
 from zo_fl import experiment
+from zo_fl.engine.fields import ConfigError
 from zo_fl.methods import METHODS
 from zo_fl.zo.estimators import ESTIMATORS
 
 pytestmark = pytest.mark.slow
 
-# Importing the examples made them known, which other tests must not see.
-NAMES = own_algorithm.BLOCKS.keys(), own_estimator.five_point.__name__
-FEDPROX, FIVE_POINT = METHODS.pop("fedprox"), ESTIMATORS.pop("five_point")
 FAST = {"run.num_devices": 1, "data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(METHODS, "fedprox", FEDPROX)
-    monkeypatch.setitem(ESTIMATORS, "five_point", FIVE_POINT)
+    monkeypatch.setitem(METHODS, "fedprox", own_algorithm.METHOD)
+    monkeypatch.setitem(ESTIMATORS, "five_point", own_estimator.five_point)
 
 
 def test_own_model_and_data(tmp_path):
@@ -45,6 +43,12 @@ def test_the_new_estimator_agrees_with_the_limit_of_differences():
     assert np.corrcoef(exact.ravel(), differences.ravel())[0, 1] > 0.995
     np.testing.assert_allclose(np.std(exact), np.std(differences / 2e-4), rtol=5e-2)
     assert abs(loss - other) < 1e-3
+
+
+def test_fedprox_has_no_field_of_an_early_end_which_it_does_not_have():
+    changes = {"algorithm": "fedprox", "fedprox.stop": "plateau"}
+    with pytest.raises(ConfigError, match=r"unknown field config\.fedprox\.stop"):
+        configs.changed(configs.resolve(tiny.config("fedprox")), changes)
 
 
 def test_fedprox_without_pull_is_fedavg_and_with_it_moves_less():

@@ -7,6 +7,7 @@ import pytest
 import zo_fl
 from tests import tiny
 from zo_fl import api
+from zo_fl.engine.algorithm import Stop
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.metrics import read_metrics
 from zo_fl.wrap import stop
@@ -76,6 +77,14 @@ def test_where_everyone_s_answers_end_it_the_last_phase_takes_the_rounds_that_ar
     pivot = check_answers(rows, 8)
     assert summary["rounds"] == len(rows) == 62
     assert all(row["phase"] == "zo" for row in rows[pivot:])
+
+
+def test_a_rule_that_is_added_is_allowed_and_ends_the_phase_as_it_says(monkeypatch):
+    with pytest.raises(ConfigError, match="allowed: fixed, plateau, population"):
+        tiny.build("fedavg", warmup__stop="patient")
+    monkeypatch.setitem(stop.STOPS, "patient", lambda tiers: Stop(3, 7, "high"))
+    (phase,) = tiny.build("fedavg", warmup__stop="patient", warmup__hand_over=True).phases
+    assert phase.stop == Stop(3, 7, "high", hands_over=True)
 
 
 def test_without_validation_examples_there_is_nothing_to_ask_about():

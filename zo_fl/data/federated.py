@@ -14,7 +14,9 @@ from zo_fl.engine.types import Dataset, FederatedData
 PARTITIONS = ("dirichlet", "iid", "shards")
 
 BLOCK: Block = {
-    "name": Field("cifar10", "data set: cifar10_sample, synthetic, or one that TFDS has prepared"),
+    "name": Field(
+        "cifar10", f"data set: {', '.join(datasets.LOADERS)}, or one that TFDS has prepared"
+    ),
     "data_dir": Field(
         "", "folder of the TFDS sets; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets"
     ),

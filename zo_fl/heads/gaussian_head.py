@@ -63,6 +63,7 @@ def phases(problem: Problem, *, gaussian_head: Mapping[str, Any]) -> tuple[Phase
         encode=partial(messages.encode_means, encoding),
         decode=partial(messages.decode_means, encoding, extractor.size),
         solve=_solve,
+        takes_covariance=True,
     )
     return sums.phases("gaussian_head", problem, solver, block)
 

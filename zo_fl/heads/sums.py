@@ -50,12 +50,13 @@ class Solver(NamedTuple):
     """A method that makes heads of sums.
 
     Attributes:
-      has_gram: whether the sums have a Gram matrix; otherwise the high tier sends a covariance.
+      has_gram: whether the sums have a Gram matrix.
       candidates: heads that ``solve`` makes.
       sums: ``(state, basis, batch, keys) -> Moments`` of a client.
       encode: ``Moments -> message``.
       decode: ``message -> Moments``.
       solve: ``(Moments of everyone, covariance) -> Heads`` of the coordinates that were summed.
+      takes_covariance: whether the high tier sends a covariance within classes for ``solve``.
       moved: whether sums are of features from those of a blank example on; not where a bound is
         for the features themselves.
     """
@@ -67,6 +68,7 @@ class Solver(NamedTuple):
     encode: Callable[[Moments], Message]
     decode: Callable[[Message], Moments]
     solve: Callable[[Moments, Any], Heads]
+    takes_covariance: bool = False
     moved: bool = True
 
     def basis(self, state: ServerState) -> MaybeBasis:
@@ -107,7 +109,7 @@ def phases(
         # With noise all columns travel: those that do not would show which labels there are.
         sent_bytes=partial(_sent_bytes, solver) if release is None else None,
     )
-    learns = bool(extractor.sketch) or not solver.has_gram
+    learns = bool(extractor.sketch) or solver.takes_covariance
     init = setup.continued if learns else setup.fresh
     server = assign(partial(_add_and_solve, solver), init=init)._replace(note=_note_joined)
     learn = partial(_learn_from_high, extractor)
@@ -130,7 +132,7 @@ def _start(solver: Solver, population: int) -> Sums:
         _no_sums(solver),
         joined=jnp.zeros(population),
         basis=Basis(jnp.zeros(dim), jnp.zeros((dim, sketch))) if sketch else (),
-        covariance=() if solver.has_gram else jnp.zeros((size, size)),
+        covariance=jnp.zeros((size, size)) if solver.takes_covariance else (),
         heads=Heads(jnp.zeros((count, dim, classes)), jnp.zeros((count, classes))),
     )
 

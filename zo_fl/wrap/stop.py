@@ -1,7 +1,7 @@
-"""A phase that ends where what clients get right of their validation examples stops rising.
+"""An early end of a phase: when clients get no more of their validation examples right.
 
-    fixed        all rounds
-    plateau      the tier that trains is asked
+    fixed        no early end
+    plateau      the tiers that train are asked
     population   everyone is asked: one forward pass and one integer a client, every few rounds
 
 The tier that trains knows the labels that it holds, and goes on gaining on these while the others
@@ -19,7 +19,7 @@ from zo_fl.engine.fields import Block, Field, FieldError
 
 EVERY, PATIENCE = 2, 2  # rounds between questions; questions without a better answer
 
-# name -> tiers of the phase -> when it ends
+# name -> tiers that train in the phase -> when it ends
 STOPS: dict[str, Callable[[str], Stop] | None] = {
     "fixed": None,
     "plateau": lambda tiers: Stop(EVERY, PATIENCE, tiers),
@@ -27,7 +27,7 @@ STOPS: dict[str, Callable[[str], Stop] | None] = {
 }
 
 FIELDS: Block = {
-    "stop": Field("fixed", "rule that ends the phase", tuple(STOPS)),
+    "stop": Field("fixed", "rule that ends the phase", lambda: STOPS),
     "hand_over": Field(False, "the run's last phase takes the rounds that are saved"),
 }
 

@@ -94,7 +94,7 @@ class Probing(NamedTuple):
     privacy: Privacy
 
     def schedule(self, examples: int) -> tuple[int, int]:
-        """Returns ``(examples of a local step, epochs of all steps)`` of a client of so many."""
+        """Returns ``(examples a local step, epochs of all steps)`` of one client."""
         size = self.batch_size or -(-examples // self.local_steps)
         return size, -(-self.local_steps // -(-examples // size))
 
@@ -111,7 +111,7 @@ def make_probing(
     """Returns the probing of a config block's clients; ``block`` has ``FIELDS``.
 
     Raises:
-      FieldError: no parameter is left that directions move.
+      FieldError: the directions would move no parameter.
     """
     eps = block["eps"]
     if not isinstance(eps, jax.Array) and not eps:
@@ -141,9 +141,11 @@ def probe(
     state: ServerState,
     batch: ClientBatch,
     own: Keys,
-    draw_keys: Callable[[Array], Array],
+    keys_of_step: Callable[[Array], Array],
 ) -> tuple[ClientResult, Params]:
-    """Runs the local steps of one client; ``draw_keys`` gives the directions ``key[S]`` of a step.
+    """Runs the local steps of one client.
+
+    ``keys_of_step`` returns the keys ``key[S]`` of the directions of a step, by the step's number.
 
     Returns:
       What it sends, its scalars ``f32[k, S]``, and its own weights after the last step. A client
@@ -157,12 +159,12 @@ def probe(
         if rows is not None:
             examples = jax.tree.map(lambda leaf: leaf[rows], examples)
         losses, weights = _losses(probing, state.model_state, examples, mask)
-        step_keys = draw_keys(index)
-        estimate = probing.estimator.estimate(losses, weights, params, step_keys)
+        of_directions = keys_of_step(index)
+        estimate = probing.estimator.estimate(losses, weights, params, of_directions)
         noise_key = jax.random.fold_in(keys.stream(own.client, "privacy"), index)
         scalars = privacy.noisy_scalars(probing.privacy, estimate.scalars, weights, noise_key)
         coefficients = -probing.local_lr * probing.estimator.coefficients(scalars)
-        after = estimators.combine(probing.add_direction, coefficients, step_keys, params)
+        after = estimators.combine(probing.add_direction, coefficients, of_directions, params)
         return after, (scalars, estimate.loss)
 
     steps = (jnp.arange(probing.local_steps), rows, masks)
@@ -249,8 +251,8 @@ def scalar_client(probing: Probing, shared: bool) -> Client:
 
     def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
         root = directions_key(own, shared)
-        draw_keys = functools.partial(step_keys, root, probing.num_directions)
-        return probe(probing, state, batch, own, draw_keys)[0]
+        keys_of_step = functools.partial(step_keys, root, probing.num_directions)
+        return probe(probing, state, batch, own, keys_of_step)[0]
 
     def decode(message, state: ServerState, own: Keys) -> Params:
         return rebuild(probing, message, directions_key(own), state.params)

@@ -3,7 +3,8 @@
 ``estimate`` runs at the client and turns losses at perturbed weights into ``f32[S]`` scalars, one a
 direction; ``coefficients`` runs anywhere and turns them into the factors of the directions in the
 gradient estimate, which ``combine`` adds up. A new estimator is one function that returns such a
-pair, and its name in ``ESTIMATORS``.
+pair, and its name in ``ESTIMATORS``. With a ``bound`` above 0 no example may move a scalar by more
+than bound / n (``_bounded_means``); an estimator that cannot do so refuses it.
 
 Losses come *per example*: differences are taken example by example before they are averaged. The
 two losses of a pair agree to five or six digits (eps * tau = 7.5e-5), and a difference of two
@@ -41,7 +42,7 @@ class Estimator(NamedTuple):
 
     Attributes:
       estimate: ``(losses, weights f32[n], params, keys key[S]) -> Estimate``, the client's half:
-        weights sum to one, 0 for padding; keys are one a direction.
+        weights sum to one; padding has 0, and its losses may be NaN. Keys are one a direction.
       coefficients: ``f32[S] scalars -> f32[S]``: the gradient estimate is ``sum_m coefficients[m] *
         z(keys[m])``. A probe that is not finite gets 0, and the mean is over the others.
       passes: forward passes over the client's examples that one ``estimate`` takes.

@@ -112,10 +112,10 @@ def pool_client(probing: Probing, candidate_seeds: int, adaptive: bool) -> Clien
         return jax.random.categorical(key, logits, shape=(num_directions,))
 
     def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-        def draw_keys(step):
+        def keys_of_step(step):
             return pool_keys(own.run, draw(state, own, step))
 
-        return client.probe(probing, state, batch, own, draw_keys)[0]
+        return client.probe(probing, state, batch, own, keys_of_step)[0]
 
     def decode(message, state: ServerState, own: Keys) -> Pool:
         steps = jnp.arange(probing.local_steps)

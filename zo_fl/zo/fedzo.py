@@ -61,8 +61,8 @@ def delta_client(probing: Probing) -> Client:
 
     def update(state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
         root = client.directions_key(own)
-        draw_keys = functools.partial(client.step_keys, root, probing.num_directions)
-        result, after = client.probe(probing, state, batch, own, draw_keys)
+        keys_of_step = functools.partial(client.step_keys, root, probing.num_directions)
+        result, after = client.probe(probing, state, batch, own, keys_of_step)
         return result._replace(message=optax.tree.sub(state.params, after))
 
     return Client(update)

@@ -14,7 +14,8 @@ size; it takes a step of its own after each, and g sums the k gradients of each 
     mezo      one client a round, one direction, one mini-batch. w +- eps z come from the same w,
               where the source adds and subtracts in place and drifts.
 
-Each has a config block for what its source sets otherwise; all else it reads from ``zo``.
+The config block of each has the fields that its source sets to other values; it reads all others
+from ``zo``.
 
 Sources: ZOWarmUp (arXiv 2509.03503), Algorithm 1, phase 2, with the printed errors mended: the
 update is subtracted, all clients update, and terms are averaged. DeComFL, Li et al., ICLR 2025
@@ -37,8 +38,8 @@ FIELDS: Block = {
         "per_client", "directions of each client's own, or shared", ("per_client", "shared")
     ),
     **client.FIELDS,
-    "lr": Field(2e-4, "server and client rates multiplied", at_least=0, varies=True),
-    "local_lr": Field(0.0, "rate between a client's own steps; 0 = lr", at_least=0),
+    "lr": Field(2e-4, "rate of a round: the server's times the clients'", at_least=0, varies=True),
+    "local_lr": Field(0.0, "rate of a client's own steps; 0 = lr", at_least=0),
     "server": server.FIELD,
 }
 
@@ -93,7 +94,7 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any], uniform: bool =
     With ``uniform`` clients count the same, whatever their number of examples.
 
     Raises:
-      FieldError: a cohort that cannot be drawn, or noise that hides nothing.
+      FieldError: a cohort that cannot be drawn, or noise that cannot hide an example.
     """
     group, probing = clients(problem, block, uniform)
     optimizer = server.optimizer(block["server"], block["lr"])
