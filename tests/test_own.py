@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,24 @@ class WithoutMask(WithStatistics):
     @nn.compact
     def __call__(self, x, train):
         return WithStatistics.__call__(self, x, train)
+
+
+class Drawing(WithStatistics):
+    """Drops inputs, adds noise of a stream of its own, and normalizes, all while it trains."""
+
+    @nn.compact
+    def __call__(self, x, train, mask=None):
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        if train:
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return WithStatistics.__call__(self, x, train, mask)
+
+
+class DrawingAlways(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(3, name="head")(x + jax.random.normal(self.make_rng("noise"), x.shape))
 
 
 def arrays(count=60, shape=(5, 4), seed=0):
@@ -273,6 +292,7 @@ def test_arrays_that_do_not_go_together_are_one_line(change, message):
     (
         (Linear(num_classes=4), {}, "gives .4. outputs an image, the data set has 3 classes"),
         (nn.Embed(3, 3), {}, "the model Embed fails on images"),
+        (DrawingAlways(), {}, "the model DrawingAlways fails on images.*InvalidRngError"),
         (WithStatistics(momentum=0.99), {}, "keeps 0.99 of its running statistics"),
         (Linear(), {"algorithm": "heterofl"}, "Linear has no narrow form"),
     ),
@@ -293,6 +313,19 @@ def test_batch_statistics_are_averaged_and_a_missing_mask_is_said(tmp_path):
     assert zo_fl.load(tmp_path / "a").model_state["BatchNorm_0"]["mean"].shape == (20,)
     with pytest.warns(UserWarning, match="takes no `mask`"):
         own_model.own_task(WithoutMask(), data())
+
+
+def test_modules_that_draw_while_they_train_do_and_both_sides_of_a_pair_draw_the_same(tmp_path):
+    rows = []
+    changes = FEW | {"zo.bn_policy": "batch", "zo.eps": 1e-3, "zo.lr": 1.0}
+    options = dict(dataset=data(), model=Drawing(), changes=changes, quiet=True)
+    summary = zo_fl.run("quickstart", tmp_path, on_round=rows.append, **options)
+    assert rows[0]["update_norm"] > 0 and summary["diverged_round"] is None
+    # Draws that differ would move the loss by about 0.1, and a slope by 0.1 / (2 eps) = 50.
+    assert rows[-1]["update_norm"] < 10
+    model = zo_fl.load(tmp_path, model=Drawing())
+    images = arrays()[0]
+    np.testing.assert_array_equal(model.logits(images), model.logits(images))
 
 
 def test_a_folder_without_a_finished_run_is_said(tmp_path):

@@ -122,13 +122,15 @@ def resolve(config: Any, changes: Mapping[str, Any] | None = None) -> Config:
 
 
 def finished(resolved: Config, path: Path, said: str | None) -> Summary | None:
-    """Checks a run's folder, and returns the run's summary, None if it is not finished.
+    """Checks a run's folder, and returns the run's summary, None if there are rounds to do.
 
     ``said`` is the identity of the user's own model, None without one.
     """
     with processes.agreed():
-        folder.check(path, configs.identity, resolved, said)
+        earlier = folder.check(path, warm_starts.differences, resolved, said)
         summary = folder.finished(path)
+        if summary is not None and earlier and warm_starts.is_longer(earlier, resolved):
+            summary = None if summary["diverged_round"] is None else summary
     # A shared file system may show some processes less than others.
     return None if processes.any_of(summary is None) else summary
 
@@ -235,7 +237,10 @@ def _resume(
                 f"runs side by side: {folders[0].path} and others have no checkpoint of the same "
                 "round any more; finish each alone, or start again with another --workdir"
             )
-        saved = [one.restore(position.done, like(i, position)) for i, one in enumerate(folders)]
+        planned = compiled.planned.ended(position.ended)
+        saved = [
+            one.restore(position.done, like(i, position), planned) for i, one in enumerate(folders)
+        ]
         states = [state for state in saved if state is not None]
         if len(states) == len(folders):
             return position, compiled.stack(states)

@@ -31,9 +31,12 @@ def identity(module: nn.Module, dataset: Dataset) -> str:
     digest = hashlib.sha256(learning.head.encode())
     model = jax.eval_shape(learning.init, keys.run_key(0))
     arguments = (*model, jax.tree.map(lambda leaf: leaf[:2], dataset.train), np.ones(2, bool))
-    programs = [jax.make_jaxpr(learning.init)(keys.run_key(0))]
+    key = keys.run_key(0)
+    programs = [jax.make_jaxpr(learning.init)(key)]
     programs += [
-        jax.make_jaxpr(lambda *a, train=train: learning.logits(*a, train))(*arguments)
+        jax.make_jaxpr(lambda key, *a, train=train: learning.logits(*a, train, key))(
+            key, *arguments
+        )
         for train in (False, True)
     ]
     for program in programs:
@@ -79,12 +82,15 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
         model = jax.eval_shape(learning.init, keys.run_key(0))
         arguments = (*model, examples, np.ones(2, bool))
         logits, _ = jax.eval_shape(lambda *a: learning.logits(*a, False), *arguments)
+        # Training, too: what fails there would fail after the folder is made.
+        key = keys.run_key(0)
+        trained, _ = jax.eval_shape(lambda *a: learning.logits(*a, True, key), *arguments)
     except Exception as error:  # of a user's module: anything
         first = str(error).strip().splitlines() or [""]
         raise ConfigError(
             f"the model {name} fails on images {shape}: {type(error).__name__}: {first[0]}"
         ) from error
-    if logits.shape != (2, dataset.num_classes):
+    if not logits.shape == trained.shape == (2, dataset.num_classes):
         raise ConfigError(
             f"the model {name} gives {list(logits.shape[1:])} outputs an image, the data set has "
             f"{dataset.num_classes} classes; change the model"
@@ -99,7 +105,7 @@ def _check_statistics(learning: Task, examples: Any, module: nn.Module) -> None:
     name = type(module).__name__
     params, statistics = learning.init(keys.run_key(0))
     moved = [
-        learning.logits(params, start, examples, np.ones(2, bool), True)[1]
+        learning.logits(params, start, examples, np.ones(2, bool), True, keys.run_key(0))[1]
         for start in (optax.tree.ones_like(statistics), optax.tree.zeros_like(statistics))
     ]
     kept = jax.tree.leaves(optax.tree.sub(*moved))

@@ -11,7 +11,7 @@ import optax
 
 from zo_fl import config as configs
 from zo_fl import experiment
-from zo_fl.engine import cohorts, statistics, trees
+from zo_fl.engine import cohorts, keys, statistics, trees
 from zo_fl.engine.algorithm import Phase, ServerState, start
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.precision import best_eps
@@ -186,7 +186,8 @@ def mean_gradient(
         batch = trees.squeeze(cohorts.gather(data, client[None]))
 
         def total(params):
-            each, _ = task.losses(params, model_state, batch.examples, batch.mask, of_batch)
+            key = keys.run_key(0)  # for modules that draw
+            each, _ = task.losses(params, model_state, batch.examples, batch.mask, of_batch, key)
             return jnp.sum(jnp.where(batch.mask, each, 0.0))
 
         return jax.grad(total)(params), jnp.sum(batch.mask)

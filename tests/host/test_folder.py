@@ -17,6 +17,7 @@ from tests.test_run import Killed, killing, rows_of
 from zo_fl import api, loop
 from zo_fl import config as configs
 from zo_fl.compiled import Compiled
+from zo_fl.config import warm_starts
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import curves, devices, folder, ledger
 from zo_fl.host.checkpoint import Checkpoints
@@ -84,6 +85,7 @@ class Host:
     def __init__(self, stopped):
         self.resolved = configs.resolve(config())
         compiled = Compiled(tiny.build("zowarmup", zo__num_rounds=8), self.resolved["run"])
+        self.planned = compiled.planned
         self.like = {done: loop.first_state(compiled, Position(done)) for done in SAVED}
         saved = Checkpoints(stopped, read_only=True)
         self.states = {done: saved.restore(done, self.like[done])[0] for done in SAVED}
@@ -91,11 +93,11 @@ class Host:
 
     def go_on(self, path):
         """As ``api.run`` does, up to the next round: (rounds done, state)."""
-        folder.check(path, configs.identity, self.resolved)
+        folder.check(path, warm_starts.differences, self.resolved)
         assert folder.finished(path) is None
         run, state = RunFolder(path, Stopwatch()), None
         while state is None and (done := run.newest().done):
-            state = run.restore(done, self.like[done])
+            state = run.restore(done, self.like[done], self.planned)
         run.open(done, self.made_by)
         run.close()
         return done, state

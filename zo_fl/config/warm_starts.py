@@ -1,4 +1,4 @@
-"""Starting a run after phases that another run has done already.
+"""Going on: with a run's own folder, or after phases that another run has done already.
 
 Runs of one seed that begin alike share that beginning: a run of it alone is what they start from. A
 shorter last phase is the start of a longer one.
@@ -15,6 +15,37 @@ from zo_fl.host import files
 
 # What decides which rounds are evaluated, and how.
 _CADENCE = ("eval_every", "eval_batch_size")
+_HOW, _WHERE = "run.", "data.data_dir"
+
+
+def differences(
+    earlier: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Returns why a run of ``config`` cannot go on with an earlier one: ``(field, then, now)``.
+
+    How a run is run, and where its data lie, may change; the last method may get more rounds.
+
+    Raises:
+      ConfigError: the earlier config is of another version of this program.
+    """
+    then, now = (
+        {f: v for f, v in configs.identity(one).items() if not f.startswith(_HOW) and f != _WHERE}
+        for one in (earlier, config)
+    )
+    if is_longer(earlier, config):
+        rounds = _rounds_field(methods.parts(config["algorithm"]))
+        then[rounds] = now[rounds]
+    fields = sorted(then.keys() | now.keys())
+    return [(f, then.get(f), now.get(f)) for f in fields if then.get(f) != now.get(f)]
+
+
+def is_longer(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Returns whether the last method has more rounds than it had, and may go on for them."""
+    parts = methods.parts(config["algorithm"])
+    if parts != methods.parts(earlier["algorithm"]):
+        return False
+    more = last_rounds(earlier, parts) < last_rounds(config, parts)
+    return more and methods.METHODS[parts[-1]].extendable(config)
 
 
 def shared(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:

@@ -40,9 +40,11 @@ def classification(
     """
     accepted = inspect.signature(type(module).__call__).parameters
 
-    def apply(variables, x, train, mask, **options) -> Any:  # its type depends on ``mutable``
+    def apply(variables, x, train, mask, key, **options) -> Any:  # its type depends on ``mutable``
         given = {"train": train, "mask": mask}
         given = {name: value for name, value in given.items() if name in accepted}
+        if train and key is not None:
+            options["rngs"] = {"params": key}  # flax takes it for streams of all names
         return module.apply(variables, x, **given, **options)
 
     example = np.zeros((1, *image_shape), np.float32)
@@ -56,7 +58,7 @@ def classification(
         return normalize(examples["image"], mean, std)
 
     def at(precision: str) -> Task:
-        def logits(params, model_state, examples, mask, train):
+        def logits(params, model_state, examples, mask, train, key=None):
             variables = {"params": params}
             if model_state:
                 variables["batch_stats"] = model_state
@@ -64,12 +66,12 @@ def classification(
             # Products remember their precision: a backward pass has that of the forward one.
             with jax.default_matmul_precision(precisions.products(precision)):
                 if not (train and model_state):
-                    return apply(variables, x, train, mask), model_state
-                output, new = apply(variables, x, True, mask, mutable=["batch_stats"])
+                    return apply(variables, x, train, mask, key), model_state
+                output, new = apply(variables, x, True, mask, key, mutable=["batch_stats"])
                 return output, new["batch_stats"]
 
-        def losses(params, model_state, examples, mask, train):
-            output, model_state = logits(params, model_state, examples, mask, train)
+        def losses(params, model_state, examples, mask, train, key=None):
+            output, model_state = logits(params, model_state, examples, mask, train, key)
             return _cross_entropy(output, examples), model_state
 
         return Task(

@@ -37,8 +37,8 @@ def of_client(task: Task, loss: str, batch: ClientBatch) -> Callable[..., tuple[
         return task.losses
     counts = class_counts(task.labels(batch.examples), batch.mask, task.num_classes)
 
-    def losses(params, model_state, examples, mask, train):
-        logits, model_state = task.logits(params, model_state, examples, mask, train)
+    def losses(params, model_state, examples, mask, train, key=None):
+        logits, model_state = task.logits(params, model_state, examples, mask, train, key)
         return task.loss_of_logits(adjust(logits, counts), examples), model_state
 
     return losses

@@ -65,9 +65,9 @@ def make_algorithm(phase: Phase, engine: Engine) -> FederatedAlgorithm:
     def step(state: ServerState, records: Sequence[RoundRecord], sums, keys: Keys) -> ServerState:
         reduced = reduction.reduce(phase, records, sums, state, keys)
         params, opt_state, strategy_state = phase.server.step(reduced, state, keys)
-        for record in records if phase.server.note else ():
-            answered = record.cohort.client_ids, record.weights > 0
-            strategy_state = phase.server.note(strategy_state, *answered)
+        if phase.server.note is not None:
+            for cohort, _, weights in records:
+                strategy_state = phase.server.note(strategy_state, cohort.client_ids, weights > 0)
         return ServerState(
             params, state.model_state, opt_state, strategy_state, state.round_idx + 1
         )

@@ -35,7 +35,7 @@ UPLOADED = ("batch_sync", "recalibrate")
 
 
 def of_client(
-    task: Task, policy: str, state: ServerState, examples: Examples, mask: Array
+    task: Task, policy: str, state: ServerState, examples: Examples, mask: Array, key: Array
 ) -> ModelState:
     """Returns the statistics that a client uploads, ``{}`` if its policy sends none.
 
@@ -43,7 +43,7 @@ def of_client(
     """
     if policy not in UPLOADED:
         return {}
-    own = pooled(*batch_statistics(task, state, examples, mask))
+    own = pooled(*batch_statistics(task, state, examples, mask, key))
     return (
         around(state.model_state, own) if policy == "recalibrate" else move(state.model_state, own)
     )
@@ -59,7 +59,7 @@ def of_server(policy: str) -> Callable[[ModelState, ModelState], ModelState]:
 
 
 def batch_statistics(
-    task: Task, state: ServerState, examples: Examples, mask: Array
+    task: Task, state: ServerState, examples: Examples, mask: Array, key: Array | None = None
 ) -> tuple[ModelState, Array]:
     """Returns the statistics of every normalised activation in one unperturbed pass a batch.
 
@@ -68,6 +68,7 @@ def batch_statistics(
       state: has the weights.
       examples: leaves ``[b, n, ...]``, ``b`` batches; each is normalised by itself.
       mask: ``bool[b, n]``.
+      key: for modules that draw.
 
     Returns:
       A statistics tree with leaves ``[b, channels]``, and the real examples ``f32[b]`` of each.
@@ -76,7 +77,7 @@ def batch_statistics(
 
     def one(batch):
         # Starting from zero, momentum leaves (1 - momentum) times this batch's statistics.
-        _, moved = task.logits(state.params, zeros, *batch, True)
+        _, moved = task.logits(state.params, zeros, *batch, True, key)
         return jax.tree.map(lambda leaf: leaf / (1 - BATCH_NORM_MOMENTUM), moved)
 
     return jax.lax.map(one, (examples, mask)), jnp.sum(mask, axis=1, dtype=jnp.float32)

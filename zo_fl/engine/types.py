@@ -69,11 +69,11 @@ class Task(NamedTuple):
 
     Attributes:
       init: ``key -> (params, model_state)``.
-      logits: ``(params, model_state, examples, mask bool[n], train) -> (f32[n, classes],
+      logits: ``(params, model_state, examples, mask bool[n], train, key=None) -> (f32[n, classes],
         model_state)``. ``train`` means batch statistics and moved running ones; without it both are
-        left alone.
-      losses: ``(params, model_state, examples, mask, train) -> (f32[n], model_state)``, a loss an
-        example.
+        left alone. ``key`` is for modules that draw while they train, such as dropout.
+      losses: ``(params, model_state, examples, mask, train, key=None) -> (f32[n], model_state)``, a
+        loss an example.
       loss_of_logits: ``(logits f32[n, classes], examples) -> f32[n]``, in float32.
       labels: ``examples -> i32[n]``, the classes.
       relabel: ``(examples, i32[n]) -> examples``, with other classes.

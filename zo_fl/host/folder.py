@@ -18,7 +18,7 @@ from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import devices, processes
 from zo_fl.host.checkpoint import Checkpoints, Damaged
-from zo_fl.host.files import StorageError, read_json, write_json
+from zo_fl.host.files import StorageError, as_json, read_json, write_json
 from zo_fl.host.ledger import FILE_NAME as LEDGER
 from zo_fl.host.ledger import LedgerWriter
 from zo_fl.host.metrics import FILE_NAME as METRICS
@@ -71,7 +71,7 @@ class RunFolder:
             )
         return Position()
 
-    def restore(self, done: int, like: ServerState) -> ServerState | None:
+    def restore(self, done: int, like: ServerState, schedule: Schedule) -> ServerState | None:
         """Returns the state saved after ``done`` rounds, shaped like ``like``; None if damaged.
 
         Raises:
@@ -82,7 +82,7 @@ class RunFolder:
         except Damaged as damaged:
             self._set_aside(done, damaged)
             return None
-        self.record.restore(saved)
+        self.record.restore(saved, schedule, done)
         return state
 
     def adopt(
@@ -110,7 +110,7 @@ class RunFolder:
         except Damaged as damaged:
             raise ConfigError(f"{damaged}; change --warm_start") from None
         schedule = planned.ended(at.ended)
-        self.record.adopt(saved, schedule, done)
+        self.record.restore(saved, schedule, done)
         with processes.agreed():
             if processes.is_first():
                 with MetricsWriter(self.path) as writer:
@@ -215,15 +215,18 @@ def finished(path: Path) -> dict[str, Any] | None:
 
 def check(
     path: Path,
-    identity: Callable[[Mapping[str, Any]], dict[str, Any]],
+    differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[tuple[str, Any, Any]]],
     config: Mapping[str, Any],
     model: str | None = None,
-) -> None:
-    """Checks that a folder is free, or holds a run of the same config.
+) -> Mapping[str, Any] | None:
+    """Checks that a folder is free, or holds a run that a run of ``config`` goes on with.
+
+    Returns the config of the run in it, None if it is free.
 
     Args:
       path: the folder.
-      identity: ``config -> dict``, the fields by which two runs are the same, by dotted names.
+      differences: ``(earlier config, config) -> [(field, then, now), ...]``, why a run of the
+        second cannot go on with one of the first.
       config: resolved.
       model: the user's own, in words.
 
@@ -239,9 +242,9 @@ def check(
                 f"{path} has a run's {left} and no {CONFIG} that says which run; bring it back, or "
                 "change --workdir"
             )
-        return
+        return None
     try:
-        old = identity(earlier["config"])
+        differ = differences(earlier["config"], config)
     except (ConfigError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(
             f"{path} holds a run of another version of this program ({error}); change --workdir"
@@ -253,26 +256,31 @@ def check(
             f"{model or 'that of the config'}; only the same model resumes: change it back, or "
             "--workdir"
         )
-    new = identity(config)
-    for field in sorted(old.keys() | new.keys()):
-        if old.get(field) != new.get(field):
-            raise ConfigError(
-                f"{path} holds a run with config.{field}={old.get(field)!r}, given "
-                f"{new.get(field)!r}; only the same config resumes: change it back, or --workdir"
-            )
+    if differ:
+        field, then, now = differ[0]
+        raise ConfigError(
+            f"{path} holds a run with config.{field}={then!r}, given {now!r}; only the same config "
+            "resumes, also with more rounds of its last method: change it back, or --workdir"
+        )
+    return earlier["config"]
 
 
 def create(path: Path, made: Mapping[str, Any], partition: Mapping[str, Any]) -> None:
-    """Writes ``config.json`` and ``partition.json`` into the folder; leaves existing ones alone.
+    """Writes ``config.json`` and ``partition.json`` into the folder.
+
+    Of those that are there only the config may change, with which the run goes on.
 
     Raises:
       ConfigError: they cannot be written.
     """
-    if (path / CONFIG).exists():
-        return
+    earlier = read_json(path / CONFIG)
     try:
-        write_json(path / "partition.json", partition)
-        write_json(path / CONFIG, made)
+        if earlier is None:
+            write_json(path / "partition.json", partition)
+            write_json(path / CONFIG, made)
+        elif earlier["config"] != as_json(made["config"]):
+            (path / SUMMARY).unlink(missing_ok=True)  # of fewer rounds
+            write_json(path / CONFIG, earlier | {"config": made["config"]})
     except StorageError as error:
         raise ConfigError(f"{error}; change --workdir") from None
 

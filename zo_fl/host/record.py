@@ -47,17 +47,13 @@ class Record:
         self._still: set[int] = set()  # places of the phases that were warned about
         self._news: list[str] = []
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from a saved record; warnings that were noted before stay."""
+    def restore(self, saved: Mapping[str, Any], schedule: Schedule, done: int) -> None:
+        """Goes on from the record of the first ``done`` rounds; warnings noted before stay."""
         noted = self.saved["warnings"]
         self.saved |= {name: saved[name] for name in self.saved if name in saved}
         self.saved["warnings"] = list(dict.fromkeys([*self.saved["warnings"], *noted]))
-
-    def adopt(self, saved: Mapping[str, Any], schedule: Schedule, done: int) -> None:
-        """Goes on from the record of a run that did the first ``done`` rounds of this one."""
-        self.restore(saved)
         ends = [phase.end for phase in schedule.phases]
-        # This run may be in the midst of a phase where the other one ended.
+        # This run may be in the midst of a phase where a shorter one ended.
         self.saved["phases"] = [p for p in self.saved["phases"] if p["round"] in ends]
         if done == schedule.pivot:
             self.saved["pivot_accuracy"] = self.saved["final_accuracy"]

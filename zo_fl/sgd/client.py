@@ -141,19 +141,20 @@ def train(
         examples = jax.tree.map(lambda leaf: leaf[indices], batch.examples)
         if training.augment:
             examples = task.augment(key, examples)
-        count = jnp.maximum(jnp.sum(mask), 1)
+        count, of_module = jnp.maximum(jnp.sum(mask), 1), keys.stream(key, "module")
 
-        def objective(params, examples, mask):
-            values, new_state = losses_of(params, model_state, examples, mask, True)
+        def objective(params, examples, mask, key):
+            values, new_state = losses_of(params, model_state, examples, mask, True, key)
             total = jnp.sum(jnp.where(mask, values, 0.0))
             return total / count, (total, new_state)
 
         gradient_of = jax.grad(objective, has_aux=True)
         if training.microbatch == training.batch_size:
-            gradient, (total, new_state) = gradient_of(params, examples, mask)
+            gradient, (total, new_state) = gradient_of(params, examples, mask, of_module)
         else:
             parts = cohorts.batched((examples, mask), training.microbatch)
-            gradient, total = _summed(gradient_of, params, parts)
+            part_keys = jax.random.split(of_module, len(parts[1]))
+            gradient, total = _summed(gradient_of, params, (*parts, part_keys))
             new_state = model_state
         updates, new_opt_state = training.optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_state, new_opt_state)

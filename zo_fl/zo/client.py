@@ -158,7 +158,9 @@ def probe(
         examples = batch.examples
         if rows is not None:
             examples = jax.tree.map(lambda leaf: leaf[rows], examples)
-        losses, weights = _losses(probing, state.model_state, examples, mask)
+        # One key for all passes of a step: both sides of a pair draw the same.
+        of_module = jax.random.fold_in(keys.stream(own.client, "module"), index)
+        losses, weights = _losses(probing, state.model_state, examples, mask, of_module)
         of_directions = keys_of_step(index)
         estimate = probing.estimator.estimate(losses, weights, params, of_directions)
         noise_key = jax.random.fold_in(keys.stream(own.client, "privacy"), index)
@@ -179,7 +181,9 @@ def probe(
     result = ClientResult(
         message=scalars,
         weight=(size > 0).astype(jnp.float32) if probing.uniform else size,
-        model_state=statistics.of_client(probing.task, probing.bn_policy, state, *whole),
+        model_state=statistics.of_client(
+            probing.task, probing.bn_policy, state, *whole, keys.stream(own.client, "module")
+        ),
         metrics={"loss": jnp.mean(losses, where=jnp.isfinite(losses))},
     )
     return result, after
@@ -207,7 +211,7 @@ def _microbatches(probing: Probing, examples: Examples, mask: Array) -> tuple[Ex
 
 
 def _losses(
-    probing: Probing, model_state: ModelState, examples: Examples, mask: Array
+    probing: Probing, model_state: ModelState, examples: Examples, mask: Array, key: Array
 ) -> tuple[Callable[[Params], Array], Array]:
     """Returns ``params -> f32[n]``, the losses of some examples, and their weights ``f32[n]``."""
     batches = _microbatches(probing, examples, mask)
@@ -216,7 +220,7 @@ def _losses(
     def losses(params):
         def one(part):
             examples, mask = part
-            return probing.task.losses(params, model_state, examples, mask, of_the_batch)[0]
+            return probing.task.losses(params, model_state, examples, mask, of_the_batch, key)[0]
 
         return jax.lax.map(one, batches).reshape(-1)
 
