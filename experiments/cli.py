@@ -5,6 +5,7 @@ its help. ``--config`` takes the name of a config that comes along or the path o
 ``--config.FIELD=VALUE``, or ``--set=FIELD=VALUE``, changes a field.
 """
 
+import errno
 import functools
 import io
 import logging
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # importing JAX takes seconds, which --help does without
     from ml_collections import ConfigDict
 
 UNWRITABLE, BAD_INPUT, UNREAD = 1, 2, 141  # 141: the status after SIGPIPE
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no room, or a device that fails
 _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
 
 
@@ -65,6 +67,7 @@ def run(
       define_flags: defines the command's own flags.
       described: the command's help, the docstring of its module.
     """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (closed, as by >&-)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding may lack what tables are made of
             stream.reconfigure(errors="replace")
@@ -85,6 +88,11 @@ def run(
             _fail(str(error))
         except StorageError as error:
             _fail(f"{error}; {error.remedy}, then run the same command again", UNWRITABLE)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            _write_no_more()
+            _fail(f"cannot write the output: {error.strerror}", UNWRITABLE)
         except KeyboardInterrupt as stop:
             ignore_signals()
             print(str(stop) or "interrupted", file=sys.stderr)

@@ -41,7 +41,7 @@ def join() -> None:
 
     try:
         jax.distributed.initialize(*given.values())
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, KeyError) as error:  # KeyError: half a launcher's variables
         raise ConfigError(
             f"cannot join the other processes: {' '.join(str(error).split())} "
             "(pass --coordinator, --num_processes and --process_id)"

@@ -66,6 +66,11 @@ def build(
     Raises:
       ConfigError: the config is wrong; raised before a round is traced.
     """
+    if config["faults"]["nan"] and getattr(jax.config, "jax_debug_nans"):  # noqa: B009
+        raise ConfigError(
+            f"config.faults.nan={config['faults']['nan']} makes NaN on purpose, JAX_DEBUG_NANS "
+            "stops at them; allowed: one of the two"
+        )
     engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
     return assemble(config, federated.load(**config["data"], dataset=dataset), engine, model=model)
 

@@ -148,6 +148,20 @@ def test_an_encoding_without_the_signs_of_tables_replaces_them(monkeypatch):
     assert out.buffer.getvalue().strip() == "?1 †".encode("cp1252")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_an_output_that_is_full_is_one_line_and_one_that_is_closed_is_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(cli.app, "run", lambda wrapped, flags_parser: wrapped([]))
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdout", full)
+        cli.run(lambda argv: print("text"), lambda: None, "")
+    assert ended.value.code == 1
+    expected = "error: cannot write the output: No space left on device"
+    assert capsys.readouterr().err.strip() == expected
+    monkeypatch.setattr(sys, "stdout", None)
+    cli.run(lambda argv: print("text"), lambda: None, "")
+    sys.stdout.close()
+
+
 def test_the_version_is_told_with_those_of_what_it_stands_on(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["zo-fl", "--version"])
     with pytest.raises(SystemExit) as ended:

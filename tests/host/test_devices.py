@@ -164,3 +164,23 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch, tmp_path):
     ):
         api.run("quickstart", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "switched, message",
+    [
+        (lambda: jax.disable_jit(), "JAX_DISABLE_JIT=True: rounds are compiled; allowed: False"),
+        (lambda: jax.numpy_dtype_promotion("strict"), "JAX_NUMPY_DTYPE_PROMOTION=strict: .*"),
+        (lambda: jax.transfer_guard("disallow"), "JAX_TRANSFER_GUARD=disallow: data go .*"),
+    ],
+)
+def test_a_switch_of_jax_under_which_rounds_do_not_run_is_one_line(switched, message, tmp_path):
+    with switched(), pytest.raises(ConfigError, match=message):
+        api.run("quickstart", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_on_purpose_and_a_stop_at_nan_do_not_go_together(tmp_path):
+    with jax.debug_nans(True), pytest.raises(ConfigError, match="allowed: one of the two"):
+        api.run("quickstart", tmp_path / "run", changes={"faults.nan": 0.1})
+    assert not (tmp_path / "run").exists()

@@ -107,6 +107,8 @@ def test_a_path_may_begin_at_home_and_is_no_address(monkeypatch, tmp_path):
     for address in ("gs://bucket/run", "file:///tmp/run", Path("s3://bucket/run")):
         with pytest.raises(ConfigError, match="is an address, not a folder of this machine"):
             files.path_of(address)
+    with pytest.raises(ConfigError, match="a{40}... has a name of 300 bytes; allowed: 255"):
+        files.path_of("a" * 300)
 
 
 def test_without_a_home_folder_only_paths_that_begin_at_it_are_refused(monkeypatch):

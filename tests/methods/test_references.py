@@ -62,6 +62,7 @@ TIERS = (HIGH, LOW, LOW, HIGH, LOW, LOW)
 UNEVEN = (6, 5, 3, 6, 4, 2)  # examples of each client
 CLOSE = (6, 5, 6, 6, 5, 5)  # likewise, but nobody runs out of mini-batches of 2
 EVEN = (6,) * 6
+LARGE = (20, 2, 3, 2, 2, 3)  # one has more than twice as many as a usual client
 
 
 class Linear(nn.Module):
@@ -317,7 +318,7 @@ STRATIFIED = dict(cohort_size=4, participation="stratified")
     (
         slowly(UNEVEN, dict(server="adam", eps=0.1, microbatch=4, **STRATIFIED)),
         slowly(CLOSE, dict(local_steps=3)),
-        slowly(UNEVEN, dict(SHARED, estimator="forward", distribution="gaussian", tau=1.0)),
+        slowly(LARGE, dict(SHARED, estimator="forward", distribution="gaussian", tau=1.0)),
         (CLOSE, dict(SHARED, local_steps=3, local_lr=0.2, batch_size=4)),
     ),
     ids=("adam", "3_steps", "shared", "shared_3_steps"),

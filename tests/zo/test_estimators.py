@@ -9,6 +9,7 @@ import pytest
 from tests import tiny
 from zo_fl import models
 from zo_fl.engine import keys
+from zo_fl.engine.algorithm import Problem
 from zo_fl.engine.image_task import classification
 from zo_fl.zo import client, directions, estimators
 
@@ -86,10 +87,13 @@ def test_tau_only_rescales_eps_and_the_learning_rate():
 
 
 def test_a_scale_of_0_is_the_precision_s_best():
-    task, block = tiny.build("zo").task, tiny.config(zo__precision="bfloat16", zo__eps=0.0)["zo"]
+    built, block = tiny.build("zo"), tiny.config(zo__precision="bfloat16", zo__eps=0.0)["zo"]
+    problem = Problem(built.task, lambda width: built.task, built.federation.clients)
     scalars = jnp.ones(3)
-    chosen = client.make_probing(task, block, 0.1).estimator.coefficients(scalars)
-    given = client.make_probing(task, block | {"eps": 1e-3}, 0.1).estimator.coefficients(scalars)
+    chosen, given = (
+        client.make_probing(problem, block | {"eps": eps}, 0.1).estimator.coefficients(scalars)
+        for eps in (0.0, 1e-3)
+    )
     np.testing.assert_array_equal(chosen, given)
 
 

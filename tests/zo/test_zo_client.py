@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from zo_fl.engine import keys, trees
+from zo_fl.engine.algorithm import Problem
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.costs import phase_cost
 from zo_fl.zo import client
@@ -16,7 +17,8 @@ def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size
     steps = 4
     built = tiny.build("zo", zo__local_steps=steps)
     assert built.phases[0].groups[0].forward_passes == 8 * 90 * 6
-    probing = client.make_probing(built.task, tiny.config(zo__local_steps=steps)["zo"], 0.1)
+    problem = Problem(built.task, lambda width: built.task, built.federation.clients)
+    probing = client.make_probing(problem, tiny.config(zo__local_steps=steps)["zo"], 0.1)
     rows, masks = client._steps(probing, jnp.ones(90, bool), keys.run_key(0))
     assert rows.shape == (steps, -(-90 // steps))
     assert sorted(np.asarray(rows)[np.asarray(masks)]) == list(range(90))

@@ -140,7 +140,11 @@ def _split(
         groups = [rows]
     else:
         groups = [np.stack([*group]) for _, group in itertools.groupby(rows, len)]
-    parts = [partitions.split_validation(group, val_fraction, rng) for group in groups]
+    firsts = np.cumsum([0, *map(len, groups)])
+    parts = [
+        partitions.split_validation(group, val_fraction, rng, first)
+        for group, first in zip(groups, firsts, strict=False)
+    ]
     train, validation = map(_joined, zip(*parts, strict=True))
     return train, validation
 

@@ -123,11 +123,12 @@ def shards(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np
 
 
 def split_validation(
-    client_indices: np.ndarray, val_fraction: float, rng: np.random.Generator
+    client_indices: np.ndarray, val_fraction: float, rng: np.random.Generator, first: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns training and validation rows of each client, after a shuffle of its rows.
 
-    Of ``i32[K, m]`` the first are ``floor((1 - val_fraction) m)``: 112 of 125.
+    Of ``i32[K, m]`` the first are ``floor((1 - val_fraction) m)``: 112 of 125. ``first`` is the
+    number of the first of these clients.
 
     Raises:
       ConfigError: no training row is left.
@@ -137,8 +138,8 @@ def split_validation(
     num_train = math.floor((1 - val_fraction) * size + 1e-9)
     if num_train == 0:
         raise ConfigError(
-            f"config.data.val_fraction={val_fraction} leaves no training example of a client's "
-            f"{size}; lower it, or lower config.data.num_clients"
+            f"config.data.val_fraction={val_fraction} leaves client {first} no training example "
+            f"of its {size}; lower it, 0 is allowed, or have fewer clients with more examples"
         )
     shuffled = rng.permuted(client_indices, axis=1)
     return shuffled[:, :num_train], shuffled[:, num_train:]

@@ -29,6 +29,21 @@ FIELDS: Block = {
 Sampler = Callable[[Array], Cohort]
 
 
+def is_ragged(problem: Problem) -> bool:
+    """Returns whether clients have unequal numbers of examples: some batches are all padding."""
+    sizes = np.asarray(problem.clients.client_sizes)
+    return bool(sizes.min() < sizes.max())
+
+
+def if_any(mask: Array, function: Callable[[], PyTree], otherwise: Callable[[], PyTree]) -> PyTree:
+    """Returns ``function()`` of a batch with a real example; else ``otherwise()``, in no time.
+
+    One large client decides how long the loops of all are. Where clients are mapped over, XLA
+    computes both.
+    """
+    return jax.lax.cond(jnp.any(mask), function, otherwise)
+
+
 def make_group(
     problem: Problem,
     client: Client,

@@ -33,12 +33,14 @@ class Extractor(NamedTuple):
       dim: d, features of an example.
       microbatch: examples whose activations are held at once; 0 = all.
       sketch: k, principal directions that replace the features; 0 = none.
+      ragged: whether clients have unequal numbers of examples.
     """
 
     task: Task
     dim: int
     microbatch: int
     sketch: int
+    ragged: bool = False
 
     @property
     def size(self) -> int:
@@ -67,7 +69,7 @@ def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extrac
         raise FieldError(
             "sketch", f"={sketch} is more than the model's {dim} features; allowed: 0 to {dim}"
         )
-    return Extractor(task, dim, microbatch, sketch)
+    return Extractor(task, dim, microbatch, sketch, cohorts.is_ragged(problem))
 
 
 def passes(share: float = 1.0, more: float = 0.0) -> Callable[[float, float], float]:
@@ -139,8 +141,11 @@ def sum_over(
         # A client whose features are not finite drops out, but padding cannot make it.
         return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
 
+    def body_if_any(sums, part):
+        return cohorts.if_any(part[1], lambda: body(sums, part), lambda: (sums, None))
+
     parts = cohorts.batched((batch.examples, batch.mask), rows)
-    return jax.lax.scan(body, zeros, parts)[0]
+    return jax.lax.scan(body_if_any if extractor.ragged else body, zeros, parts)[0]
 
 
 def _features(

@@ -24,6 +24,13 @@ _MOST_CORES = 4  # as devices: each trains a client of its own, and holds its ac
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 _NUMERICS = ("jax_default_matmul_precision", "jax_threefry_partitionable", "jax_enable_x64")
 
+# Switch of JAX -> values under which rounds run, and why they do not under others.
+_SWITCHES = {
+    "jax_disable_jit": ((False,), "rounds are compiled"),
+    "jax_numpy_dtype_promotion": (("standard",), "labels, masks and pixels are multiplied"),
+    "jax_transfer_guard": ((None, "allow", "log"), "data go to the device by themselves"),
+}
+
 
 @functools.cache
 def prepare() -> bool:
@@ -49,8 +56,14 @@ def begin() -> None:
     """Makes JAX ready for a run: cores as devices, the devices themselves, programs that are kept.
 
     Raises:
-      ConfigError: as ``all_devices``.
+      ConfigError: as ``all_devices``; or a switch of JAX is set that rounds cannot be run under.
     """
+    for switch, (allowed, why) in _SWITCHES.items():
+        if getattr(jax.config, switch) not in allowed:
+            raise ConfigError(
+                f"{switch.upper()}={getattr(jax.config, switch)}: {why}; allowed: "
+                f"{', '.join(map(str, allowed))}"
+            )
     prepare()
     all_devices()
     keep_programs()

@@ -22,6 +22,7 @@ from zo_fl.engine.fields import ConfigError
 from zo_fl.host.units import is_number
 
 _LOCK, _OWNER = ".lock", ".owner.json"
+_LONGEST_NAME = 255  # bytes, of common file systems
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # two letters at least: C:/ is a path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -84,7 +85,7 @@ def path_of(given: str | Path) -> Path:
     """Returns a path on this machine that a user gave; ``~`` is the home folder.
 
     Raises:
-      ConfigError: it is an address, or there is no home folder.
+      ConfigError: it is an address, a name is too long, or there is no home folder.
     """
     if _ADDRESS.match(str(given)):
         raise ConfigError(
@@ -92,9 +93,15 @@ def path_of(given: str | Path) -> Path:
             "a bucket can be mounted"
         )
     try:
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
     except RuntimeError:
         raise ConfigError(f"{given}: there is no home folder here; give a whole path") from None
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME:
+        raise ConfigError(
+            f"{str(given)[:40]}... has a name of {longest} bytes; allowed: {_LONGEST_NAME}"
+        )
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from zo_fl.engine import cohorts, keys, precision
@@ -77,7 +76,6 @@ def local_training(
         )
     if batch_size % microbatch:
         raise FieldError("microbatch", f"={microbatch} does not divide batch_size={batch_size}")
-    sizes = np.asarray(problem.clients.client_sizes)
     return LocalTraining(
         optimizer=optimizer or sgd(block["lr"], block["momentum"], block["weight_decay"]),
         epochs=block["local_epochs"],
@@ -85,7 +83,7 @@ def local_training(
         augment=block["augment"],
         microbatch=microbatch,
         losses=losses,
-        ragged=bool(sizes.min() < sizes.max()),
+        ragged=cohorts.is_ragged(problem),
     )
 
 
@@ -158,9 +156,11 @@ def train(
             new_state = model_state
         updates, new_opt_state = training.optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_state, new_opt_state)
-        if training.ragged:
-            new = optax.tree.where(jnp.any(mask), new, carry)
         return new, total
+
+    def step_if_any(carry, inputs):
+        _, mask, _ = inputs
+        return cohorts.if_any(mask, lambda: step(carry, inputs), lambda: (carry, jnp.float32(0)))
 
     epoch_keys = jax.random.split(keys.stream(own.client, "batches"), training.epochs)
     indices, masks = jax.vmap(cohorts.epoch_order, in_axes=(0, None, None))(
@@ -169,7 +169,9 @@ def train(
     indices, masks = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (indices, masks))
     step_keys = jax.random.split(keys.stream(own.client, "augment"), indices.shape[0])
     carry = (start.params, start.model_state, training.optimizer.init(start.params))
-    (after, new_state, _), totals = jax.lax.scan(step, carry, (indices, masks, step_keys))
+    (after, new_state, _), totals = jax.lax.scan(
+        step_if_any if training.ragged else step, carry, (indices, masks, step_keys)
+    )
     seen = jnp.maximum(jnp.sum(batch.mask) * training.epochs, 1)
     return after, new_state, jnp.sum(totals) / seen
 

@@ -11,11 +11,13 @@ Perturbed passes never touch running statistics of BatchNorm, whatever ``bn_poli
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zo_fl.engine import cohorts, keys, precision, statistics
@@ -79,6 +81,7 @@ class Probing(NamedTuple):
       bn_policy: as it applies to the model.
       local_lr: step size of a client's own steps.
       uniform: whether clients count the same, whatever their number of examples.
+      ragged: whether clients have unequal numbers of examples.
     """
 
     task: Task
@@ -92,6 +95,7 @@ class Probing(NamedTuple):
     local_lr: Any
     uniform: bool
     privacy: Privacy
+    ragged: bool
 
     def schedule(self, examples: int) -> tuple[int, int]:
         """Returns ``(examples a local step, epochs of all steps)`` of one client."""
@@ -106,14 +110,14 @@ class Probing(NamedTuple):
 
 
 def make_probing(
-    task: Task, block: Mapping[str, Any], local_lr: Any, uniform: bool = False
+    problem: Problem, block: Mapping[str, Any], local_lr: Any, uniform: bool = False
 ) -> Probing:
     """Returns the probing of a config block's clients; ``block`` has ``FIELDS``.
 
     Raises:
       FieldError: the directions would move no parameter.
     """
-    eps = block["eps"]
+    eps, task = block["eps"], problem.task
     if not isinstance(eps, jax.Array) and not eps:
         eps = precision.best_eps(block["precision"])
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
@@ -128,12 +132,24 @@ def make_probing(
         num_directions=count,
         local_steps=block["local_steps"],
         batch_size=block["batch_size"],
-        microbatch=block["microbatch"],
+        microbatch=block["microbatch"] or _usual_size(problem),
         bn_policy=block["bn_policy"] if task.has_statistics else "frozen",
         local_lr=local_lr,
         uniform=uniform,
         privacy=take(Privacy, block),
+        ragged=cohorts.is_ragged(problem),
     )
+
+
+def _usual_size(problem: Problem) -> int:
+    """Returns the examples of a usual client where another has more than twice as many, else 0.
+
+    So many are evaluated at once, lest every client takes the time of the largest. Batch statistics
+    are of all of a step's examples.
+    """
+    sizes = np.asarray(problem.clients.client_sizes)
+    usual = math.ceil(sizes.mean())
+    return usual if sizes.max() > 2 * usual and not problem.task.has_statistics else 0
 
 
 def probe(
@@ -222,7 +238,11 @@ def _losses(
             examples, mask = part
             return probing.task.losses(params, model_state, examples, mask, of_the_batch, key)[0]
 
-        return jax.lax.map(one, batches).reshape(-1)
+        def one_if_any(part):
+            _, mask = part
+            return cohorts.if_any(mask, lambda: one(part), lambda: jnp.zeros(len(mask)))
+
+        return jax.lax.map(one_if_any if probing.ragged else one, batches).reshape(-1)
 
     return losses, batches[1].reshape(-1) / jnp.maximum(jnp.sum(batches[1]), 1)
 

@@ -93,7 +93,7 @@ def phase(problem: Problem, name: str, block: Mapping[str, Any], *, adaptive: bo
       FieldError: a cohort that cannot be drawn.
     """
     candidates = block["candidate_seeds"]
-    probing = client.make_probing(problem.task, block, block["lr"])
+    probing = client.make_probing(problem, block, block["lr"])
     sending = pool_client(probing, candidates, adaptive)
     group = client.make_group(problem, probing, sending, block)
     server = pool_server(probing, candidates, adaptive, group.cohort_size)

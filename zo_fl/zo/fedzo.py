@@ -48,7 +48,7 @@ def phases(
     # The project's directions have norm sqrt(d).
     dimension = subspace.dimension(zo["params"], zo["density"], params)
     block = {**zo, **fedzo, **FIXED, "eps": fedzo["radius"] / math.sqrt(max(dimension, 1))}
-    probing = client.make_probing(problem.task, block, block["local_lr"], uniform=True)
+    probing = client.make_probing(problem, block, block["local_lr"], uniform=True)
     group = client.make_group(problem, probing, delta_client(probing), block)
     descending = server.descend(
         server.optimizer(block["server"], LR), statistics=statistics.of_server(probing.bn_policy)

@@ -108,6 +108,6 @@ def clients(
 ) -> tuple[Group, Probing]:
     """Returns the clients of a zeroth-order round, and how they probe; see ``phase``."""
     local_lr = block["local_lr"] or block["lr"]
-    probing = client.make_probing(problem.task, block, local_lr, uniform)
+    probing = client.make_probing(problem, block, local_lr, uniform)
     sending = client.scalar_client(probing, block["seed_policy"] == "shared")
     return client.make_group(problem, probing, sending, block), probing
