@@ -64,7 +64,8 @@ def run(
         instead of the one that the config names. Its last layer is the submodule ``head``, or the
         one that its attribute ``last_layer`` names.
       changes: fields of the config, dotted: ``{"zo.num_directions": 9}``.
-      on_round: called with each row of ``metrics.jsonl``, in order, as it is written.
+      on_round: called with each row of ``metrics.jsonl``, in order, as it is written. A run that
+        resumes does the rounds since its last checkpoint again, and reports them again.
       warm_start: folder of a finished run of the same data, model, seed and settings whose phases
         are the first of this one's: a new run starts after them, and ends as if it had done them. A
         run that has begun goes on from its own checkpoints.

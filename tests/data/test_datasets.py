@@ -197,3 +197,8 @@ def test_a_damaged_sample_is_one_line(tmp_path):
     (tmp_path / "bad.json").write_text('{"train": {"labels": []}, "test": {"labels": []}}')
     with pytest.raises(ConfigError, match="cannot be read"):
         datasets.load_sample(tmp_path / "bad.webp")
+
+
+def test_a_misspelt_set_that_comes_along_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean synthetic\\? Otherwise prepare it with"):
+        datasets.load("sinthetic", str(tmp_path))

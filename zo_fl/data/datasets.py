@@ -50,7 +50,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """
     if name in LOADERS:
         return LOADERS[name]()
-    arrays, facts = tfds_source.load(tfds_source.find(name, data_dir), name)
+    arrays, facts = tfds_source.load(tfds_source.find(name, data_dir, [*LOADERS]), name)
     mean, std = _STATISTICS.get(name.split(":")[0], (facts["mean"], facts["std"]))
     train, test = (
         {"image": arrays[f"{split}_images"], "label": arrays[f"{split}_labels"]}

@@ -6,10 +6,12 @@ TFDS reads array_record files without TensorFlow; its tfrecord files it does not
 only to decode, so a cached data set loads without it.
 """
 
+import difflib
 import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,13 @@ def versions(folder: Path) -> list[str]:
     return sorted(numbered, key=lambda version: [int(number) for number in version.split(".")])
 
 
-def find(name: str, data_dir: str | None) -> Path:
+def find(name: str, data_dir: str | None, others: Sequence[str] = ()) -> Path:
     """Returns the folder of a prepared data set.
 
     Args:
       name: ``set`` or ``set/config`` for the highest version, or either with ``:1.2.3``.
       data_dir: folder of the data sets, see ``folder_of_sets``.
+      others: names that are no TFDS sets and may be meant.
 
     Raises:
       ConfigError: the data set is not there, or is not in array_record form.
@@ -56,9 +59,11 @@ def find(name: str, data_dir: str | None) -> Path:
     root = folder_of_sets(data_dir)
     there = versions(root / parts["path"])
     if not there or parts["version"] not in (None, *there):
+        near = difflib.get_close_matches(name, others, n=1)
+        hint = f"did you mean {near[0]}? Otherwise " if near else ""
         raise ConfigError(
             f"config.data.name={name!r} was not found in config.data.data_dir={str(root)!r}; "
-            f"prepare it with: {how_to_prepare(parts['path'], root)}"
+            f"{hint}prepare it with: {how_to_prepare(parts['path'], root)}"
         )
     folder = root / parts["path"] / (parts["version"] or there[-1])
     try:
