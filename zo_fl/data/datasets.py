@@ -120,7 +120,7 @@ def dataset(
     x_test: Any,
     y_test: Any,
     *,
-    client_indices: Sequence[Any] | None = None,
+    client_indices: Sequence[Any] | np.ndarray | None = None,
     num_classes: int | None = None,
     mean: Any = None,
     std: Any = None,
@@ -271,7 +271,9 @@ def _warn_of_classes(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def _rows(client_indices: Sequence[Any], count: int) -> Sequence[np.ndarray] | np.ndarray:
+def _rows(
+    client_indices: Sequence[Any] | np.ndarray, count: int
+) -> Sequence[np.ndarray] | np.ndarray:
     """Returns for each client its checked rows ``i32[n]``, in [0, count); a table if it can be."""
     if isinstance(client_indices, Mapping) or not hasattr(client_indices, "__len__"):
         raise ConfigError(
