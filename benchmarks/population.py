@@ -20,9 +20,10 @@ from absl import flags
 
 import zo_fl
 from experiments import cli
+from zo_fl.engine.fields import ConfigError
 
 COLUMNS = ("clients", "data set", "preparing", "FedAvg round", "ZO round", "ridge of all", "GB")
-_IMAGES = 5
+_IMAGES, _LEAST = 5, 1000  # a tenth of them train: a cohort of 100
 _CHANGES = {
     "model.name": "mlp",
     "model.norm": "none",
@@ -68,6 +69,9 @@ def measure(clients: int) -> dict[str, float]:
 def main(argv: list[str]) -> int:
     """Measures and prints a row for each population; returns the exit status."""
     del argv
+    for text in flags.FLAGS.clients:
+        if not text.isdigit() or int(text) < _LEAST:
+            raise ConfigError(f"--clients={text!r}; allowed: whole numbers from {_LEAST} on")
     print("  ".join(f"{name:>12}" for name in COLUMNS))
     for clients in flags.FLAGS.clients:
         context = multiprocessing.get_context("spawn")
