@@ -19,8 +19,9 @@ if "jax" in sys.modules:
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
 # Tests compile more than they compute. Without LLVM's optimizations, with XLA's older loops for
 # fused operations, and in one piece, that takes a quarter of the time. Set ZO_FL_TESTS_FULL=1 to
-# compile as users do: all tests must pass like that too.
-if os.environ.get("ZO_FL_TESTS_FULL", "0") in ("", "0"):
+# compile as users do, and to run the tests marked ``nightly`` too: all must pass like that.
+FULL = os.environ.get("ZO_FL_TESTS_FULL", "0") not in ("", "0")
+if not FULL:
     _FLAGS += [
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
@@ -84,8 +85,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items):
-    """Puts files in the order in which workers take them (``--no-loadscope-reorder``)."""
+def pytest_collection_modifyitems(config, items):
+    """Leaves nightly tests out; puts files in the order in which workers take them.
+
+    The latter with ``--no-loadscope-reorder``.
+    """
+    nightly = [item for item in items if item.get_closest_marker("nightly") and not FULL]
+    config.hook.pytest_deselected(items=nightly)
+    items[:] = [item for item in items if item not in nightly]
     place = {Path(__file__).parent / name: i for i, name in enumerate(_FIRST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
 

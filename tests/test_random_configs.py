@@ -50,6 +50,7 @@ def configs(draw):
     return config.changed(tiny.config(name), changes)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(configs())

@@ -61,10 +61,13 @@ def build(algorithm="zowarmup", **overrides):
 
 
 @functools.lru_cache(maxsize=32)
-def _init(task):
-    """Returns what makes a task's first weights: of many operations it is compiled whole."""
+def _first_weights(task, seed):
+    """Returns a task's first weights; on the host, for rounds may donate what they are given."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    return jax.jit(task.init) if len(jax.tree.leaves(shapes)) > 4 else task.init
+    # Of many operations it is compiled whole.
+    init = jax.jit(task.init) if len(jax.tree.leaves(shapes)) > 4 else task.init
+    with jax.ensure_compile_time_eval():  # also of a state of which only the shapes are asked
+        return jax.device_get(init(keys.stream(keys.run_key(seed), "init")))
 
 
 def start(built, phase, before=None, state=None):
@@ -77,8 +80,7 @@ def start(built, phase, before=None, state=None):
       state: the last state of ``before``.
     """
     if before is None:
-        params, model_state = _init(built.task)(keys.stream(built.run_key, "init"))
-        first = algorithms.start(phase, params, model_state)
+        first = algorithms.start(phase, *_first_weights(built.task, built.seed))
     else:
         model = before.model(state, built.data)
         first = algorithms.start(phase, *model, before=state.strategy_state)

@@ -30,6 +30,7 @@ def test_a_workload_runs_and_says_what_it_took():
     json.dumps(figures)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_workloads_of_large_models_are_rounds_that_can_be_traced():
     for name, passes in (("W4", 7), ("W5", 3)):

@@ -51,6 +51,7 @@ def test_every_step_is_a_workload_with_allowed_changes():
         config.resolve(config.changed(config.resolve({}), changes))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_step_with_a_trace_runs_as_it_is(tmp_path):
     changes = ("warmup.local_epochs=2", "warmup.batch_size=4")

@@ -38,6 +38,7 @@ def test_the_notebook_is_valid_has_ids_and_holds_no_outputs():
     assert (ROOT / "zo_fl" / found).exists(), "by which the notebook knows the repository"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 # Of zmq and asyncio, in the client of the kernel.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -98,6 +98,7 @@ def get_sweep(config):
 """
 
 
+@pytest.mark.nightly
 def test_the_run_of_a_sweep_ends_with_it_and_it_goes_on_where_that_was(start, tmp_path):
     sweep = tmp_path / "endless.py"
     sweep.write_text(SWEEP)

@@ -265,6 +265,7 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     assert plan.suggestion(dense).startswith("8 of these runs differ from others")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_real_runs_start_after_a_real_warmup_as_one_program_and_nothing_is_repeated(tmp_path):
     given = {"data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}

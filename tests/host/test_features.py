@@ -68,6 +68,7 @@ def test_a_model_is_evaluated_on_its_features_as_on_examples():
         chex.assert_trees_all_close(measure(params, statistics, examples), kept, rtol=1e-5)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_runs_that_share_end_as_those_that_do_not(tmp_path):
     pool, config = tmp_path / "pool", tiny.config("gaussian_head")
