@@ -43,15 +43,15 @@ def main_rows(config: Any) -> Sweep:
                 "zo.lr": 0.0,
                 "zo.bn_policy": policy,
                 "zo.num_directions": 1,
-                "zo.num_rounds": 50 if policy in UPLOADED else 1,
+                "zo.num_rounds": 30 if policy in UPLOADED else 1,
             }
             for policy in POLICIES
         },
         "Ridge": {"algorithm": "fedavg+ridge"},
         "Last layer": {"algorithm": "fedavg+head_zo"},
-        "First order by all, 30 rounds": {
+        "First order by all, 15 rounds": {
             "algorithm": "fedavg+fedavg_all",
-            "zo.num_rounds": 30,
+            "zo.num_rounds": 15,
             "zo.cohort_size": 10,
         },
     }
@@ -59,10 +59,10 @@ def main_rows(config: Any) -> Sweep:
 
 
 def images(config: Any) -> Sweep:
-    """Returns 30 zeroth-order rounds that look at part or at all of a client's images."""
+    """Returns ten zeroth-order rounds that look at part or at all of a client's images."""
     rows = {
-        name: {"algorithm": "zowarmup", "zo.num_rounds": 30, "zo.batch_size": size}
-        for name, size in (("128 images", 128), ("All images", 0))
+        name: {"algorithm": "zowarmup", "zo.num_rounds": 10, "zo.batch_size": size}
+        for name, size in (("64 images", 64), ("All images", 0))
     }
     return _sweep("10/90", "Images a zeroth-order round", rows)
 
