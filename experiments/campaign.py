@@ -14,6 +14,7 @@ Exit status: 0 all is done, 1 a run failed, 2 bad input, 130 the time is up (and
 
 import collections
 import itertools
+import shlex
 import statistics
 import sys
 import time
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> int:
     config_file, overrides, config = cli.given_config(plan.config)
     root = files.path_of(given.workdir or Path("runs") / path.stem)
     records = files.path_of(given.records or path.with_suffix(""))
-    command = f"python -m experiments.campaign --plan={given.plan} --config={config_file}"
+    name = path.stem if path.parent == PLANS else given.plan
+    command = shlex.join(["zo-fl", "campaign", f"--plan={name}", f"--config={config_file}"])
     entries = [entries_of(step, config, overrides, root, records) for step in plan.steps]
     print(plan.title)
     show(plan.steps, entries)

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # importing JAX takes seconds, which --help does without
 
 UNWRITABLE, BAD_INPUT, UNREAD = 1, 2, 141  # 141: the status after SIGPIPE
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no room, or a device that fails
+# A command as it is written in texts and records, which may be another installation's.
+_COMMAND = re.compile(r"\b(?:zo-fl(?: (\w+)|(?= --))|python -m (?:zo_fl\.)?experiments\.(\w+))")
 _HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull")
 
 
@@ -205,6 +208,20 @@ def given_folders(default_out: str) -> tuple[Path, Path]:
     return root, path_of(flags.FLAGS["out"].value or root / default_out)
 
 
+def as_called(text: str) -> str:
+    """Returns a text with its commands as they are called here: by ``zo-fl``, or ``python -m``."""
+    if Path(sys.argv[0]).stem == "zo-fl":
+        main, other = "zo-fl", "zo-fl {}"
+    else:
+        main, other = f"python -m {__package__}.main", f"python -m {__package__}.{{}}"
+
+    def call(found: re.Match) -> str:
+        name = found[1] or found[2] or "main"
+        return main if name in ("main", "run") else other.format(name)
+
+    return _COMMAND.sub(call, text)
+
+
 def _as_set(argument: str) -> str:
     """Returns ``--config.FIELD=VALUE`` as ``--set=FIELD=VALUE``, anything else as it is."""
     name = argument.lstrip("-")
@@ -221,7 +238,7 @@ def _help(described: str, own: list[str]) -> str:
         lines.append(f"  --{flag.name}: {flag.help}{default}")
     if "config" in own:
         lines.append("  --config.FIELD=VALUE: a changed field; `zo-fl configs` lists all fields.")
-    return "\n".join(lines)
+    return as_called("\n".join(lines))
 
 
 def _write_no_more() -> None:
@@ -230,5 +247,5 @@ def _write_no_more() -> None:
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {as_called(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(status)

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     """Measures, writes, prints what stands out, and returns the exit status."""
     from rich.console import Console
 
+    from zo_fl.data import progress
     from zo_fl.host import devices, files, folder
 
     from .inspection import diagnosis, diagnosis_page
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     if folder.finished(path) is None:
         raise ConfigError(f"{path} holds no finished run; finish it, or change --workdir")
     devices.keep_programs()
+    progress.say(f"reading {path} ...")
     found = diagnosis.of(Replay(path), flags.FLAGS.rounds)
     files.write_whole(path / "diagnosis.html", diagnosis_page.page(found))
     files.write_json(path / "diagnosis.json", diagnosis_page.to_json(found))

@@ -2,9 +2,6 @@
 
     zo-fl --config=quickstart [--config.zo.lr=0.02] [--workdir=W]
 
-In a checkout, ``python -m experiments.main`` is the same, and ``python -m experiments.sweep`` is
-``zo-fl sweep``.
-
 With ``--distributed`` all processes of a Slurm, TPU pod, Open MPI or GKE job run it together;
 elsewhere ``--coordinator=HOST:PORT --num_processes=2 --process_id=0`` says who they are.
 

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     del argv
     given = flags.FLAGS
     if given.dataset is None:
-        print(prepare.available(given.data_dir))
+        print(cli.as_called(prepare.available(given.data_dir)))
         raise ConfigError("no --dataset given; nothing was prepared")
     print(prepare.prepare(given.dataset, given.data_dir, given.source))
     if given.verify:

@@ -130,6 +130,22 @@ def test_an_unknown_config_names_the_nearest():
         config.load("quikstart")
 
 
+@pytest.mark.parametrize(
+    "given, meant",
+    (
+        ("zo.learning_rate", "zo.lr?"),
+        ("zo.Learning-Rate", "zo.lr?"),
+        ("learning_rate", "warmup.lr or "),
+        ("zoo.lr", "warmup.lr or "),
+        ("zo.server.name", "zo.server"),
+    ),
+)
+def test_usual_names_suggest_what_they_are_called_here(given, meant):
+    with pytest.raises(ConfigError) as error:
+        config.parse(given, "1")
+    assert f"config.{given}; did you mean config.{meant}" in str(error.value)
+
+
 def test_a_config_is_found_by_name_and_by_path_from_anywhere(tmp_path, monkeypatch):
     by_name = config.load("quickstart")
     path = config.find("quickstart").absolute()

@@ -1,5 +1,6 @@
 """The look of all figures here: sizes, colours, legends, files, and names beside marks."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Line
 from matplotlib.transforms import Bbox
@@ -97,25 +99,28 @@ def number_in(text: str) -> float:
 
 
 class Label(NamedTuple):
-    """A name beside a mark; one that is optional is left out where there is no room beside it."""
+    """A name for a mark; one that is optional stands beside it or not at all."""
 
     name: str
     size: float  # in points
     place: tuple[float, float]  # of the mark, in the units of the axes
     is_optional: bool = False
+    colour: str = INK
 
 
 _MARK = 4.0  # pixels from the middle of a mark to its edge
-_DISTANCES = (6, 14, 24, 34)  # of a name from its mark, in points
+_DISTANCES = (6, 12, 18, 26, 34, 44, 56, 70, 86, 104)  # of a name from its mark, in points
 # Directions of a name from its mark, right and up, the best first.
 _WAYS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
+_WAYS += ((1, 0.5), (-1, 0.5), (1, -0.5), (-1, -0.5), (0.5, 1), (-0.5, 1), (0.5, -1), (-0.5, -1))
 
 
 def write_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float, float]]) -> None:
     """Writes each name in the first free place, near ones first; far ones get a thin line.
 
-    A place is free if it covers no mark, no other name and not ``line``, and if the name there is
-    nearer to its own mark than to any other.
+    A place is free if a name there covers no mark, no other name and no line, and if it is nearer
+    to its own mark than to any other, or its thin line crosses none. A name without a free place is
+    left out.
 
     Args:
       axes: with their final scales, in a figure whose layout is done.
@@ -124,46 +129,55 @@ def write_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float
     """
     marks = axes.transData.transform([label.place for label in labels])
     taken = [Bbox.from_bounds(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y in marks]
-    drawn = Line(axes.transData.transform(line)) if line else None
-    for (name, size, place, is_optional), mark in zip(labels, marks, strict=True):
+    lines = [Line(axes.transData.transform(line))] if line else []
+    for i, (name, size, place, is_optional, colour) in enumerate(labels):
         text = axes.annotate(name, place, (0, 0), textcoords="offset points", fontsize=size)
-        text.set_color(INK)
+        red, green, blue = to_rgb(colour)
+        text.set_color((0.75 * red, 0.75 * green, 0.75 * blue))  # thin strokes look paler
+        text.set_in_layout(False)  # else a name at the edge would move what is placed already
+        # The thin line may cross marks where nothing else is left.
+        covered = (taken[:i] + taken[i + 1 :], taken[len(marks) :])
         distances = _DISTANCES[:1] if is_optional else _DISTANCES
-        tried = [(distance, *way) for distance in distances for way in _WAYS]
-        for distance, right, up in tried:
-            box = _moved(text, distance, right, up)
-            if _is_free(box, axes, taken, drawn) and (
-                distance > _DISTANCES[0] or _is_nearest(box, mark, marks)
-            ):
+        for others, distance, way in itertools.product(covered, distances, _WAYS):
+            box, thin = _moved(text, distance, way, marks[i])
+            is_far = distance > _DISTANCES[0]
+            if is_far:
+                is_clear = not any(thin.intersects_bbox(one, filled=False) for one in others)
+            else:
+                is_clear = _is_nearest(box, marks[i], marks)
+            if is_clear and _is_free(box, axes, taken, lines):
                 break
         else:
-            if is_optional:
-                text.remove()
-                continue
-            distance = _DISTANCES[0]
-            box = _moved(text, *tried[0])
+            text.remove()
+            continue
         taken.append(box)
-        if distance > _DISTANCES[0]:
+        if is_far:
             look = {"arrowstyle": "-", "color": FAINT, "lw": 0.6, "shrinkA": 1, "shrinkB": 3}
-            axes.annotate("", place, text.xyann, textcoords="offset points", arrowprops=look)
+            arrow = axes.annotate(
+                "", place, text.xyann, textcoords="offset points", arrowprops=look
+            )
+            arrow.set_in_layout(False)
+            lines.append(thin)
 
 
-def _moved(text, distance: float, right: int, up: int) -> Bbox:
-    """Moves a text away from its mark and returns its box there, in pixels."""
+def _moved(text, distance: float, way: tuple[float, float], mark: np.ndarray) -> tuple[Bbox, Line]:
+    """Moves a text away from its mark; returns its box and the line to it, in pixels."""
+    right, up = way
     text.set(
         position=(right * distance, up * distance),
-        horizontalalignment={1: "left", 0: "center", -1: "right"}[right],
-        verticalalignment={1: "bottom", 0: "center", -1: "top"}[up],
+        horizontalalignment={1: "left", 0: "center", -1: "right"}[np.sign(right)],
+        verticalalignment={1: "bottom", 0: "center", -1: "top"}[np.sign(up)],
     )
-    return text.get_window_extent()
+    pixels = distance * text.get_figure().dpi / 72
+    return text.get_window_extent(), Line([mark, mark + np.array(way) * pixels])
 
 
-def _is_free(box: Bbox, axes: Axes, taken: Sequence[Bbox], line: Line | None) -> bool:
+def _is_free(box: Bbox, axes: Axes, taken: Sequence[Bbox], lines: Sequence[Line]) -> bool:
     is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-    crosses = line is not None and line.intersects_bbox(box, filled=False)
+    crosses = any(line.intersects_bbox(box, filled=False) for line in lines)
     return is_inside and not crosses and not any(map(box.overlaps, taken))
 
 
 def _is_nearest(box: Bbox, mark: np.ndarray, marks: np.ndarray) -> bool:
-    middle = np.array([box.x0 + box.x1, box.y0 + box.y1]) / 2
-    return bool(np.hypot(*(mark - middle)) <= np.hypot(*(marks - middle).T).min())
+    away = lambda point: np.hypot(*np.maximum(0, np.maximum(box.min - point, point - box.max)))  # noqa: E731
+    return bool(away(mark) <= min(map(away, marks)))

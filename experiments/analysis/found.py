@@ -77,7 +77,7 @@ def command_of(sweep: SweepRuns, run: Run) -> str:
         config, changes = sweep.record["config"], dict(sweep.record.get("overrides", {}))
         changes |= of_point[run.row, run.column]["overrides"] | dict.fromkeys(_SEEDS, run.seed)
     flags = [f"--config.{field}={cli.as_text(value)}" for field, value in changes.items()]
-    return shlex.join(["zo-fl", f"--config={config}", *flags])
+    return cli.as_called(shlex.join(["zo-fl", f"--config={config}", *flags]))
 
 
 def fields_read(config: Mapping[str, Any]) -> Fields:

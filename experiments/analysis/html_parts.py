@@ -33,7 +33,6 @@ th { color: var(--soft); }
 ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; max-width: 40rem; } figure img { width: 100%; }
 .commands code { display: block; margin-top: .3rem; } .commands span { display: inline-block; }
-.run pre { max-height: 5.2rem; overflow-y: auto; } .run:target pre { max-height: none; }
 .run:target { outline: 2px solid var(--link); outline-offset: .4rem; } summary { cursor: pointer; }
 """.strip()
 

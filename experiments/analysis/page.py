@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from zo_fl.host import style
 
+from .. import cli
 from ..jobs import record
 from . import comparison, figures, found, html_parts, runs, tables, tradeoff
 from .html_parts import element
@@ -60,7 +61,7 @@ def _section(sweep: SweepRuns) -> str:
     cells = comparison.cells(sweep)
     parts = [element("h2", escape(tables.title(sweep)), id=_anchor(sweep))]
     if sweep.record["command"]:
-        parts.append(html_parts.commands([sweep.record["command"]]))
+        parts.append(html_parts.commands([cli.as_called(sweep.record["command"])]))
     for made in tables.tables_of(sweep, cells):
         parts.append(html_parts.table(made, lambda point: f"#{_anchor(sweep, point)}"))
     parts += [element("p", escape(line), class_="note") for line in tables.notes(sweep, cells)]
@@ -83,11 +84,16 @@ def _provenance(all_runs: Iterable[Run]) -> str:
         return element("p", "No run has begun yet.")
     rows = []
     for name, field in _PROVENANCE.items():
-        values = sorted({_flat(runs.dotted(one, field)) for one in known})
+        told = [runs.dotted(one, field) for one in known]
+        values = sorted({_flat(value) for value in told if value is not None})
+        if not values:  # a wheel has no commit; its version is among the versions
+            continue
         if name == "commit":
             values = [value[:12] for value in values]
         if name == "started":
             values = [" to ".join(dict.fromkeys((values[0], values[-1])))]
+        if unknown := told.count(None):
+            values.append(f"none in {unknown} of {len(known)} runs")
         rows.append([name, "; ".join(values)])
     changed = sum(bool(runs.dotted(one, "git.dirty")) for one in known)
     if changed:

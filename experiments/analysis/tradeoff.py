@@ -5,6 +5,7 @@ its largest step as compiled, and passes over single examples (a backward one co
 A point is on the front of a price if nothing cheaper is as accurate.
 """
 
+import collections
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -115,43 +116,39 @@ def front(found: Sequence[TradeOff], price: str) -> list[TradeOff]:
     return kept
 
 
-def numbered(found: Sequence[TradeOff]) -> list[tuple[int, TradeOff]]:
-    """Returns the points with their numbers in table and picture, the cheapest uplink first."""
-    return list(enumerate(sorted(found, key=lambda p: (p.uplink or 0, p.accuracy())), start=1))
-
-
 def table(found: Sequence[TradeOff]) -> TextTable:
     """Returns a line for each point, the cheapest uplink first, with marks for fronts."""
     prices = _known(found)
     on_front = {price: front(found, price) for price in prices}
     rows = []
-    for number, point in numbered(found):
+    for point in sorted(found, key=lambda p: (p.uplink or 0, p.accuracy())):
         cells = [
             _FORMATS[price](point.price(price)) + ("*" if point in on_front[price] else "")
             for price in prices
         ]
         accuracy = comparison.mean_std(point.accuracies)
-        rows.append([str(number), point.name, accuracy, str(len(point.accuracies)), *cells])
-    headers = ["#", "", "test accuracy, %", "n", *prices]
+        rows.append([point.name, accuracy, *cells, str(len(point.accuracies))])
     title = "Of one low-resource client, over the run; * = on the front"
-    return TextTable(title, headers, rows, num_names=2)
+    return TextTable(title, ["", "accuracy, %", *prices, "n"], rows)
 
 
 def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
     """Returns accuracy against each known price, fronts as lines, the paper's figures hollow.
 
-    Numbers are the table's. The first panel has all of them; the others have the numbers of their
-    fronts, and those that find a place beside their marks.
+    Points of a family have its colour, and beside them the rest of their names. The first panel
+    names all; the others name their fronts, and what finds a place beside its mark.
     """
-    prices = _known(found)
-    figure = drawing.new_figure("", 3.2 * len(prices))
-    panels = figure.subplots(len(prices), 1, squeeze=False)[:, 0]
-    families = [_family(point) for point in found]
-    colours = drawing.colours(families)
+    prices, families = _known(found), [family for _, family in _names(found)]
+    heights = [0.11 * len(found) + 2.6, *[3.2] * (len(prices) - 1)]
+    figure = drawing.new_figure("", sum(heights))
+    ratios = {"height_ratios": heights}
+    panels = figure.subplots(len(prices), 1, squeeze=False, gridspec_kw=ratios)[:, 0]
+    colours = drawing.colours([family for family in families if family]) | {"": INK}
+    of_point = [colours[family] for family in families]
     told = PAPER if with_paper else ()
     for axes, price in zip(panels, prices, strict=True):
-        _draw_panel(axes, found, told, price, colours)
-    for family in dict.fromkeys(families):
+        _draw_panel(axes, found, told, price, of_point)
+    for family in filter(None, dict.fromkeys(families)):
         panels[0].plot([], [], "o", color=colours[family], label=plain(family))
     if with_paper:
         look = drawing.PAPER | {"color": INK, "linestyle": "none"}
@@ -159,7 +156,7 @@ def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
     drawing.add_legend(figure, panels[0], "mean and standard deviation over seeds")
     figure.draw_without_rendering()  # the room for labels depends on the layout
     for axes, price in zip(panels, prices, strict=True):
-        _label(axes, price, found, told, has_all=price == prices[0])
+        _label(axes, price, found, told, of_point, has_all=price == prices[0])
     return figure
 
 
@@ -168,14 +165,14 @@ def _draw_panel(
     found: Sequence[TradeOff],
     told: Sequence[TradeOff],
     price: str,
-    colours: Mapping[str, str],
+    colours: Sequence[str],
 ) -> None:
     decorate(axes)
     axes.margins(y=0.12)
-    for point in found:
+    for point, colour in zip(found, colours, strict=True):
         if (x := point.price(price)) is not None:
             look: dict[str, Any] = {"fmt": "o", "ms": 4.5, "lw": 1, "clip_on": False}
-            look["color"] = colours[_family(point)]
+            look["color"] = colour
             axes.errorbar(x, point.accuracy(), yerr=comparison.std(point.accuracies), **look)
     kept = front(found, price)
     xs, ys = [point.price(price) for point in kept], [point.accuracy() for point in kept]
@@ -189,18 +186,22 @@ def _draw_panel(
 
 
 def _label(
-    axes: Axes, price: str, found: Sequence[TradeOff], told: Sequence[TradeOff], has_all: bool
+    axes: Axes,
+    price: str,
+    found: Sequence[TradeOff],
+    told: Sequence[TradeOff],
+    colours: Sequence[str],
+    has_all: bool,
 ) -> None:
-    """Writes the numbers of points, and the paper's names, beside their marks."""
+    """Writes the names of points beside their marks; a family's name is in the legend."""
 
     def place(point: TradeOff) -> tuple[Any, float]:
         return point.price(price), point.accuracy()
 
-    on_front = front(found, price)
-    labels = [
-        Label(str(number), 7.5, place(point), not has_all and point not in on_front)
-        for number, point in numbered(found)
-    ]
+    on_front, labels = front(found, price), []
+    for point, (name, _), colour in zip(found, _names(found), colours, strict=True):
+        is_optional = not has_all and point not in on_front
+        labels.append(Label(plain(name), 7.5, place(point), is_optional, colour))
     labels += [Label(point.name.removesuffix(" (paper)"), 8, place(point)) for point in told]
     labels = [label for label in labels if label.place[0] is not None]
     kept = [place(point) for point in on_front]
@@ -238,5 +239,19 @@ def _known(found: Sequence[TradeOff]) -> list[str]:
     return [price for price in PRICES if any(point.price(price) is not None for point in found)]
 
 
-def _family(point: TradeOff) -> str:
-    return point.name.split(",")[0]
+def _names(found: Sequence[TradeOff]) -> list[tuple[str, str]]:
+    """Returns for each point its short name and its family, "" of those that are alone.
+
+    A family is of points whose names begin alike, up to a comma; what all of them share is in its
+    name, the rest in the short names. There are as many families as colours, the largest ones.
+    """
+    parts = [point.name.split(", ") for point in found]
+    sizes = collections.Counter(first for first, *_ in parts)
+    large = [first for first, size in sizes.most_common(len(style.COLOURS) - 1) if size > 1]
+    names = []
+    for own in parts:
+        alike = [other for other in parts if other[0] == own[0] in large]
+        shared = [part for part in own if alike and all(part in other for other in alike)]
+        rest = [part for part in own if part not in shared] or own
+        names.append((", ".join(rest), ", ".join(shared)))
+    return names

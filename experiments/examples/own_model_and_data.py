@@ -30,7 +30,7 @@ def make_data(count: int = 700, seed: int = 0):
     return images.astype(np.float32), labels
 
 
-def main(workdir: str = "runs/mine", rounds: int = 20) -> float:
+def main(workdir: str = "runs/own_model", rounds: int = 20) -> float:
     """Returns the share of test images that the trained model recognises."""
     (x_train, y_train), (x_test, y_test) = make_data(), make_data(210, seed=1)
     data = zo_fl.dataset(x_train, y_train, x_test, y_test)

@@ -1,7 +1,7 @@
 """Measures what a zeroth-order phase did and could have done, on the states of a finished run."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 from zo_fl import config as configs
 from zo_fl import experiment
+from zo_fl.data import progress
 from zo_fl.engine import cohorts, keys, statistics, trees
 from zo_fl.engine.algorithm import Phase, ServerState, start
 from zo_fl.engine.fields import ConfigError
@@ -83,10 +84,12 @@ def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
     phase = scalar_phase(replay)
     chosen = _rounds(rounds, phase)
     wanted = sorted({phase.start, *(one - 1 for one in chosen), phase.end})
-    states = dict(replay.states(wanted))
+    rebuilt = replay.states(wanted)
+    states = dict(_shown("rebuilding states from the ledger", rebuilt, len(wanted)))
     first_state, end = states[phase.start], states[phase.end]
     built, passes = replay.built, phase.round.pass_equivalents * (phase.end - phase.start)
     models = [(one.params, one.model_state) for one in (first_state, end)]
+    progress.say("counting accuracy by class before and after ...")
     before, after = (by_class(built, *model) for model in models)
     first, last = (_accuracy(built, *model) for model in models)
     own = Bought(f"this phase: {phase.phase.name}", last, passes)
@@ -117,13 +120,14 @@ def scalar_phase(replay: Replay) -> ScheduledPhase:
     )
 
 
-def compare(replay: Replay, phase: ScheduledPhase, states: Iterable[ServerState]) -> list[OneRound]:
+def compare(replay: Replay, phase: ScheduledPhase, states: Sequence[ServerState]) -> list[OneRound]:
     """Compares the round that follows each of some states with the exact gradient there."""
     built, block = replay.built, replay.config[phase.phase.name]
     data, step = built.data_of(phase.phase), _jit_round(built, phase.phase)
     gradient_of, derivatives = mean_gradient(built, phase.phase, block), _derivatives(replay, phase)
     found = []
-    for before in states:
+    shown = "comparing rounds with the exact gradient"
+    for before in _shown(shown, states, len(states)):
         after, _, records = step(before, data, built.run_key)
         update, gradient = optax.tree.sub(after.params, before.params), gradient_of(before)
         inner = -float(jnp.asarray(optax.tree.vdot(update, gradient)))
@@ -234,9 +238,9 @@ def bought_otherwise(replay: Replay, phase: ScheduledPhase, first: ServerState) 
     if replay.built.task.has_statistics:
         still = _same_data(configs.changed(replay.config, {f"{name}.lr": 0.0}), replay)
         phases = [one for one in still.phases if one.name == name]
-        found.append(Bought("zero rate: statistics alone", *_run(still, phases, first)))
+        found.append(_run("zero rate: statistics alone", still, phases, first))
     head = _same_data(configs.changed(replay.config, {"algorithm": "ridge"}), replay)
-    found.append(Bought("a closed-form head of everyone", *_run(head, head.phases, first)))
+    found.append(_run("a closed-form head of everyone", head, head.phases, first))
     first_order = {"algorithm": "fedavg", "warmup.tiers": "all", "warmup.num_rounds": 1}
     first_order |= {"warmup.cohort_size": 0, "warmup.stop": "fixed"}
     built = _same_data(configs.changed(replay.config, first_order), replay)
@@ -244,23 +248,33 @@ def bought_otherwise(replay: Replay, phase: ScheduledPhase, first: ServerState) 
     affordable = int(rounds * phase.round.pass_equivalents // _passes(training))
     if affordable:
         label = f"{affordable} first-order rounds of everyone"
-        found.append(Bought(label, *_run(built, [training._replace(num_rounds=affordable)], first)))
+        found.append(_run(label, built, [training._replace(num_rounds=affordable)], first))
     return found
 
 
-def _run(built: Experiment, phases: Sequence[Phase], first: ServerState) -> tuple[float, float]:
-    """Returns the accuracy that some phases arrive at from a state, and their passes."""
+def _run(name: str, built: Experiment, phases: Sequence[Phase], first: ServerState) -> Bought:
+    """Returns what some phases, called by a name, buy from a state."""
     model, state, passes = (first.params, first.model_state), first, 0.0
-    for phase in phases:
-        if not phase.num_rounds:
-            continue
-        data, step = built.data_of(phase), _jit_round(built, phase)
-        state = start(phase, *model, int(state.round_idx), state.strategy_state)
-        for _ in range(phase.num_rounds):
-            state, _, _ = step(state, data, built.run_key)
-        model = phase.model(state, data)
-        passes += phase.num_rounds * _passes(phase)
-    return _accuracy(built, *model), passes
+    with progress.bar(f"trying {name}", sum(phase.num_rounds for phase in phases)) as advance:
+        for phase in phases:
+            if not phase.num_rounds:
+                continue
+            data, step = built.data_of(phase), _jit_round(built, phase)
+            state = start(phase, *model, int(state.round_idx), state.strategy_state)
+            for _ in range(phase.num_rounds):
+                state = jax.block_until_ready(step(state, data, built.run_key)[0])
+                advance(1)
+            model = phase.model(state, data)
+            passes += phase.num_rounds * _passes(phase)
+    return Bought(name, _accuracy(built, *model), passes)
+
+
+def _shown(description: str, items: Iterable[Any], total: int) -> Iterator[Any]:
+    """Yields the items, and shows on the screen how many of them are done."""
+    with progress.bar(description, total) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def _passes(phase: Phase) -> float:

@@ -140,6 +140,33 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monke
     assert {path.parent for path in map(Path, made)} == {Path("runs/quickstart")}
 
 
+@pytest.mark.parametrize(
+    "program, package, run, sweep",
+    (
+        ("/v/bin/zo-fl", "zo_fl.experiments", "zo-fl", "zo-fl sweep"),
+        ("report.py", "experiments", "python -m experiments.main", "python -m experiments.sweep"),
+        (
+            "x",
+            "zo_fl.experiments",
+            *(f"python -m zo_fl.experiments.{n}" for n in ("main", "sweep")),
+        ),
+    ),
+)
+def test_a_command_in_a_text_is_one_of_the_installation_that_prints_it(
+    program, package, run, sweep, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(cli, "__package__", package)
+    for recorded in ("zo-fl ", "python -m experiments.", "python -m zo_fl.experiments."):
+        assert cli.as_called(f"by {recorded}sweep --config=a") == f"by {sweep} --config=a"
+    for recorded in ("zo-fl", "zo-fl run", "python -m experiments.main"):
+        assert cli.as_called(f"{recorded} --config=a") == f"{run} --config=a"
+    with pytest.raises(SystemExit):
+        cli._fail("give a --workdir of zo-fl sweep")
+    assert capsys.readouterr().err == f"error: give a --workdir of {sweep}\n"
+    assert cli._help("    zo-fl sweep --jobs=1", []).startswith(f"    {sweep} --jobs=1")
+
+
 def test_an_encoding_without_the_signs_of_tables_replaces_them(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", out)

@@ -1,5 +1,7 @@
 """What is said of a zeroth-order phase is what a direct computation says."""
 
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -33,8 +35,28 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(path):
-    return diagnosis.of(Replay(path))
+def diagnosed(path):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        return diagnosis.of(Replay(path)), said
+
+
+@pytest.fixture(scope="module")
+def found(diagnosed):
+    return diagnosed[0]
+
+
+@pytest.mark.slow
+def test_every_step_is_a_line(diagnosed):
+    found, said = diagnosed
+    tried = [f"trying {one.name} ..." for one in found.bought[1:]]
+    steps = [line for line in said.getvalue().splitlines() if line.endswith(" ...")]
+    assert steps[-len(tried) :] == tried
+    assert [line.split()[0] for line in steps[: -len(tried)]] == [
+        "rebuilding",
+        "counting",
+        "comparing",
+    ]
 
 
 def test_scalars_are_as_many_derivatives_as_their_estimator_says():

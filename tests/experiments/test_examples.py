@@ -1,5 +1,8 @@
 """The files that users copy run."""
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from zo_fl.zo.estimators import ESTIMATORS
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 FAST = {"run.num_devices": 1, "data.name": "synthetic", "model.name": "mlp", "model.norm": "none"}
 
 
@@ -22,6 +26,14 @@ FAST = {"run.num_devices": 1, "data.name": "synthetic", "model.name": "mlp", "mo
 def known(monkeypatch):
     monkeypatch.setitem(METHODS, "fedprox", own_algorithm.METHOD)
     monkeypatch.setitem(ESTIMATORS, "five_point", own_estimator.five_point)
+
+
+def test_examples_readme_and_notebook_write_to_folders_of_their_own():
+    """So that one may be tried after the other."""
+    paths = [*(ROOT / "experiments" / "examples").glob("own_*.py"), ROOT / "README.md"]
+    paths.append(ROOT / "experiments" / "colab.ipynb")
+    folders = [set(re.findall(r'"(runs/\w+)\\?"', path.read_text())) for path in paths]
+    assert all(folders) and len(set.union(*folders)) == sum(map(len, folders))
 
 
 def test_own_model_and_data(tmp_path):

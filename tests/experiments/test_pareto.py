@@ -1,5 +1,9 @@
 """Accuracy against the prices of a low-resource client: the front, its memory, the files."""
 
+import itertools
+import json
+from pathlib import Path
+
 import pytest
 
 from experiments.analysis import found, tradeoff
@@ -8,6 +12,7 @@ from experiments.inspection import client_step
 from tests import tiny
 from zo_fl import api
 
+ROOT = Path(__file__).parents[2]
 POINTS = [
     TradeOff("a, k = 1", [50.0, 52.0], 100, 1e6, 10),
     TradeOff("a, k = 2", [60.0], 1000, 2e6, 10),
@@ -22,8 +27,25 @@ def test_a_point_is_on_the_front_if_nothing_cheaper_is_as_accurate():
     assert names("memory") == ["c", "a, k = 1", "a, k = 2"]
     assert names("passes") == ["c", "b", "a, k = 2"]
     table = tradeoff.table(POINTS)
-    assert [row[1] for row in table.rows] == ["c", "a, k = 1", "a, k = 2", "b"]
-    assert table.rows[1][2:5] == ["51.0(1.4)", "2", "100 B*"] and table.rows[3][5] == "–"
+    assert [row[0] for row in table.rows] == ["c", "a, k = 1", "a, k = 2", "b"]
+    assert table.rows[1][:3] == ["a, k = 1", "51.0(1.4)", "100 B*"] and table.rows[3][3] == "–"
+
+
+def test_a_point_has_the_rest_of_its_name_in_the_colour_of_its_family_and_names_never_meet():
+    content = json.loads((ROOT / "experiments" / "results" / "forward_only.json").read_text())
+    points, with_paper = tradeoff.from_json(content)
+    figure = tradeoff.draw(points, with_paper)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+        assert all(axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max) for box in boxes)
+    names = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+    assert len(names) == len(points) + len(tradeoff.PAPER)
+    assert {"6,656 features, 8 steps", "64 directions, int4", "ZOWarmUp"} <= set(names)
+    families = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert families >= {"Class means", "Conjugate gradients, float16", "Ridge", "High tier alone"}
+    assert tradeoff._names([*POINTS, POINTS[0]._replace(name="a")])[-2:] == [("c", ""), ("a", "a")]
 
 
 @pytest.mark.slow

@@ -67,9 +67,27 @@ def test_everything_is_escaped_and_every_row_is_there(text):
 def test_commands_costs_configs_and_provenance_are_there(text):
     seen = Page(text)
     costs = ("1.50 MB", "2.50 MB", "1,234", "1:01")
-    for part in ("zo-fl sweep --sweep=<s>", *costs, '"partition_seed": 0', "abcdef012345"):
+    for part in (
+        "python -m experiments.sweep --sweep=<s>",
+        *costs,
+        '"partition_seed": 0',
+        "abcdef012345",
+    ):
         assert part in seen.text, part
     assert "--config.seed=2 --config.data.partition_seed=2" in seen.text
     assert {"#hostile--0", "#hostile--1"} <= set(seen.links)
     assert "Missing: 1 of 6" in seen.text and "torn" in seen.text
     assert "10/90, seed 2: summary.json is damaged" in seen.text
+    assert "max-height" not in text  # of a box of commands every line is in sight
+
+
+@pytest.mark.parametrize("others", (0, 2))
+def test_code_that_is_no_checkout_has_a_version_and_no_commit(others, tmp_path, monkeypatch):
+    fake_sweeps.make(tmp_path, name="a", rows=("x",), seeds=range(others))
+    monkeypatch.setitem(fake_sweeps.PROVENANCE, "git", None)
+    monkeypatch.setitem(fake_sweeps.PROVENANCE, "versions", {"zo_fl": "0.2"})
+    fake_sweeps.make(tmp_path, name="b", rows=("x",), seeds=(0,))
+    seen = Page(report.of(found.read(tmp_path), tmp_path))
+    assert "None" not in seen.text.partition("started")[0] and "zo_fl 0.2" in seen.text
+    assert ("commit" in seen.text) == ("commit abcdef012345; none in 1 of 3 runs" in seen.text)
+    assert ("commit" in seen.text) == bool(others)

@@ -132,13 +132,16 @@ def near(name: str, known: Iterable[str]) -> list[str]:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """Returns the message for a field that does not exist, with up to three that are like it."""
+    """Returns the message for a field that does not exist, with some that are like it."""
     known = list(known)
-    block = name.rpartition(".")[0]
-    *_, field = name.split(".")
-    usual = name.removesuffix(field) + _USUAL.get(field, "")
+    block, _, field = name.rpartition(".")
+    usual = field.lower().replace("-", "_")
+    usual = _USUAL.get(usual, usual)
+    own = f"{block}.{usual}" if block else usual
+    has_block = any(other.startswith(block.split(".")[0] + ".") for other in known)
+    alike = [other for other in known if other.endswith(f".{usual}") and not has_block]
     siblings = [other for other in known if other.rpartition(".")[0] == block]
-    shown = [usual] if usual in known else near(name, known) or siblings[:6]
+    shown = [own] if own in known else alike[:6] or near(name, known) or siblings[:6]
     hint = f"did you mean {' or '.join(f'config.{other}' for other in shown)}?" if shown else ""
     return f"unknown field config.{name}; {hint or 'zo-fl configs --all lists them all'}"
 
