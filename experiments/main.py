@@ -48,6 +48,7 @@ COMMANDS = {
     "prepare_data": "prepares a data set",
     "replay": "rebuilds a run's model from its scalars",
     "diagnose": "says what a run's zeroth-order phase did, and why",
+    "completion": "prints what makes a shell complete all of this",
 }
 
 

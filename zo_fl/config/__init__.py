@@ -189,6 +189,12 @@ def folder() -> Path:
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
 
+def names(within: str = "") -> list[str]:
+    """Returns the names of the configs that come along; ``within`` is a folder of them."""
+    files = (path.stem for path in (folder() / within).glob("*.py"))
+    return sorted(name for name in files if name not in ("__init__", "base", "common"))
+
+
 def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
     """Returns the path of a file that is given by name or by path.
 
@@ -207,9 +213,9 @@ def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
     is_ours = path.suffix in ("", ".py") and path.parent.parts[-1:] in ((), (known.name,))
     if is_ours and (known / f"{path.stem}.py").is_file():
         return known / f"{path.stem}.py"
-    names = sorted(p.stem for p in known.glob("*.py") if p.stem not in ("__init__", "base"))
-    near = check.near(path.stem, names)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+    near = check.near(path.stem, names(within))
+    hint = " or ".join(near)
+    hint = f"did you mean {hint}?" if near else f"there are: {', '.join(names(within))}"
     raise ConfigError(f"no {kind} file {str(name)!r}; {hint}; change --{kind}")
 
 
