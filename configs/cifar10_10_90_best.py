@@ -11,7 +11,7 @@ low-resource client that takes, by ``python -m experiments.costs``:
     memory              95.4 MB, 4 images at once          52.5 MB, 4 at once
 
 On the quickstart's clients the same exchange gains 10.7 points over the warm-up (95 % interval 7.7
-to 13.7, ten seeds; README, "Scalars that go further") where scalars as printed gain 4.5; on
+to 13.7, ten seeds; docs/results/scalars.md) where scalars as printed gain 4.5; on
 ResNet18 it has not been run. Closed-form heads gain more for fewer bytes
 (``cifar10_10_90_forward.py``); this is what scalars buy.
 

@@ -3,7 +3,7 @@
 No client trains: the five high-resource ones send second moments of their image patches and 832 of
 these, which become convolution kernels; then every client makes one forward pass over its examples
 and sends sums over 6,656 features in float16, 45 MB once: what a high-resource client uploads in
-*one* round of ResNet18. The README's table has what fewer features and fewer bytes reach.
+*one* round of ResNet18. docs/results/forward_only.md has what fewer reach.
 
     python -m experiments.main --config=configs/cifar10_10_90_forward.py
 """

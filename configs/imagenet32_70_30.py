@@ -1,9 +1,9 @@
 """Table 2, ImageNet32, 70/30: ZOWarmUp 38.8(1.1) %, High Res Only 36.4(0.3) % (5 seeds, mean(std)).
 
 50 clients, 35 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
-rounds. On 2 CPU cores a client's round takes a minute (README, "How long"): meant for a GPU or TPU.
+rounds. On 2 CPU cores a client's round takes a minute (docs/results/paper.md): meant for a GPU or TPU.
 
-The data set is 3.5 GB and has to be prepared by TFDS beforehand (README, "Data").
+The data set is 3.5 GB and has to be prepared by TFDS beforehand (docs/guides/data.md).
 
     python -m experiments.main --config=configs/imagenet32_70_30.py
 

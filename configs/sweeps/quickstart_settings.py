@@ -1,7 +1,7 @@
 """The quickstart's settings, by the validation clients' accuracy alone.
 
 Warm-ups that differ, then scalars for the whitened last layer: how many a round, along how many
-principal directions, at which rate. Five seeds that no result of the README uses.
+principal directions, at which rate. Five seeds that no result uses.
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/quickstart_settings.py --first_seed=100 --seeds=5 --workdir=R

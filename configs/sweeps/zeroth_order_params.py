@@ -2,8 +2,8 @@
 
 All send the same scalars. Fewer coordinates bear larger rates. Validation accuracy is shown, by
 which to choose a rate before looking at the test accuracy of the same runs. Expect little: on
-ten seeds of the quickstart no row, each at its best rate, gains more than all parameters (README;
-the row "A layer at a time" there is of commit 4ea9af5).
+ten seeds of the quickstart no row, each at its best rate, gains more than all parameters
+(docs/results/scalars.md; the row "A layer at a time" there is of commit 4ea9af5).
 
     python -m experiments.sweep --config=configs/quickstart.py \
         --sweep=configs/sweeps/zeroth_order_params.py --seeds=10 --workdir=R

@@ -13,7 +13,7 @@ send fewer bytes a number: correlations within [-1, 1] and one deviation a featu
 not send the columns of its absent classes.
 
 What leaks: a client's class counts and sums. Secure aggregation hides sums; it needs all columns,
-see ``README.md``. ``bound`` and ``noise`` hide single examples (``wrap.privacy``): a feature vector
+see docs/guides/robustness.md. ``bound`` and ``noise`` hide single examples (``wrap.privacy``): a feature vector
 has a length of bound at most, so an example moves each part of (G / bound^2, B / bound, n) by 1 at
 most, and all of them by sqrt(3). Each client adds its share of the noise, noise / sqrt(cohort), as
 under secure aggregation, where the server sees only the sum; a client that drops out takes its
