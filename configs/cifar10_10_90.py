@@ -1,7 +1,7 @@
 """Table 2, CIFAR-10, 10/90: ZOWarmUp 54.3(4.8) %, High Res Only 44.3(6.0) % (5 seeds, mean(std)).
 
 50 clients, 5 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
-rounds. On 2 CPU cores a client's round takes a minute (docs/results/paper.md): meant for a GPU or TPU.
+rounds. Meant for a GPU or TPU: on 2 CPU cores a client's round takes a minute (docs/results/paper).
 
     python -m experiments.main --config=configs/cifar10_10_90.py
 

@@ -1,7 +1,7 @@
 """Table 2, CIFAR-10, 30/70: ZOWarmUp 72.4(2.5) %, High Res Only 65.6(3.6) % (5 seeds, mean(std)).
 
 50 clients, 15 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
-rounds. On 2 CPU cores a client's round takes a minute (docs/results/paper.md): meant for a GPU or TPU.
+rounds. Meant for a GPU or TPU: on 2 CPU cores a client's round takes a minute (docs/results/paper).
 
     python -m experiments.main --config=configs/cifar10_30_70.py
 

@@ -1,7 +1,7 @@
 """Table 2, CIFAR-10, 70/30: ZOWarmUp 82.3(0.8) %, High Res Only 78.6(0.6) % (5 seeds, mean(std)).
 
 50 clients, 35 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
-rounds. On 2 CPU cores a client's round takes a minute (docs/results/paper.md): meant for a GPU or TPU.
+rounds. Meant for a GPU or TPU: on 2 CPU cores a client's round takes a minute (docs/results/paper).
 
     python -m experiments.main --config=configs/cifar10_70_30.py
 

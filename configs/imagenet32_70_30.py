@@ -1,7 +1,7 @@
 """Table 2, ImageNet32, 70/30: ZOWarmUp 38.8(1.1) %, High Res Only 36.4(0.3) % (5 seeds, mean(std)).
 
 50 clients, 35 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
-rounds. On 2 CPU cores a client's round takes a minute (docs/results/paper.md): meant for a GPU or TPU.
+rounds. Meant for a GPU or TPU: on 2 CPU cores a client's round takes a minute (docs/results/paper).
 
 The data set is 3.5 GB and has to be prepared by TFDS beforehand (docs/guides/data.md).
 

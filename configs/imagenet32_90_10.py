@@ -1,7 +1,7 @@
 """Table 2, ImageNet32, 90/10: ZOWarmUp 41.5(1.6) %, High Res Only 39.9(0.2) % (5 seeds, mean(std)).
 
 50 clients, 45 of them high-resource; ResNet18 with BatchNorm; 200 warm-up and 300 zeroth-order
-rounds. On 2 CPU cores a client's round takes a minute (docs/results/paper.md): meant for a GPU or TPU.
+rounds. Meant for a GPU or TPU: on 2 CPU cores a client's round takes a minute (docs/results/paper).
 
 The data set is 3.5 GB and has to be prepared by TFDS beforehand (docs/guides/data.md).
 

@@ -12,12 +12,12 @@ With ``sketch = k`` clients send sums of k numbers an example instead of d. With
 send fewer bytes a number: correlations within [-1, 1] and one deviation a feature. A client does
 not send the columns of its absent classes.
 
-What leaks: a client's class counts and sums. Secure aggregation hides sums; it needs all columns,
-see docs/guides/robustness.md. ``bound`` and ``noise`` hide single examples (``wrap.privacy``): a feature vector
-has a length of bound at most, so an example moves each part of (G / bound^2, B / bound, n) by 1 at
-most, and all of them by sqrt(3). Each client adds its share of the noise, noise / sqrt(cohort), as
-under secure aggregation, where the server sees only the sum; a client that drops out takes its
-share along.
+What leaks: a client's class counts and sums. Secure aggregation hides sums; it needs all columns
+(docs/guides/robustness). ``bound`` and ``noise`` hide single examples (``wrap.privacy``): a feature
+vector has a length of bound at most, so an example moves each part of (G / bound^2, B / bound, n)
+by 1 at most, and all of them by sqrt(3). Each client adds its share of the noise, noise /
+sqrt(cohort), as under secure aggregation, where the server sees only the sum; a client that drops
+out takes its share along.
 
 Sources: AFL (arXiv 2405.16240), Fed3R (2406.01116).
 """
