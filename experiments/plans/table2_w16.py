@@ -62,7 +62,7 @@ def images(config: Any) -> Sweep:
     """Returns 30 zeroth-order rounds that look at part or at all of a client's images."""
     rows = {
         name: {"algorithm": "zowarmup", "zo.num_rounds": 30, "zo.batch_size": size}
-        for name, size in (("128 images", 128), ("All images", 0))
+        for name, size in (("128 images", 128), ("All images", "all"))
     }
     return _sweep("10/90", "Images a zeroth-order round", rows)
 
