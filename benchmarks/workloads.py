@@ -139,7 +139,7 @@ def set_up(workload: Workload, changes: Mapping[str, Any]) -> tuple[Experiment, 
     config[block].update({**workload.changes, "num_rounds": 1})
     config.run.rounds_per_jit = workload.rounds
     resolved = configs.resolve(configs.changed(configs.resolve(config), changes))
-    engine = make_engine(resolved["run"])
+    engine = make_engine(configs.plain(resolved)["run"])
     federation = _random_federation(workload)
     return experiment.assemble(resolved, federation, engine), resolved
 

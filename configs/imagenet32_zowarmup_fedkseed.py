@@ -16,6 +16,6 @@ def get_config() -> ConfigDict:
     """Returns the config."""
     config = load("imagenet32_10_90")
     config.algorithm = "fedavg+fedkseed"
-    config.fedkseed.update(num_rounds=300, local_steps=1, batch_size=0)
+    config.fedkseed.update(num_rounds=300, local_steps=1, batch_size="all")
     config.fedkseed.update(num_directions=3, lr=config.zo.lr * config.zo.tau**2)
     return config

@@ -145,7 +145,7 @@ def _check(path: Path, config: "ConfigDict", job: "Job") -> None:
     if content is None:
         return
     now = configs.identity(configs.changed(config.to_dict(), job.overrides))
-    then = configs.flatten(content["config"]["config"])
+    then = configs.flatten(configs.named(content["config"]["config"]))
     for field, value in files.as_json(now).items():
         if not field.startswith("run.") and then.get(field, value) != value:
             raise ConfigError(

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         table.add_section()
         for field, declared in check.flat({name: shown[name]}).items():
             value = str(values[field])
-            changed = f"[bold]{value}[/] *" if values[field] != declared.default else value
+            changed = f"[bold]{value}[/] *" if values[field] != declared.usual else value
             table.add_row(field, changed, check.allowed(declared), declared.meaning)
     console = Console(highlight=False)
     if console.is_terminal:

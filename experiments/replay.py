@@ -16,7 +16,7 @@ from . import cli
 def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_integer("round", 0, "Number of rounds done; 0 = all of them.", lower_bound=0)
+    flags.DEFINE_integer("round", None, "Number of rounds done. Default: all.", lower_bound=1)
     flags.DEFINE_bool("verify", False, "Compare with the run's own parameters.")
 
 

@@ -32,6 +32,8 @@ def wrong_values(field):
         if isinstance(default, int):
             yield 2.5
         yield from (bound for bound in (field.above, field.below) if bound is not None)
+        if field.zero:
+            yield from (0, "0", field.zero.upper())
         if field.at_most is not None:
             yield field.at_most + 1
 
@@ -54,8 +56,7 @@ def changed_default(name, value):
     *above, last = name.split(".")
     for part in above:
         node = node[part]
-    with node.ignore_type():
-        node[last] = value
+    node[last] = value
     return made
 
 
@@ -77,6 +78,26 @@ def test_a_wrong_value_is_one_line_that_names_the_field_and_what_is_allowed(bloc
             refused(name, lambda text, name=name: config.parse(name, text), str(value))
         if not (value is True and isinstance(field.default, float)):  # a ConfigDict makes 1.0 of it
             refused(name, config.resolve, changed_default(name, value))
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.zero])
+def test_what_is_no_quantity_has_a_name_and_0_is_refused_with_it(name):
+    field, number = FIELDS[name], config.parse(name, "10")
+    assert (number, type(number)) == (10, type(field.default))
+    assert config.parse(name, field.zero) == field.zero
+    for value in (field.zero, number):
+        for given in (nested(name, value), changed_default(name, value)):
+            assert config.flatten(config.resolve(given))[name] == value
+    with pytest.raises(ConfigError, match=f"=0.* or {field.zero}, which 0 meant before"):
+        config.parse(name, "0")
+
+
+def test_what_had_0_for_a_name_in_an_earlier_version_is_the_same_run():
+    saved = config.resolve(tiny.config("zowarmup"))
+    earlier = config.plain(saved)
+    assert earlier["zo"]["batch_size"] == 0 and earlier["zo"]["bound"] == 0.0
+    assert config.identity(earlier) == config.identity(saved)
+    assert config.named(earlier) == saved
 
 
 def test_a_run_of_a_wrong_config_writes_nothing(tmp_path):

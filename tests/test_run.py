@@ -110,6 +110,15 @@ def test_every_round_has_a_row_and_evaluated_ones_have_accuracies(finished):
     assert all(row["train_loss"] > 0 and row["update_norm"] > 0 for row in rows)
 
 
+def test_the_summary_says_what_the_program_chose(tmp_path):
+    layout = {"run__num_devices": 1, "run__clients_per_vmap": 2}
+    chosen = run(tmp_path / "a", "zo", zo__eps="auto", **layout)["chosen"]
+    assert chosen == {"zo": {"eps": 1e-5, "microbatch": 90}}
+    layout["run__clients_per_vmap"] = "auto"
+    chosen = run(tmp_path / "b", "zo", zo__eps=1e-3, zo__microbatch=9, **layout)["chosen"]
+    assert chosen == {"zo": {"clients_per_vmap": 1}}
+
+
 def test_the_summary_agrees_with_the_rows(finished):
     path, summary = finished
     rows = rows_of(path)

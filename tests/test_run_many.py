@@ -181,7 +181,7 @@ def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed
     [
         ("zo.num_directions", (1, 3), "config.zo.num_directions=1, 3: runs that differ in it"),
         ("data.alpha", (0.1, 1.0), "runs that differ in it cannot be one program; allowed: the"),
-        ("zo.eps", (0.0, 1e-3), "config.zo.eps=0 lets the program choose"),
+        ("zo.eps", ("auto", 1e-3), "config.zo.eps=auto lets the program choose"),
         ("zo.lr", (1e-3, 1e-3), "no two alike"),
         ("model.name", ("mlp", "cnn"), "config.model.name=mlp, cnn: runs that differ in it"),
         ("zo.lr", (), "no values"),

@@ -26,7 +26,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "fedzo": dict(local_steps=2, num_directions=2, radius=0.4),
     "baffle": dict(num_directions=4, lr=1e-3),
     "mezo": {},
-    "ridge_cg": dict(check_every=0, calibrate=False),
+    "ridge_cg": dict(check_every="none", calibrate=False),
     "head_sgd": {},
     "head_zo": dict(sketch=4),
 }
@@ -45,11 +45,10 @@ def config(algorithm="zowarmup", **overrides):
     config.run.update(num_devices=1, rounds_per_jit=2, eval_every=2, checkpoint_every=2)
     for name, value in overrides.items():
         block, _, field = name.partition("__")
-        with config.ignore_type():
-            if field:
-                config[block][field] = value
-            else:
-                config[block] = value
+        if field:
+            config[block][field] = value
+        else:
+            config[block] = value
     if config.model.name != "mlp":
         config.model.width = overrides.get("model__width", 1.0)
     return config.to_dict()

@@ -94,7 +94,7 @@ def run(
         raise ConfigError("--shared is for runs of one process each; leave it out")
     said = None
     if model is not None:
-        data = dataset or federated.load(**resolved["data"]).dataset
+        data = dataset or federated.load(**configs.plain(resolved)["data"]).dataset
         said = own_model.identity(model, data)
     summary = finished(resolved, path, said)
     if summary is not None:
@@ -172,7 +172,8 @@ def execute(
     if not quiet:
         print(format_summary(built.federation.summary), flush=True)
     compiled = Compiled(built, options, shared, tuple(runs.values()))
-    folders = [RunFolder(path, clock, title(resolved)) for path, resolved in runs.items()]
+    chosen = compiled.chosen()
+    folders = [RunFolder(path, clock, title(one), chosen) for path, one in runs.items()]
     alive, summaries = dict(enumerate(folders)), {}
     with deferred_signals() as interrupted:
         position, state = _resume(compiled, folders, donor)

@@ -184,6 +184,18 @@ class Compiled:
         engine = self._built.engine
         return engine if self._together else engine.of(phase.groups)
 
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """Returns, of each phase, the values that the config leaves to the program, as JSON."""
+        found = {}
+        for phase in (scheduled.phase for scheduled in self.planned.phases):
+            engine, groups = self._engine_of(phase), phase.groups
+            examples = self._built.data_of(phase).client_indices.shape[1]
+            at_once = [engine.chunk_size(g.client, g.cohort_size, examples) for g in groups]
+            layout = {"num_devices": engine.mesh.size, "clients_per_vmap": max(at_once)}
+            of_run = {name: n for name, n in layout.items() if self.options[name] == "auto"}
+            found[phase.name] = of_run | {k: v for g in groups for k, v in g.chosen.items()}
+        return {name: values for name, values in found.items() if values}
+
     def take(self, tree: PyTree, i: int) -> PyTree:
         """Returns the part of run ``i`` in states, metrics or models of all runs."""
         return jax.tree.map(lambda leaf: leaf[i], tree) if self._together else tree

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from zo_fl import config as configs
 from zo_fl import methods, models, own_model
 from zo_fl.data import federated
 from zo_fl.engine import image_task, keys
@@ -71,6 +72,7 @@ def build(
             f"config.faults.nan={config['faults']['nan']} makes NaN on purpose, JAX_DEBUG_NANS "
             "stops at them; allowed: one of the two"
         )
+    config = configs.plain(config)
     engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
     return assemble(config, federated.load(**config["data"], dataset=dataset), engine, model=model)
 
@@ -82,6 +84,7 @@ def assemble(
     model: nn.Module | None = None,
 ) -> Experiment:
     """Returns the experiment of a resolved config on any federation, see ``build``."""
+    config = configs.plain(config)
     dataset = federation.dataset
 
     def make_task(share: float) -> Task:

@@ -84,7 +84,9 @@ METHODS: dict[str, Method] = {
         ("ridge_cg",),
         ridge_cg.BLOCKS,
         extendable=never,
-        alone=lambda config: bool(config["ridge_cg"]["check_every"] or config["ridge_cg"]["cache"]),
+        alone=lambda config: (
+            config["ridge_cg"]["check_every"] != "none" or config["ridge_cg"]["cache"]
+        ),
     ),
     "head_sgd": Method(
         head_sgd.phases,

@@ -129,6 +129,6 @@ def _check(built: Experiment) -> None:
     if stopped:
         raise ConfigError(
             f"{stopped[0]} ends when it has done what it can, at another round for each of several "
-            "runs; let it have all its rounds (check_every=0, or stop='fixed'), or leave out "
+            "runs; let it have all its rounds (check_every='none', or stop='fixed'), or leave out "
             "--vmap_seeds and --vmap_values"
         )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from zo_fl import config as configs
 from zo_fl import models
 from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
@@ -146,7 +147,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     )
     if saved is None or facts is None or summary is None:
         raise ConfigError(f"{path} holds no finished run with a model; finish it, or run it again")
-    config = saved["config"]
+    config = configs.named(saved["config"])
     if model is None and facts["own"] is not None:
         model = _import(facts["own"], path)
     if model is None:

@@ -39,5 +39,6 @@ def _adam_lr(config: ConfigDict) -> float:
     Adam's is lr * sqrt(d); SGD's lr * tau^2 * |grad| * sqrt(d / (S * cohort)), with |grad| = 1.
     """
     zo = config.zo
-    probes = zo.num_directions * (zo.cohort_size or config.data.num_clients)
+    cohort = config.data.num_clients if zo.cohort_size == "all" else zo.cohort_size
+    probes = zo.num_directions * cohort
     return float(f"{zo.lr * zo.tau**2 / math.sqrt(probes):.0e}")

@@ -30,8 +30,8 @@ def get_sweep(config: ConfigDict) -> Sweep:
     for k, encoding in MEANS:
         if k <= 8 * medium:
             rows[f"Class means, {k} directions, {encoding}"] = _means(medium, k, encoding)
-    rows[f"Class means, {8 * medium:,} features, int8"] = _means(medium, 0, "int8")
-    rows[f"Class means, {8 * medium:,} features"] = _means(medium, 0, "float32")
+    rows[f"Class means, {8 * medium:,} features, int8"] = _means(medium, "all", "int8")
+    rows[f"Class means, {8 * medium:,} features"] = _means(medium, "all", "float32")
     for count in STEPS:
         name = f"Conjugate gradients, {8 * medium:,} features, {count} steps, float16"
         rows[name] = _conjugate(medium, count)
@@ -62,7 +62,7 @@ def _conjugate(kernels: int, count: int) -> dict[str, Any]:
         "algorithm": "patches+ridge_cg",
         "model.kernels": kernels,
         "ridge_cg.num_rounds": count,
-        "ridge_cg.check_every": 0,
+        "ridge_cg.check_every": "none",
         "ridge_cg.encoding": "float16",
         "ridge_cg.cache": True,
         "ridge_cg.microbatch": 2,
@@ -70,7 +70,7 @@ def _conjugate(kernels: int, count: int) -> dict[str, Any]:
     }
 
 
-def _means(kernels: int, directions: int, encoding: str) -> dict[str, Any]:
+def _means(kernels: int, directions: int | str, encoding: str) -> dict[str, Any]:
     return {
         "algorithm": "patches+gaussian_head",
         "model.kernels": kernels,

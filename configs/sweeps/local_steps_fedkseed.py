@@ -20,7 +20,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
     """Returns a row a number of steps, one column: the config's split."""
     column = sweeps.split_name(config.data.high_fraction)
     base = {"algorithm": "fedavg+fedkseed", "fedkseed.num_rounds": config.zo.num_rounds}
-    one = {"fedkseed.local_steps": 1, "fedkseed.batch_size": 0}
+    one = {"fedkseed.local_steps": 1, "fedkseed.batch_size": "all"}
     rate = sweeps.rate_of_equal_norm(config.fedkseed.lr, steps=(MANY, 1))
     points = [
         Point(f"{MANY} local steps", column, base | {"fedkseed.local_steps": MANY}),

@@ -59,7 +59,7 @@ def one_step_of_fedkseed(config: ConfigDict) -> dict[str, Any]:
     """
     return {
         "fedkseed.local_steps": 1,
-        "fedkseed.batch_size": 0,
+        "fedkseed.batch_size": "all",
         "fedkseed.num_directions": config.zo.num_directions,
         "fedkseed.lr": config.zo.lr * config.zo.tau**2,
     }

@@ -33,8 +33,9 @@ def get_sweep(config: ConfigDict) -> Sweep:
     }
     points = []
     for row, (block, fields, times) in rows.items():
-        bounded = fields | {f"{block}.bound": config[block].bound or BOUNDS[block]}
-        unbounded = fields | {f"{block}.bound": 0.0}
+        bound = config[block].bound
+        bounded = fields | {f"{block}.bound": BOUNDS[block] if bound == "none" else bound}
+        unbounded = fields | {f"{block}.bound": "none"}
         points += [Point(row, "no bound", unbounded), Point(row, "no noise", bounded)]
         for epsilon, noise in NOISE.items():
             noisy = bounded | {f"{block}.noise": round(noise * math.sqrt(times), 4)}

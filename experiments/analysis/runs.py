@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zo_fl import config as configs
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.units import is_number
 
@@ -85,7 +86,7 @@ def read_run(folder: Path, row: str, column: str, seed: int | str) -> Run:
         state,
         problem,
         summary or {},
-        _block(config, "config"),
+        configs.named(_block(config, "config")),
         _block(config, "provenance"),
         num_classes if isinstance(num_classes, int) and num_classes > 0 else None,
     )

@@ -23,7 +23,7 @@ STEPS, FACTORS = (1.0, -1.0, 2.0, -2.0), (4 / 3, -4 / 3, -1 / 6, 1 / 6)
 def five_point(add_direction, *, eps, num_directions: int, bound: float = 0.0) -> Estimator:
     """Returns the estimator."""
     if bound:
-        raise FieldError("bound", f"={bound:g}: five_point bounds no examples; allowed: 0")
+        raise FieldError("bound", f"={bound:g}: five_point bounds no examples; allowed: none")
 
     def estimate(losses, weights, params, keys):
         def one(key):

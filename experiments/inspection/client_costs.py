@@ -7,6 +7,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from zo_fl import config as configs
 from zo_fl import experiment, models
 from zo_fl.engine.algorithm import Group, Phase
 from zo_fl.experiment import Experiment
@@ -72,7 +73,7 @@ def _formulas(
         batch, floats = config["warmup"]["batch_size"], sizes.total
         sent = received = 4 * num_params
     elif phase.name == "zo":
-        batch = config["zo"]["microbatch"] or built.data.client_indices.shape[1]
+        batch = configs.plain(config)["zo"]["microbatch"] or built.data.client_indices.shape[1]
         floats, sent = sizes.largest, 4 * config["zo"]["num_directions"]
         received = sent * group.cohort_size
     else:

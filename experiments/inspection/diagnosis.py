@@ -15,12 +15,12 @@ from zo_fl.data import progress
 from zo_fl.engine import cohorts, keys, statistics, trees
 from zo_fl.engine.algorithm import Phase, ServerState, start
 from zo_fl.engine.fields import ConfigError
-from zo_fl.engine.precision import best_eps
 from zo_fl.engine.round import make_algorithm
 from zo_fl.engine.types import ModelState, Params
 from zo_fl.experiment import Experiment
 from zo_fl.host import evaluate
 from zo_fl.host.schedule import ScheduledPhase
+from zo_fl.zo.client import scale
 from zo_fl.zo.estimators import ESTIMATORS
 
 from .states import Replay
@@ -155,13 +155,13 @@ def compare(replay: Replay, phase: ScheduledPhase, states: Sequence[ServerState]
 
 def _derivatives(replay: Replay, phase: ScheduledPhase):
     """Returns ``(state, sent f64[n]) -> spread of the exact derivatives, error of sent``."""
-    name, block = phase.phase.name, replay.config[phase.phase.name]
+    name, block = phase.phase.name, configs.plain(replay.config)[phase.phase.name]
     if "estimator" not in block:
         return lambda state, sent: (math.nan, math.nan)
     built = _same_data(configs.changed(replay.config, {f"{name}.estimator": "jvp"}), replay)
     (by_jvp,) = [one for one in built.phases if one.name == name]
     data, step = replay.built.data_of(phase.phase), _jit_round(built, by_jvp)
-    size = scalar_of_slope_one(block["estimator"], block["eps"] or best_eps(block["precision"]))
+    size = scalar_of_slope_one(block["estimator"], scale(block))
 
     def measure(state: ServerState, sent: np.ndarray) -> tuple[float, float]:
         exact = _valid(step(state, data, built.run_key)[2])
@@ -242,7 +242,7 @@ def bought_otherwise(replay: Replay, phase: ScheduledPhase, first: ServerState) 
     head = _same_data(configs.changed(replay.config, {"algorithm": "ridge"}), replay)
     found.append(_run("a closed-form head of everyone", head, head.phases, first))
     first_order = {"algorithm": "fedavg", "warmup.tiers": "all", "warmup.num_rounds": 1}
-    first_order |= {"warmup.cohort_size": 0, "warmup.stop": "fixed"}
+    first_order |= {"warmup.cohort_size": "all", "warmup.stop": "fixed"}
     built = _same_data(configs.changed(replay.config, first_order), replay)
     (training,) = built.phases
     affordable = int(rounds * phase.round.pass_equivalents // _passes(training))

@@ -111,7 +111,7 @@ def side_by_side(planned: Iterable[Job], config: ConfigDict) -> dict[Path, Alike
         read = {block for part in parts for block in part.reads}
         flat = configs.flatten(resolved)
         numbers = {name: flat[name] for name in may_vary if name.split(".")[0] in read}
-        chosen = any(declared[name].zero_chooses and not numbers[name] for name in numbers)
+        chosen = any(isinstance(number, str) for number in numbers.values())
         alone = any(part.alone(resolved) for part in parts) or resolved["run"]["data"] == "stream"
         if not (chosen or alone):
             shared = {name: value for name, value in flat.items() if name not in numbers}
@@ -170,7 +170,8 @@ def _warmups(
             after.append(None)
             continue
         shared = warm_starts.shared(one, [first])
-        folder = root / "warmups" / _digest([shared, rounds])
+        # Of numbers, as in earlier versions.
+        folder = root / "warmups" / _digest([configs.flatten(configs.plain(shared)), rounds])
         # Only the overrides that make the warm-up: points that differ elsewhere share it.
         blocks = {"run", "seed"} | configs.blocks_read([first])
         own = {field: value for field, value in given.items() if field.split(".")[0] in blocks}

@@ -51,7 +51,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def read(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Returns the content of a ``sweep.json`` and what is wrong, as ``read_json``."""
     content, problem = read_json(path)
-    return (content, problem) if content is None or _is_whole(content) else (None, "damaged")
+    if content is None or not _is_whole(content):
+        return None, problem if content is None else "damaged"
+    for one in (content, *content["points"]):
+        one["overrides"] = configs.flatten(configs.named(one.get("overrides", {})))
+    return content, ""
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -68,6 +72,8 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
 def _is_whole(content: dict[str, Any]) -> bool:
     points, seeds = content.get("points"), content.get("seeds")
     if not isinstance(points, list) or not isinstance(seeds, list):
+        return False
+    if not isinstance(content.get("overrides", {}), dict):
         return False
     texts = [content.get(name) for name in _TEXTS]
     for point in points:

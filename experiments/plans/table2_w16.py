@@ -62,7 +62,7 @@ def images(config: Any) -> Sweep:
     """Returns ten zeroth-order rounds that look at part or at all of a client's images."""
     rows = {
         name: {"algorithm": "zowarmup", "zo.num_rounds": 10, "zo.batch_size": size}
-        for name, size in (("64 images", 64), ("All images", 0))
+        for name, size in (("64 images", 64), ("All images", "all"))
     }
     return _sweep("10/90", "Images a zeroth-order round", rows)
 

@@ -26,6 +26,7 @@ RUN = ("main", "--config=quickstart", "--workdir=W")
 BAD_INPUT = (
     ((*RUN, "--config.zo.epz=1"), "unknown field config.zo.epz; did you mean config.zo.eps"),
     ((*RUN, "--config.zo.tau=abc"), "config.zo.tau='abc' is not allowed; allowed: a number"),
+    ((*RUN, "--config.zo.eps=0"), "allowed: a number above 0, or auto, which 0 meant before"),
     ((*RUN, "--zo.eps=1"), "zo.eps"),
     ((*RUN, "config.zo.eps=1"), "unexpected argument 'config.zo.eps=1'"),
     ((*RUN, "--config.data.name=cifar10", "--config.data.data_dir=D"), "prepare_data"),
@@ -37,6 +38,7 @@ BAD_INPUT = (
     ),
     (("tables",), "no --runs given"),
     (("report", "--runs=."), "there is no sweep.json"),
+    (("replay", "--workdir=.", "--round=0"), "0 is not a positive integer"),
     (("replay", "--workdir=."), "holds no run; change --workdir"),
 )
 

@@ -37,7 +37,9 @@ def small(name):
         if isinstance(block, ConfigDict):
             block.update({field: fields[field] for field in fields if field in block})
     config.zo.microbatch = 7
-    config.heterofl.cohort_size = 0  # of two, some of its levels would be without clients
+    config.heterofl.cohort_size = "all"  # of two, some of its levels would be without clients
+    if "mixed_tiers" in config.algorithm:
+        config.zo.cohort_size = "all"  # likewise its tiers
     config.run.update(num_devices=1, rounds_per_jit=2, eval_every=10, checkpoint_every=10)
     return configs.resolve(config)
 

@@ -113,7 +113,8 @@ def test_a_damaged_record_is_named_and_other_sweeps_are_shown(tmp_path):
 def test_the_command_of_a_plain_run_makes_the_same_config(tmp_path, monkeypatch):
     changes = {"heterofl.milestones": [3, 5], "heterofl.momentum": 0.5, "zo.lr": 0.5}
     given = fake_sweeps.config(changes | {"algorithm": "heterofl"})
-    fake_sweeps.finish(tmp_path / "a", 0.5, given)
+    earlier = configs.plain(given)  # with 0 for names
+    fake_sweeps.finish(tmp_path / "a", 0.5, earlier)
     sweep = only(tmp_path)
     python, m, program, *arguments = shlex.split(found.command_of(sweep, sweep.runs[0]))
     assert (python, m, program) == ("python", "-m", "experiments.main")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.jobs import launch, plan, pool, record
-from zo_fl.config import sweeps
+from zo_fl import config as configs
+from zo_fl.config import sweeps, warm_starts
 from zo_fl.config.sweeps import Point, Sweep
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.metrics import read_metrics
@@ -143,6 +144,11 @@ def test_equal_warmups_are_one_and_a_shorter_one_starts_a_longer_one(tmp_path):
     assert long.overrides["warmup.num_rounds"] == 60 and long.after == by_row["a"].after
     assert warmups[by_row["other"].after].after is None
     assert by_row["scratch"].after is None
+    # Earlier versions had 0 for names: their warm-ups are found.
+    shared = warm_starts.shared(configs.resolve(config()), ["fedavg"])
+    earlier = {name: 0 if value == "all" else value for name, value in shared.items()}
+    assert earlier["warmup.cohort_size"] == 0
+    assert by_row["a"].after.name == plan._digest([earlier, 40])
     # It does not depend on what comes after it.
     later = jobs_of([point("later", "fedavg+decomfl")], tmp_path, given={"zo.lr": 0.3})
     assert later[0].folder == by_row["a"].after
@@ -237,6 +243,11 @@ def test_the_record_is_extended_by_seeds_and_kept_from_other_configs(tmp_path):
         write(range(2), {"zo.lr": 0.1})
     with pytest.raises(ConfigError, match="other overrides for 'a'"):
         write(range(2), points=Sweep("title", "", [point("a", "zo")]))
+    path.unlink()
+    made = Sweep("title", "Table 2", [point("a", zo__batch_size="all")])
+    write(range(2), {"data.num_examples": "all"}, points=made)
+    path.write_text(path.read_text().replace('"all"', "0"))  # as earlier versions had it
+    write(range(3), {"data.num_examples": "all"}, points=made)
     path.write_text('{"seeds": [0, ')
     write(range(2))
     assert json.loads(path.read_text())["points"][0]["folder"] == "a--c"
@@ -245,7 +256,7 @@ def test_the_record_is_extended_by_seeds_and_kept_from_other_configs(tmp_path):
 def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     points = [point("a", zo__lr=0.1), point("b", zo__lr=0.2, zo__tau=0.5), point("c")]
     points += [point("other S", zo__num_directions=9), point("no rate", zo__lr=0.0)]
-    points += [point("best eps", zo__eps=0.0), point("ends", warmup__stop="plateau")]
+    points += [point("best eps", zo__eps="auto"), point("ends", warmup__stop="plateau")]
     points += [point("keeps", "fedavg+head_zo", head_zo__cache=True), point("head", "head_zo")]
     planned = jobs_of(points, tmp_path, seeds=range(2))
     found = plan.side_by_side(planned, config())

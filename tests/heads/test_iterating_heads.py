@@ -28,7 +28,7 @@ from zo_fl.zo import directions
 pytestmark = pytest.mark.slow
 
 
-CG = {"penalty": 0.05, "check_every": 0, "calibrate": False, "shrinkage": 0.01}
+CG = {"penalty": 0.05, "check_every": "none", "calibrate": False, "shrinkage": 0.01}
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def test_kept_features_take_one_pass_in_all(method, saved):
 
 
 def test_head_sgd_is_gradient_descent_on_the_head_written_out():
-    built = build("head_sgd", batch_size=0, local_epochs=2, lr=0.3)
+    built = build("head_sgd", batch_size="all", local_epochs=2, lr=0.3)
     (phase,) = built.phases
     start = tiny.start(built, phase)
     head = jax.tree.map(np.float64, start.params["head"])
@@ -201,7 +201,7 @@ def test_features_on_the_basis_have_about_equal_variances():
 
 
 def test_a_fresh_head_is_zeros_and_a_sketch_of_0_is_all_directions():
-    built = build("head_zo", sketch=0)
+    built = build("head_zo", sketch="all")
     state = one_round(built, built.phases[0])
     assert not np.any(state.params["head"]["kernel"]) and not np.any(state.params["head"]["bias"])
     assert state.strategy_state.directions.shape == (64, 64)

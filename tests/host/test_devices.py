@@ -14,6 +14,7 @@ import zo_fl
 from tests import commands, tiny
 from tests.test_run import rows_of
 from zo_fl import api
+from zo_fl import config as configs
 from zo_fl.engine import layout
 from zo_fl.engine.algorithm import Client, Group
 from zo_fl.engine.fields import ConfigError
@@ -34,15 +35,15 @@ def cores(monkeypatch):
 
 @pytest.mark.parametrize(("cohorts", "expected"), [([50], 8), ([7, 3], 3), ([1], 1)])
 def test_clients_that_train_have_a_core_each_while_there_are_cores(cores, cohorts, expected):
-    engine = devices.make_engine(tiny.config(run__num_devices=0)["run"])
+    engine = devices.make_engine(configs.plain(tiny.config(run__num_devices="auto"))["run"])
     assert engine.mesh.size == 1 and len(engine.cores) == len(cores) == 8
     assert engine.of([group(size) for size in cohorts]).mesh.size == expected
 
 
 def test_forward_passes_stay_on_one_device_and_devices_that_were_asked_for_are_those_of_all(cores):
-    engine = devices.make_engine(tiny.config(run__num_devices=0)["run"])
+    engine = devices.make_engine(configs.plain(tiny.config(run__num_devices="auto"))["run"])
     assert engine.of([group(8), group(8, trains=False)]) is engine
-    engine = devices.make_engine(tiny.config(run__num_devices=2)["run"])
+    engine = devices.make_engine(configs.plain(tiny.config(run__num_devices=2))["run"])
     assert engine.mesh.size == 2 and engine.of([group(8)]) is engine
 
 
@@ -65,7 +66,7 @@ def test_a_run_is_the_same_wherever_its_clients_train(
 ):
     # Four clients train: on three cores the fourth has all of them, as padding is skipped.
     monkeypatch.setattr(devices, "make_mesh", lambda *_: layout.make_mesh(cores[:count]))
-    found = rows_on(tmp_path, 0, run__data=data)
+    found = rows_on(tmp_path, "auto", run__data=data)
     for row, expected in zip(found, of_one, strict=True):
         assert row["uplink_bytes"] == expected["uplink_bytes"]
         for name in ("train_loss", "update_norm", "test_loss"):

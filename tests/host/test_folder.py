@@ -115,6 +115,13 @@ def test_undamaged_it_goes_on_from_the_newest_checkpoint_in_silence(host, path, 
     assert rows_of(path) == rows_of(stopped)[:DONE]
 
 
+def test_a_run_of_a_version_that_had_0_for_names_goes_on(host, path):
+    saved = json.loads((path / "config.json").read_text())
+    saved["config"] = configs.plain(saved["config"])
+    (path / "config.json").write_text(json.dumps(saved))
+    assert host.go_on(path)[0] == DONE
+
+
 def lines(change):
     """Returns what changes the lines of metrics.jsonl."""
 
@@ -174,9 +181,11 @@ def test_without_rows_or_a_picture_a_run_ends_in_the_same_model_and_its_summary_
 def test_a_model_saved_by_a_version_with_other_fields_loads(path, whole):
     shutil.copytree(whole, path, dirs_exist_ok=True)
     saved = json.loads((path / "config.json").read_text())
+    saved["config"] = configs.plain(saved["config"])
     del saved["config"]["model"]["stages"]
     saved["config"]["model"]["patch_size"] = 6
     (path / "config.json").write_text(json.dumps(saved))
+    assert zo_fl.load(path).config["zo"]["batch_size"] == "all"
     models = (jax.tree.leaves(zo_fl.load(one).params) for one in (path, whole))
     for one, other in zip(*models, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -30,7 +30,7 @@ FIELDS = dict(
     zo__num_rounds=ROUNDS - 6,
     zo__cohort_size=6,
     zo__lr=1e-4,
-    run__num_devices=0,
+    run__num_devices="auto",
     run__checkpoint_every=4,
     run__eval_every=8,
 )

@@ -16,7 +16,7 @@ from zo_fl.host import privacy
 nightly = functools.partial(pytest.param, marks=pytest.mark.nightly)
 
 DRAWS, NOISE = 400, 1.0
-ONE_STEP = {"local_steps": 1, "batch_size": 0, "num_directions": 1}
+ONE_STEP = {"local_steps": 1, "batch_size": "all", "num_directions": 1}
 # Bounds that nearly all differences and features reach: an example moves a message by the most.
 PRIVATE = {
     "zo": {},

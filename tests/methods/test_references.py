@@ -99,7 +99,7 @@ def make_case(name, sizes=UNEVEN, hidden=False, **changes):
     config = configs.default()
     for block, fields in changes.items():
         config[block].update(fields)
-    blocks = config.to_dict()
+    blocks = configs.plain(config.to_dict())
     rng = np.random.default_rng(3)
     indices, labels = np.zeros((len(sizes), max(sizes)), np.int32), []
     for j, (size, of_client) in enumerate(zip(sizes, LABELS, strict=True)):

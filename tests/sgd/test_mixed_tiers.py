@@ -10,6 +10,7 @@ from zo_fl.engine.fields import ConfigError
     ("overrides", "message"),
     (
         ({"data__high_fraction": 1.0}, "8 high and 0 low.*config.data.high_fraction"),
+        ({"zo__cohort_size": 1}, "config.zo.cohort_size=1 leaves a tier without"),
         ({"zo__seed_policy": "shared"}, "config.zo.seed_policy"),
         (
             {"zo__bn_policy": "recalibrate", "model__name": "cnn", "model__norm": "batch"},

@@ -134,7 +134,7 @@ def test_steps_over_several_epochs_count_several_times():
 @pytest.mark.parametrize(
     ("fields", "words"),
     (
-        ({"zo__noise": 1.0}, "config.zo.bound=0.0 bounds nothing"),
+        ({"zo__noise": 1.0}, "config.zo.bound='none' bounds nothing"),
         ({"zo__bound": 1.0, "zo__estimator": "jvp"}, "config.zo.bound=1: jvp bounds no"),
         ({**SUMS, "ridge__encoding": "int8"}, "config.ridge.encoding='int8' rounds each"),
         (

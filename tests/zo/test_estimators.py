@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from tests import tiny
+from zo_fl import config as configs
 from zo_fl import models
 from zo_fl.engine import keys
 from zo_fl.engine.algorithm import Problem
@@ -87,7 +88,8 @@ def test_tau_only_rescales_eps_and_the_learning_rate():
 
 
 def test_a_scale_of_0_is_the_precision_s_best():
-    built, block = tiny.build("zo"), tiny.config(zo__precision="bfloat16", zo__eps=0.0)["zo"]
+    built = tiny.build("zo")
+    block = configs.plain(tiny.config(zo__precision="bfloat16", zo__eps="auto"))["zo"]
     problem = Problem(built.task, lambda width: built.task, built.federation.clients)
     scalars = jnp.ones(3)
     chosen, given = (

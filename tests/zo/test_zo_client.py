@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from zo_fl import config as configs
 from zo_fl.engine import keys, trees
 from zo_fl.engine.algorithm import Problem
 from zo_fl.engine.fields import ConfigError
@@ -18,7 +19,8 @@ def test_local_steps_go_once_through_a_client_s_examples_in_chunks_of_equal_size
     built = tiny.build("zo", zo__local_steps=steps)
     assert built.phases[0].groups[0].forward_passes == 8 * 90 * 6
     problem = Problem(built.task, lambda width: built.task, built.federation.clients)
-    probing = client.make_probing(problem, tiny.config(zo__local_steps=steps)["zo"], 0.1)
+    block = configs.plain(tiny.config(zo__local_steps=steps))["zo"]
+    probing = client.make_probing(problem, block, 0.1)
     rows, masks = client._steps(probing, jnp.ones(90, bool), keys.run_key(0))
     assert rows.shape == (steps, -(-90 // steps))
     assert sorted(np.asarray(rows)[np.asarray(masks)]) == list(range(90))
@@ -38,7 +40,7 @@ def test_scalars_cost_the_paper_s_bytes(policy, broadcast):
 @pytest.mark.slow
 def test_microbatches_change_nothing_without_batch_statistics():
     messages = []
-    for size in (0, 50):
+    for size in ("auto", 50):
         built = tiny.build("zo", zo__microbatch=size)
         (phase,) = built.phases
         update, state = jax.jit(tiny.only_client(phase).update), tiny.start(built, phase)

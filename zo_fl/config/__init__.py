@@ -21,10 +21,16 @@ from zo_fl.wrap import faults, robust
 
 RUN: Block = {
     "num_devices": Field(
-        0, "devices to use; 0 = all there are, of a CPU's cores those that pay", at_least=0
+        0,
+        "devices to use; auto: all there are, of a CPU's cores those that pay",
+        at_least=1,
+        zero="auto",
     ),
     "clients_per_vmap": Field(
-        0, "clients evaluated at once on a device; 0 = what was best on CPUs", at_least=0
+        0,
+        "clients evaluated at once on a device; auto: what was best on CPUs",
+        at_least=1,
+        zero="auto",
     ),
     "data": Field(
         "auto",
@@ -69,7 +75,9 @@ def blocks() -> Block:
 
 def default() -> ConfigDict:
     """Returns every field with its default: ZOWarmUp on CIFAR-10, ResNet18, 10/90."""
-    return ConfigDict(check.defaults(blocks())).lock()  # a misspelt field fails where it is set
+    # Locked: a misspelt field fails where it is set. Types are checked by ``resolve``: some fields
+    # take a number or a name.
+    return ConfigDict(check.defaults(blocks()), type_safe=False).lock()
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +135,7 @@ def read_by(config: Mapping[str, Any]) -> dict[str, Any]:
     known = resolve({"algorithm": config["algorithm"]})
     parts = methods.parts(known["algorithm"])
     names = {"algorithm", "seed", "run"} | blocks_read(parts)
-    resolved = resolve({name: config[name] for name in names if name in config})
+    resolved = resolve(named({name: config[name] for name in names if name in config}))
     return {name: resolved[name] for name in sorted(names)} | {"algorithm": "+".join(parts)}
 
 
@@ -138,6 +146,20 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: of another version of this program, with fields that there are not now.
     """
     return flatten(read_by(config))
+
+
+def named(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config of any version, nested or by dotted names, with names that once were 0."""
+    known = check.flat(blocks())
+    flat = {f: known[f].named(v) if f in known else v for f, v in flatten(config).items()}
+    return traverse_util.unflatten_dict(flat, sep=".")
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a resolved config as methods read it: with 0 for names, see ``Field.zero``."""
+    known = check.flat(blocks())
+    flat = {f: known[f].plain(v) for f, v in flatten(config).items()}
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,10 +187,10 @@ def numbers_that_differ(resolved: Sequence[Mapping[str, Any]]) -> dict[str, list
                 f"config.{field}={shown}: runs that differ in it cannot be one program; allowed: "
                 f"the seed, {', '.join(may)}"
             )
-        if known[field].zero_chooses and not all(values):
+        if known[field].zero in values:
             raise ConfigError(
-                f"config.{field}=0 lets the program choose, which one program cannot do for some "
-                "of its runs; give that number itself"
+                f"config.{field}={known[field].zero} lets the program choose, which one program "
+                "cannot do for some of its runs; give that number itself"
             )
     return found
 

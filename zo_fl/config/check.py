@@ -26,7 +26,7 @@ _USUAL = {
 def defaults(block: Block) -> dict[str, Any]:
     """Returns a block's default values, nested as it is."""
     return {
-        name: entry.default if isinstance(entry, Field) else defaults(entry)
+        name: entry.usual if isinstance(entry, Field) else defaults(entry)
         for name, entry in block.items()
     }
 
@@ -58,7 +58,7 @@ def resolve(block: Block, given: Any, name: str = "") -> dict[str, Any]:
             known = [full + other for other in flat(block)]
             raise ConfigError(unknown(f"{full}{field}", known))
     return {
-        field: checked(entry, full + field, given.get(field, entry.default))
+        field: checked(entry, full + field, given.get(field, entry.usual))
         if isinstance(entry, Field)
         else resolve(entry, given.get(field, {}), full + field)
         for field, entry in block.items()
@@ -71,6 +71,8 @@ def checked(field: Field, name: str, value: Any) -> Any:
     Raises:
       ConfigError: it is not allowed.
     """
+    if field.zero and isinstance(value, str) and value == field.zero:
+        return value
     plain, fits = _as(field.default, value)
     if fits and field.choices is not None:
         fits = plain in _choices(field)
@@ -78,8 +80,10 @@ def checked(field: Field, name: str, value: Any) -> Any:
         parts = plain if isinstance(plain, tuple) else (plain,)
         fits = all(_is_within(field, part) for part in parts)
     if not fits or (field.rule is not None and not field.rule.fits(plain)):
+        before = ", which 0 meant before" if field.zero and plain == 0 else ""
         raise ConfigError(
-            f"config.{name}={value!r} is not allowed; allowed: {allowed(field)} ({field.meaning})"
+            f"config.{name}={value!r} is not allowed; allowed: {allowed(field)}{before} "
+            f"({field.meaning})"
         )
     return plain
 
@@ -123,7 +127,7 @@ def allowed(field: Field) -> str:
     if isinstance(field.default, tuple):
         kind = "numbers" if _is_of_floats(field.default) else "integers"
         kind += ", each" if bounds else ""
-    return f"{kind} {' and '.join(bounds)}".strip()
+    return f"{kind} {' and '.join(bounds)}".strip() + (f", or {field.zero}" if field.zero else "")
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:

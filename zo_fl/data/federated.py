@@ -21,7 +21,7 @@ BLOCK: Block = {
         "", "folder of the TFDS sets; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets"
     ),
     "num_examples": Field(
-        0, "number of training examples, drawn by the partition seed; 0 means all", at_least=0
+        0, "number of training examples, drawn by the partition seed", at_least=1, zero="all"
     ),
     "num_clients": Field(50, "number of clients in the population", at_least=1),
     "partition": Field("dirichlet", "way to divide the examples among clients", PARTITIONS),
@@ -105,7 +105,7 @@ def _choose(available: int, num_examples: int, rng: np.random.Generator) -> np.n
     if num_examples > available:
         raise ConfigError(
             f"config.data.num_examples={num_examples} is more than the {available} training "
-            "examples; allowed: at most as many, or 0 for all"
+            "examples; allowed: at most as many, or all"
         )
     if not num_examples:
         return np.arange(available, dtype=np.int32)

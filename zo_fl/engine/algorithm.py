@@ -10,7 +10,7 @@ clients in the cohort, ``n`` examples of a client (padded), ``S`` directions, ``
 ``R`` rounds of a chunk, ``H W c`` image axes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -179,6 +179,7 @@ class Group(NamedTuple):
       on_validation: whether they use their validation examples; the same in all groups of a phase.
       keeping: what they may use instead of examples; the same in all groups of a phase.
       release: what they reveal of one example (``wrap.privacy.Release``); None promises nothing.
+      chosen: values of config fields that were left to the program, for the summary.
     """
 
     client: Client
@@ -191,6 +192,7 @@ class Group(NamedTuple):
     on_validation: bool = False
     keeping: Keeping | None = None
     release: Any = None
+    chosen: Mapping[str, Any] = {}  # read only
 
     @property
     def pass_equivalents(self) -> float:

@@ -21,7 +21,9 @@ PARTICIPATION = ("uniform", "stratified")
 EVERYONE = {"cohort_size": 0, "tiers": "all", "participation": "uniform"}
 
 FIELDS: Block = {
-    "cohort_size": Field(0, "clients a round; 0 = all who may take part", at_least=0),
+    "cohort_size": Field(
+        0, "clients a round; all: everyone who may take part", at_least=1, zero="all"
+    ),
     "tiers": Field("all", "tiers that may take part", tuple(TIERS)),
     "participation": Field("uniform", "draw of a cohort, or stratified by tier", PARTICIPATION),
 }
@@ -174,14 +176,14 @@ def _check(num_eligible: int, cohort_size: int) -> None:
     if num_eligible == 0:
         raise FieldError(
             "cohort_size",
-            f"={cohort_size}: no client is eligible; raise config.data.high_fraction or allow all "
-            "tiers",
+            f"={cohort_size or 'all'}: no client is eligible; raise config.data.high_fraction or "
+            "allow all tiers",
         )
     if cohort_size > num_eligible:
         raise FieldError(
             "cohort_size",
             f"={cohort_size} is outside what is allowed: 1 to {num_eligible} (the eligible "
-            "clients), or 0 for all of them",
+            "clients), or all",
         )
 
 

@@ -57,7 +57,7 @@ class Field(NamedTuple):
     """One field of a config block.
 
     Attributes:
-      default: also says the type.
+      default: also says the type; 0 where ``zero`` is meant.
       meaning: a few words.
       choices: allowed texts, or what gives them; None allows any.
       at_least: smallest allowed number.
@@ -67,7 +67,8 @@ class Field(NamedTuple):
       rule: for what is none of these.
       varies: whether it is an argument of one program for runs that differ in it: nothing is
         decided by it in Python.
-      zero_chooses: whether 0 lets the program choose, in Python: it is no number to vary then.
+      zero: the name of 0 where that is no quantity, such as ``all``: users give the name, and
+        methods get 0 for it.
     """
 
     default: Any
@@ -79,7 +80,20 @@ class Field(NamedTuple):
     below: float | None = None
     rule: Rule | None = None
     varies: bool = False
-    zero_chooses: bool = False
+    zero: str = ""
+
+    @property
+    def usual(self) -> Any:
+        """The default as users see it."""
+        return self.named(self.default)
+
+    def named(self, value: Any) -> Any:
+        """Returns a value with the name instead of 0."""
+        return self.zero if self.zero and value == 0 else value
+
+    def plain(self, value: Any) -> Any:
+        """Returns a value with 0 instead of the name."""
+        return type(self.default)(0) if self.zero and value == self.zero else value
 
 
 Block = Mapping[str, "Field | Block"]

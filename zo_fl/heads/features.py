@@ -22,7 +22,7 @@ from zo_fl.heads.closed_form import Basis, MaybeBasis, Moments
 _ROWS = 128  # feature vectors added to the sums at once
 _ON_CLIENT = jnp.float16  # dtype of features that clients keep
 
-MICROBATCH = Field(4, "examples whose activations are held at once; 0 = all", at_least=0)
+MICROBATCH = Field(4, "examples whose activations are held at once", at_least=1, zero="all")
 CACHE = Field(False, "reuse of features that clients keep in float16: one pass in all")
 
 
@@ -67,7 +67,8 @@ def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extrac
     dim = params[task.head]["kernel"].shape[0]
     if sketch > dim:
         raise FieldError(
-            "sketch", f"={sketch} is more than the model's {dim} features; allowed: 0 to {dim}"
+            "sketch",
+            f"={sketch} is more than the model's {dim} features; allowed: 1 to {dim}, or all",
         )
     return Extractor(task, dim, microbatch, sketch, cohorts.is_ragged(problem))
 

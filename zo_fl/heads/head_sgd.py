@@ -30,7 +30,7 @@ BLOCKS: dict[str, Block] = {
         "num_rounds": Field(40, "rounds", at_least=0),
         **cohorts.FIELDS,
         "local_epochs": Field(1, "passes over a client's examples a round", at_least=1),
-        "batch_size": Field(64, "examples a step; 0 = all of a client's", at_least=0),
+        "batch_size": Field(64, "examples a step; all: a client's", at_least=1, zero="all"),
         "lr": Field(0.1, "client learning rate", at_least=0, varies=True),
         "cache": features.CACHE,
         "microbatch": features.MICROBATCH,

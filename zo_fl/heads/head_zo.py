@@ -43,7 +43,7 @@ BLOCKS: dict[str, Block] = {
         "num_rounds": Field(40, "rounds", at_least=0),
         **cohorts.FIELDS,
         "num_directions": Field(3, "scalars S a round", at_least=1, at_most=10**6),
-        "sketch": Field(32, "whitened principal directions k; 0 = all there are", at_least=0),
+        "sketch": Field(32, "whitened principal directions k", at_least=1, zero="all"),
         "fresh": Field(True, "start from a head of zeros instead of the model's"),
         "loss": losses.FIELD,
         "lr": Field(0.3, "server learning rate, in whitened coordinates", at_least=0, varies=True),

@@ -108,7 +108,7 @@ def _check_private(problem: Problem, ridge: Mapping[str, Any]) -> None:
     for field, is_wrong, why, allowed in (
         ("penalties", len(ridge["penalties"]) > 1, more, "one of them"),
         ("calibrate", ridge["calibrate"], more, "False"),
-        ("sketch", ridge["sketch"], more, "0"),
+        ("sketch", ridge["sketch"], more, "all"),
         ("encoding", ridge["encoding"] != "float32", scaled, "float32"),
         ("num_rounds", few, "leaves out the noise of clients drawn again", "1, or all clients"),
     ):

@@ -64,7 +64,7 @@ BLOCKS: dict[str, Block] = {
     "ridge_cg": {
         "num_rounds": Field(200, "iterations, at most", at_least=0),
         "check_every": Field(
-            2, "iterations between counts on validation examples; 0 = no counts", at_least=0
+            2, "iterations between counts on validation examples", at_least=1, zero="none"
         ),
         "penalty": Field(1e-3, "penalty, for features of variance 1", at_least=0),
         "shrinkage": Field(0.03, "addition to the preconditioner's diagonal", above=0),

@@ -41,7 +41,7 @@ TEMPERATURES = (2.0 ** np.arange(-3, 6.5, 0.5)).astype(np.float32)
 HIGH_TIER = cohorts.EVERYONE | {"tiers": "high"}
 CALIBRATE = Field(True, "fit of a temperature for cross-entropy")
 SKETCH = Field(
-    0, "principal directions of the high tier's features to send; 0 = all features", at_least=0
+    0, "principal directions of the high tier's features to send", at_least=1, zero="all"
 )
 
 

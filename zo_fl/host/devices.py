@@ -91,7 +91,7 @@ def all_devices() -> list[Any]:
 
 
 def make_engine(run: Mapping[str, Any]) -> Engine:
-    """Returns the layout of clients; ``run`` is the config block.
+    """Returns the layout of clients; ``run`` is the config block, with 0 for ``auto``.
 
     Raises:
       ConfigError: there are no such devices.
@@ -115,13 +115,13 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     devices = all_devices()
     if not 0 <= num_devices <= len(devices):
         raise ConfigError(
-            f"{num_devices} devices asked for, allowed: 0 (all) to {len(devices)}; "
+            f"{num_devices} devices asked for, allowed: 1 to {len(devices)}, or auto; "
             "change config.run.num_devices"
         )
     if processes.several() and num_devices not in (0, len(devices)):
         raise ConfigError(
             f"{num_devices} devices asked for, several processes use all {len(devices)}; "
-            "set config.run.num_devices to 0"
+            "set config.run.num_devices to 'auto'"
         )
     return layout.make_mesh(devices[: num_devices or len(devices)])
 

@@ -38,13 +38,16 @@ class RunFolder:
       path: the folder.
       clock: started when the process began with the run.
       title: of its pictures.
+      chosen: as for ``Record``.
 
     Attributes:
       record: the results so far.
     """
 
-    def __init__(self, path: Path, clock: Stopwatch, title: str = ""):
-        self.path, self.record, self._clock, self._title = path, Record(), clock, title
+    def __init__(
+        self, path: Path, clock: Stopwatch, title: str = "", chosen: Mapping[str, Any] = {}
+    ):
+        self.path, self.record, self._clock, self._title = path, Record(chosen), clock, title
         self._metrics: MetricsWriter | None = None
         self._ledger: LedgerWriter | None = None
 

@@ -29,13 +29,16 @@ Row = dict[str, Any]
 class Record:
     """The results of one run so far.
 
+    Args:
+      chosen: phase -> values of config fields that were left to the program.
+
     Attributes:
       saved: those that a resumed run cannot find again, as JSON.
       divergence: the first round whose numbers are useless, and a line that says why; None while
         there is none.
     """
 
-    def __init__(self):
+    def __init__(self, chosen: Mapping[str, Any] = {}):
         self.saved: dict[str, Any] = {
             "seconds": {},  # activity -> how long it took
             **dict.fromkeys(ACCURACIES),
@@ -44,6 +47,7 @@ class Record:
             "mute_rounds": 0,  # in a row, up to now
         }
         self.divergence: tuple[int, str] | None = None
+        self._chosen = chosen
         self._still: set[int] = set()  # places of the phases that were warned about
         self._news: list[str] = []
 
@@ -156,6 +160,7 @@ class Record:
             "low_uplink_bytes": _rounded(cost.low_uplink),
             "low_passes": _rounded(cost.low_passes),
             "phases": saved["phases"],
+            "chosen": self._chosen,
             "warnings": saved["warnings"],
             "wall_seconds": sum(seconds.values()),
             "seconds": {part: round(spent, 3) for part, spent in seconds.items()},

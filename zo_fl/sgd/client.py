@@ -25,7 +25,10 @@ FIELDS: Block = {
     "augment": Field(True, "random crop and flip, drawn anew for every batch"),
     "precision": Field("float32", "precision of products", precision.available),
     "microbatch": Field(
-        0, "examples back-propagated at once; 0 = a step's; no batch statistics", at_least=0
+        0,
+        "examples back-propagated at once; all: a step's; no batch statistics",
+        at_least=1,
+        zero="all",
     ),
 }
 
@@ -71,7 +74,7 @@ def local_training(
     if microbatch < batch_size and problem.task.has_statistics:
         raise FieldError(
             "microbatch",
-            f"={microbatch} would change batch statistics, which this model has; allowed: 0, or "
+            f"={microbatch} would change batch statistics, which this model has; allowed: all, or "
             "config.model.norm=group",
         )
     if batch_size % microbatch:

@@ -61,7 +61,7 @@ _MILESTONES = Rule(
 BLOCKS: dict[str, Block] = {
     "heterofl": {
         "num_rounds": Field(500, "rounds", at_least=0),
-        "cohort_size": Field(0, "clients a round, each level its share; 0 = all", at_least=0),
+        "cohort_size": Field(0, "clients a round, each level its share", at_least=1, zero="all"),
         "levels": Field(
             "ab", "widths 1, 1/2, .. 1/16 = a to e; the first is the high tier's", rule=_LEVELS
         ),

@@ -17,7 +17,7 @@ import optax
 
 from zo_fl.engine.algorithm import Client, Phase, Problem
 from zo_fl.engine.cohorts import eligible_clients, largest_remainder
-from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.fields import ConfigError, FieldError
 from zo_fl.sgd import fedavg
 from zo_fl.zo import methods as zeroth_order
 
@@ -35,7 +35,12 @@ def phases(
     """
     sizes = [len(eligible_clients(problem, tier)) for tier in ("high", "low")]
     _check(problem, zo, sizes)
-    high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else (0, 0)
+    high, low = largest_remainder(zo["cohort_size"], sizes) if zo["cohort_size"] else sizes
+    if not (high and low):
+        raise FieldError(
+            "cohort_size",
+            f"={zo['cohort_size']} leaves a tier without clients; allowed: enough for both, or all",
+        )
     uniform = {"participation": "uniform"}
     of_high = {**warmup, **uniform, "tiers": "high", "cohort_size": high}
     of_low = {**zo, **uniform, "tiers": "low", "cohort_size": low}

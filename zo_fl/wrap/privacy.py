@@ -26,7 +26,7 @@ from zo_fl.engine.fields import Block, ConfigError, Field, FieldError
 from zo_fl.engine.types import Array
 
 FIELDS: Block = {
-    "bound": Field(0.0, "bound on what an example adds to a message; 0 = none", at_least=0),
+    "bound": Field(0.0, "bound on what an example adds to a message", above=0, zero="none"),
     "noise": Field(
         0.0, "Gaussian noise, times the most that an example moves a message", at_least=0
     ),
@@ -66,7 +66,7 @@ def release(privacy: Privacy, **how: Any) -> Release | None:
     if not privacy.noise:
         return None
     if not privacy.bound:
-        raise FieldError("bound", "=0.0 bounds nothing that noise could hide; allowed: above 0")
+        raise FieldError("bound", "='none' bounds nothing that noise could hide; allowed: above 0")
     return Release(privacy.noise, **how)
 
 

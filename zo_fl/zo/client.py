@@ -50,20 +50,28 @@ FIELDS: Block = {
     ),
     "eps": Field(
         1e-4,
-        "perturbation scale; 0 = the precision's best",
-        at_least=0,
+        "perturbation scale; auto: the precision's best",
+        above=0,
         varies=True,
-        zero_chooses=True,
+        zero="auto",
     ),
     "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
     **subspace.FIELDS,
     "num_directions": Field(3, "directions S of a local step", at_least=1, at_most=10**6),
     "local_steps": Field(1, "steps of a client's own in a round", at_least=1),
     "batch_size": Field(
-        0, "examples a local step; 0 = the client's, split evenly over its steps", at_least=0
+        0,
+        "examples a local step; all: the client's, split evenly over its steps",
+        at_least=1,
+        zero="all",
     ),
     "bn_policy": Field("batch_sync", "use of BatchNorm's statistics", statistics.POLICIES),
-    "microbatch": Field(0, "examples a forward pass; 0 = all of a step at once", at_least=0),
+    "microbatch": Field(
+        0,
+        "examples a forward pass; auto: a step's, or a usual client's where some have far more",
+        at_least=1,
+        zero="auto",
+    ),
     "precision": Field("float32", "precision of products", precision.available),
     **privacy.FIELDS,
 }
@@ -117,9 +125,7 @@ def make_probing(
     Raises:
       FieldError: the directions would move no parameter.
     """
-    eps, task = block["eps"], problem.task
-    if not isinstance(eps, jax.Array) and not eps:
-        eps = precision.best_eps(block["precision"])
+    eps, task = scale(block), problem.task
     like, _ = jax.eval_shape(task.init, jax.random.key(0))
     add_direction = directions.create(block["distribution"], block["tau"])
     add_direction = subspace.restrict(add_direction, block["params"], block["density"], like)
@@ -139,6 +145,16 @@ def make_probing(
         privacy=take(Privacy, block),
         ragged=cohorts.is_ragged(problem),
     )
+
+
+def scale(block: Mapping[str, Any]) -> Any:
+    """Returns the perturbation scale of a config block, chosen by its precision or given."""
+    return precision.best_eps(block["precision"]) if _is_left(block["eps"]) else block["eps"]
+
+
+def _is_left(value: Any) -> bool:
+    """Returns whether a value is left to the program; one that runs differ in is traced."""
+    return not isinstance(value, jax.Array) and not value
 
 
 def _usual_size(problem: Problem) -> int:
@@ -320,5 +336,9 @@ def make_group(
             f"={probing.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
             "with noise: frozen",
         )
-    _, epochs = probing.schedule(problem.clients.client_indices.shape[1])
-    return group._replace(release=privacy.release(probing.privacy, times=epochs))
+    size, epochs = probing.schedule(problem.clients.client_indices.shape[1])
+    chosen = {"eps": scale(block), "microbatch": min(probing.microbatch or size, size)}
+    return group._replace(
+        release=privacy.release(probing.privacy, times=epochs),
+        chosen={name: value for name, value in chosen.items() if _is_left(block[name])},
+    )

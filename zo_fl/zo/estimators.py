@@ -113,7 +113,7 @@ def jvp(
     Source: Baydin et al. 2022 (arXiv 2202.08587).
     """
     if bound:
-        raise FieldError("bound", f"={bound:g}: jvp bounds no single examples; allowed: 0")
+        raise FieldError("bound", f"={bound:g}: jvp bounds no single examples; allowed: none")
 
     def estimate(losses, weights, params, keys):
         def one(key):

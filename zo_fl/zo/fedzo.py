@@ -30,9 +30,8 @@ from zo_fl.zo.client import Probing
 
 BLOCKS: dict[str, Block] = {
     "fedzo": {
-        **methods.own_fields(
-            num_rounds=500, num_directions=5, local_steps=10, batch_size=50, local_lr=4e-5
-        ),
+        **methods.own_fields(num_rounds=500, num_directions=5, local_steps=10, batch_size=50),
+        "local_lr": Field(4e-5, "rate of a client's own steps", at_least=0),
         "radius": Field(1e-3, "radius mu of the sphere", above=0),
     }
 }

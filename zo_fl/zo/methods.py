@@ -39,7 +39,7 @@ FIELDS: Block = {
     ),
     **client.FIELDS,
     "lr": Field(2e-4, "rate of a round: the server's times the clients'", at_least=0, varies=True),
-    "local_lr": Field(0.0, "rate of a client's own steps; 0 = lr", at_least=0),
+    "local_lr": Field(0.0, "rate of a client's own steps; lr: that of a round", above=0, zero="lr"),
     "server": server.FIELD,
 }
 
