@@ -48,29 +48,17 @@ FIELDS: Block = {
     "distribution": Field(
         "rademacher", "distribution of the directions", lambda: directions.DISTRIBUTIONS
     ),
-    "eps": Field(
-        1e-4,
-        "perturbation scale; auto: the precision's best",
-        above=0,
-        varies=True,
-        zero="auto",
-    ),
+    "eps": Field(1e-4, "perturbation scale; auto: by precision", above=0, varies=True, zero="auto"),
     "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
     **subspace.FIELDS,
     "num_directions": Field(3, "directions S of a local step", at_least=1, at_most=10**6),
     "local_steps": Field(1, "steps of a client's own in a round", at_least=1),
     "batch_size": Field(
-        0,
-        "examples a local step; all: the client's, split evenly over its steps",
-        at_least=1,
-        zero="all",
+        0, "examples a local step; all: the client's, split over its steps", at_least=1, zero="all"
     ),
     "bn_policy": Field("batch_sync", "use of BatchNorm's statistics", statistics.POLICIES),
     "microbatch": Field(
-        0,
-        "examples a forward pass; auto: a step's, or a usual client's where some have far more",
-        at_least=1,
-        zero="auto",
+        0, "examples a pass; auto: a step's, or a usual client's if fewer", at_least=1, zero="auto"
     ),
     "precision": Field("float32", "precision of products", precision.available),
     **privacy.FIELDS,
@@ -149,12 +137,8 @@ def make_probing(
 
 def scale(block: Mapping[str, Any]) -> Any:
     """Returns the perturbation scale of a config block, chosen by its precision or given."""
-    return precision.best_eps(block["precision"]) if _is_left(block["eps"]) else block["eps"]
-
-
-def _is_left(value: Any) -> bool:
-    """Returns whether a value is left to the program; one that runs differ in is traced."""
-    return not isinstance(value, jax.Array) and not value
+    given = isinstance(block["eps"], jax.Array) or block["eps"]  # traced where runs differ in it
+    return block["eps"] if given else precision.best_eps(block["precision"])
 
 
 def _usual_size(problem: Problem) -> int:
@@ -277,9 +261,8 @@ def step_keys(root: Array, num_directions: int, step: int | Array) -> Array:
 def rebuild(probing: Probing, scalars: Array, root: Array, like: Params) -> Params:
     """Returns the sum of the k gradient estimates of scalars ``f32[k, S]``, like ``like``."""
     coefficients = jax.vmap(probing.estimator.coefficients)(scalars).reshape(-1)
-    of_all_steps = step_keys(root, scalars.size, 0)
-    zeros = optax.tree.zeros_like(like)
-    return estimators.combine(probing.add_direction, coefficients, of_all_steps, zeros)
+    of_steps, zeros = step_keys(root, scalars.size, 0), optax.tree.zeros_like(like)
+    return estimators.combine(probing.add_direction, coefficients, of_steps, zeros)
 
 
 def scalar_client(probing: Probing, shared: bool) -> Client:
@@ -298,13 +281,8 @@ def scalar_client(probing: Probing, shared: bool) -> Client:
         return rebuild(probing, message, directions_key(own), state.params)
 
     one_model = shared and probing.local_steps == 1
-    return Client(
-        update,
-        as_sent if shared else decode,
-        replays=True,
-        read_alone=not shared,
-        one_model=one_model,
-    )
+    reading = as_sent if shared else decode
+    return Client(update, reading, replays=True, read_alone=not shared, one_model=one_model)
 
 
 def scalar_server(
@@ -337,8 +315,8 @@ def make_group(
             "with noise: frozen",
         )
     size, epochs = probing.schedule(problem.clients.client_indices.shape[1])
-    chosen = {"eps": scale(block), "microbatch": min(probing.microbatch or size, size)}
-    return group._replace(
-        release=privacy.release(probing.privacy, times=epochs),
-        chosen={name: value for name, value in chosen.items() if _is_left(block[name])},
-    )
+    chosen = {} if (eps := scale(block)) is block["eps"] else {"eps": eps}
+    if not block["microbatch"]:
+        chosen["microbatch"] = min(probing.microbatch or size, size)
+    release = privacy.release(probing.privacy, times=epochs)
+    return group._replace(release=release, chosen=chosen)
