@@ -108,6 +108,8 @@ def main(argv: list[str]) -> int:
         if summary["diverged_round"] is not None:
             hint = "; lower " + " or ".join(rates) if (rates := _rates(resolved)) else ""
             print(f"stopped: {summary['divergence']}{hint}", file=sys.stderr)
+        elif text := config.closing(given.name):
+            print(cli.as_called(text))
     return int(summary["diverged_round"] is not None)
 
 

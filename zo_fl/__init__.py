@@ -14,7 +14,7 @@ With data and a model of one's own:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # Imported when they are asked for: some commands need no JAX.
 _HOME = {

@@ -1,10 +1,10 @@
 """The quickstart's settings, by the validation clients' accuracy alone.
 
 Warm-ups that differ, then scalars for the whitened last layer: how many a round, along how many
-principal directions, at which rate. Five seeds that no result uses.
+principal directions, at which rate. Three seeds that no result uses.
 
     python -m experiments.sweep --config=configs/quickstart.py \
-        --sweep=configs/sweeps/quickstart_settings.py --first_seed=100 --seeds=5 --workdir=R
+        --sweep=configs/sweeps/quickstart_settings.py --first_seed=100 --seeds=3 --workdir=R
     python -m experiments.tables --runs=R
 """
 
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from zo_fl.config.sweeps import Point, Sweep
 
-RATES = (1.0, 1.8, 3.0, 6.0)
+RATES = (1.8, 3.0, 6.0, 10.0, 18.0)
 BASE: dict[str, Any] = {
     "algorithm": "fedavg+head_zo",
     "head_zo.cache": True,

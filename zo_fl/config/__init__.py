@@ -4,6 +4,7 @@ A block of fields is declared beside the function that takes it. A config file e
 ``get_config()``; it changes fields of ``default()``, or of another one, got by ``load``.
 """
 
+import ast
 import importlib.util
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -202,6 +203,18 @@ def load(name: str | Path) -> ConfigDict:
       ConfigError: there is no such file, or it fails.
     """
     return call(find(name), "get_config")
+
+
+def closing(name: str | Path) -> str:
+    """Returns the last words of a run, the constant ``CLOSING`` of its config's file, or "".
+
+    Raises:
+      ConfigError: there is no such file.
+    """
+    tree = ast.parse(find(name).read_text())
+    said = [node for node in tree.body if isinstance(node, ast.Assign)]
+    texts = [node.value for node in said if ast.unparse(node.targets[0]) == "CLOSING"]
+    return ast.literal_eval(texts[0]) if texts else ""
 
 
 def folder() -> Path:
