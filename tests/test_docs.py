@@ -11,7 +11,9 @@ from zo_fl import config, methods
 from zo_fl.engine.fields import Field
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+PAGES = sorted(
+    path for path in DOCS.rglob("*.md") if not {"_build", "jupyter_execute"} & set(path.parts)
+)
 
 
 def text_of(*names):

@@ -54,7 +54,7 @@ def _command(name: str) -> str:
     described, _, listed = helped.partition("\n\nFlags:\n")
     flags = re.findall(r"^  --(\S+): (.*)$", listed, re.MULTILINE)
     rows = [(f"`--{flag}`", meaning) for flag, meaning in flags]
-    described = re.sub(r"^  zo-fl", "- `zo-fl`", described, flags=re.MULTILINE)
+    described = re.sub(r"^  (zo-fl \w+)", r"- `\1`", described, flags=re.MULTILINE)
     return f"## {' '.join(given)}\n\n{described}\n\n{table(['flag', 'meaning'], rows)}"
 
 
