@@ -78,6 +78,7 @@ setuptools.setup(
         # Drivers older than 580 need jax[cuda12] instead.
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "docs": ["furo>=2024.8", "myst-nb>=1.3", "rich>=14.1", "sphinx>=8.2"],
         "tests": [
             "codespell>=2.3",
             "hypothesis>=6.100",

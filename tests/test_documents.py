@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
     for path in ROOT.rglob("*.md")
-    if not {".git", ".venv", "venv", "runs", "build"} & set(path.relative_to(ROOT).parts)
+    if not {".git", ".venv", "venv", "runs", "build", "_build", "jupyter_execute"}
+    & set(path.relative_to(ROOT).parts)
 )
 
 
