@@ -1,4 +1,6 @@
-"""Times the convolutions of ``zo_fl.models.conv`` in whole models. Results: PERFORMANCE.md.
+"""Times the convolutions of ``zo_fl.models.conv`` in whole models.
+
+Results: docs/results/notes_on_performance.
 
     python -m benchmarks.conv [--cases=cnn_large,cnn] [--implementations=xla]
 

@@ -1,4 +1,6 @@
-"""Times other ways to write the forward convolutions of a round. Results: PERFORMANCE.md.
+"""Times other ways to write the forward convolutions of a round.
+
+Results: docs/results/notes_on_performance.
 
     python -m benchmarks.conv_forms [--repeats=9]
 

@@ -1,4 +1,6 @@
-"""Prints what one client's step holds in memory, against the paper's formulas. See PERFORMANCE.md.
+"""Prints what one client's step holds in memory, against the paper's formulas.
+
+See docs/results/notes_on_performance.
 
     python -m benchmarks.memory [--batches=1,64,900] [--model=resnet18] [--norm=batch]
 

@@ -7,7 +7,7 @@ Directional derivatives <grad F(w), z> of freshly initialized weights and random
 differences over their step (two_point, forward) and by forward-mode differentiation (jvp), against
 those in float64 by forward mode along the same directions: the root of the mean squared error over
 that of the exact ones, and the correlation. An error of 0 is exact; from 1 on the scalars are
-noise. See PERFORMANCE.md.
+noise. See docs/results/notes_on_performance.
 """
 
 import statistics

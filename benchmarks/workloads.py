@@ -29,7 +29,7 @@ class Workload(NamedTuple):
     """A federated round of fixed size.
 
     Attributes:
-      name: as in PERFORMANCE.md.
+      name: as in docs/results/notes_on_performance.
       title: what it is, in a few words.
       algorithm: ``fedavg`` or ``zo``.
       model: changes of ``config.model``.

@@ -9,7 +9,7 @@ total. Expect a broad maximum: at 200 for 10/90 (54 %), at 300 for 50/50 (79 %).
 The shorter warm-ups are the beginnings of the longest: together they cost no more than that one.
 In two more columns the warm-up ends by itself, at most where the longest does, and the zeroth-order
 rounds take what is left: where what the high tier, or everyone, gets right of its validation
-examples stops rising. Expect both within a point of the best column (PERFORMANCE.md).
+examples stops rising. Expect both within a point of the best column (docs/results).
 """
 
 from ml_collections import ConfigDict

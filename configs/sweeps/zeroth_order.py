@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "A hundredth of the coordinates": {"zo.density": 0.01},
 }
 
-# (start, variant) -> rate, from zeroth_order_rates (its table: benchmarks/PERFORMANCE.md).
+# (start, variant) -> rate, from zeroth_order_rates (its table: docs/results/notes_on_performance).
 RATES: dict[tuple[str, str], float] = {
     ("warm-up", "As printed"): 0.0025,
     ("warm-up", "Exact derivatives"): 0.0025,

@@ -11,7 +11,7 @@ There are two implementations of one function, equal up to rounding:
                differentiation works only within ``precision.forward_mode``.
 
 Under ``vmap`` over kernels both become grouped convolutions (jax issue #26568), which are slow on
-CPUs. Measurements: ``benchmarks/PERFORMANCE.md``.
+CPUs. Measurements: ``docs/results/notes_on_performance``.
 """
 
 import functools

@@ -6,7 +6,7 @@
 
 The tier that trains knows the labels that it holds, and goes on gaining on these while the others
 lose: the population's answer is the better one where labels are skewed. Questions come early and
-patience is short, as rounds too many cost more than rounds too few (figures: PERFORMANCE.md).
+patience is short, as rounds too many cost more than rounds too few (figures: docs/results).
 """
 
 from collections.abc import Callable, Mapping
