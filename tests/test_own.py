@@ -18,6 +18,7 @@ from zo_fl.engine.fields import ConfigError
 pytestmark = pytest.mark.slow
 
 FEW = {
+    "algorithm": "zowarmup",
     "warmup.num_rounds": 2,
     "zo.num_rounds": 2,
     "data.num_clients": 4,

@@ -43,7 +43,7 @@ def get_sweep(config: ConfigDict) -> Sweep:
 
 def with_rates() -> dict[str, dict[str, Any]]:
     """Returns the overrides of the rows that have a rate."""
-    scalars = {"algorithm": "fedavg+head_zo", "head_zo.cache": True}
+    scalars = {"algorithm": "fedavg+head_zo", "head_zo.cache": True, "head_zo.num_directions": 3}
     return {
         "3 scalars a round": scalars | {"head_zo.lr": 1.8},
         "3 scalars, cross-entropy": scalars | {"head_zo.loss": "ce", "head_zo.lr": 0.18},

@@ -33,7 +33,12 @@ def get_sweep(config: ConfigDict) -> Sweep:
         sweeps.ZOWARMUP: {"algorithm": "zowarmup"},
         "First-order for all": {"algorithm": "fedavg+fedavg_all"},
         "Warm-up, head SGD": {"algorithm": "fedavg+head_sgd"},
-        "Warm-up, scalars for the head": {"algorithm": "fedavg+head_zo", "head_zo.cache": True},
+        "Warm-up, scalars for the head": {
+            "algorithm": "fedavg+head_zo",
+            "head_zo.cache": True,
+            "head_zo.num_directions": 3,
+            "head_zo.lr": 0.3,
+        },
         "Warm-up, ridge": {"algorithm": "fedavg+ridge", **ridge},
         "Warm-up, ridge, scalars": {"algorithm": "fedavg+ridge+zo", **ridge, **gentle},
         "Warm-up, class means": {"algorithm": "fedavg+gaussian_head"},

@@ -30,7 +30,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Momentum": {"zo.server": "momentum"},
     "Steps of a fixed length": {"zo.server": "normalized"},
     "Last layer": {"zo.params": "head/*"},
-    "Last layer, whitened": {"algorithm": "head_zo"},
+    "Last layer, whitened": {
+        "algorithm": "head_zo",
+        "head_zo.num_directions": 3,
+        "head_zo.cache": False,
+    },
     "Norms and last layer": {"zo.params": "*norm*,head/*"},
     "A hundredth of the coordinates": {"zo.density": 0.01},
 }

@@ -43,6 +43,8 @@ def five_point(add_direction, *, eps, num_directions: int, bound: float = 0.0) -
     return Estimator(estimate, coefficients, passes=4 * num_directions)
 
 
+CHANGES = {"algorithm": "zowarmup", "zo.estimator": "five_point"}
+
 if __name__ == "__main__":
     ESTIMATORS["five_point"] = five_point
-    zo_fl.run("quickstart", "runs/five_point", changes={"zo.estimator": "five_point"})
+    zo_fl.run("quickstart", "runs/five_point", changes=CHANGES)

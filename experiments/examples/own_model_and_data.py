@@ -39,7 +39,12 @@ def main(workdir: str = "runs/own_model", rounds: int = 20) -> float:
         workdir,
         dataset=data,
         model=MyModule(num_classes=7),
-        changes={"warmup.num_rounds": rounds, "zo.num_rounds": rounds, "zo.num_directions": 9},
+        changes={
+            "algorithm": "zowarmup",
+            "warmup.num_rounds": rounds,
+            "zo.num_rounds": rounds,
+            "zo.num_directions": 9,
+        },
         on_round=lambda row: None,  # wandb.log, say
     )
     model = zo_fl.load(workdir)

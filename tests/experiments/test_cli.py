@@ -89,7 +89,14 @@ def test_output_that_nobody_reads_ends_a_command_without_a_line():
 
 
 def test_costs_prints_formula_and_measurement_of_both_phases():
-    got = commands.run("-m", "experiments.costs", "--config=quickstart", *FAST, "--time")
+    got = commands.run(
+        "-m",
+        "experiments.costs",
+        "--config=quickstart",
+        "--config.algorithm=zowarmup",
+        *FAST,
+        "--time",
+    )
     assert got.returncode == 0, got.stderr
     assert "12 B" in got.stdout and "240 B" in got.stdout and "warmup" in got.stdout
 
