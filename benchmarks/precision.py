@@ -1,7 +1,6 @@
 """Prints how exact the scalars of a zeroth-order client are: by estimator, eps and precision.
 
-    python -m benchmarks.precision [--model=cnn] [--norm=group] [--eps=1e-4,1e-2] \
-        [--picture=F.png]
+    python -m benchmarks.precision [--model=cnn] [--norm=group] [--eps=1e-4,1e-2] [--picture=F.png]
 
 Directional derivatives <grad F(w), z> of freshly initialized weights and random images, as loss
 differences over their step (two_point, forward) and by forward-mode differentiation (jvp), against

@@ -1,7 +1,6 @@
 """Runs a table of experiments: every point of a sweep with every seed, a process each.
 
-    zo-fl sweep --config=quickstart --sweep=splits --seeds=5 --workdir=R [--jobs=1] \
-        [--config.zo.lr=0.02]
+    zo-fl sweep --config=quickstart --sweep=splits --seeds=5 --workdir=R [--jobs=2]
 
 Seed s sets ``config.seed`` and ``config.data.partition_seed``, so methods are paired: at one seed
 all have the same partition, tiers and warm-up. Equal warm-ups are computed once, in R/warmups, and
