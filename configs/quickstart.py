@@ -15,9 +15,12 @@ from ml_collections import ConfigDict
 from zo_fl.config import default
 
 CLOSING = """\
-next: zo-fl --config=forward_only                            # closed form: 59.9(1.7) % of the same clients' images
-      zo-fl --config=quickstart --config.algorithm=zowarmup  # scalars for all parameters, as the paper has it
-      zo-fl sweep --config=quickstart --sweep=methods --seeds=1 --workdir=R    # all methods"""
+closed form, from forward passes of the same clients alone: 59.9(1.7) %
+  zo-fl --config=forward_only
+scalars for all parameters, as the paper has them
+  zo-fl --config=quickstart --config.algorithm=zowarmup
+all methods on these clients
+  zo-fl sweep --config=quickstart --sweep=methods --seeds=1 --workdir=runs/methods"""
 
 
 def get_config() -> ConfigDict:

@@ -200,3 +200,8 @@ def test_only_what_the_method_reads_makes_a_run_what_it_is():
     same = config.resolve(tiny.config("fedavg+zo", decomfl__lr=0.5, heterofl__levels="abc"))
     other = config.resolve(tiny.config("zowarmup", zo__lr=0.5))
     assert config.identity(one) == config.identity(same) != config.identity(other)
+
+
+def test_a_config_may_have_last_words():
+    assert "zo-fl --config=forward_only" in config.closing("quickstart")
+    assert config.closing("cifar10_10_90") == ""
