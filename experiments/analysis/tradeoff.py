@@ -82,7 +82,7 @@ def points(
 
 @style.own
 def write(found: Sequence[TradeOff], out: Path, with_paper: bool) -> None:
-    """Writes the picture, the table and the points.
+    """Writes the picture, its first panel alone, the table and the points.
 
     Raises:
       ConfigError: they cannot be written.
@@ -92,6 +92,7 @@ def write(found: Sequence[TradeOff], out: Path, with_paper: bool) -> None:
     rows = [[p.name, p.accuracy(), len(p.accuracies), *map(p.price, PRICES)] for p in found]
     with runs.writing(out):
         drawing.save(draw(found, with_paper), out / "pareto.png")
+        drawing.save(draw(found, with_paper, 1), out / "pareto_first.png")
         (out / "pareto.md").write_text(table(found).markdown(), encoding="utf-8")
         tables.write_csv(out / "pareto.csv", headers, rows)
         (out / "pareto.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -132,30 +133,32 @@ def table(found: Sequence[TradeOff]) -> TextTable:
     return TextTable(title, ["", "accuracy, %", *prices, "n"], rows)
 
 
-def draw(found: Sequence[TradeOff], with_paper: bool) -> Figure:
+def draw(found: Sequence[TradeOff], with_paper: bool, panels: int | None = None) -> Figure:
     """Returns accuracy against each known price, fronts as lines, the paper's figures hollow.
+
+    ``panels`` is how many of the prices; None means all.
 
     Points of a family have its colour, and beside them the rest of their names. The first panel
     names all; the others name their fronts, and what finds a place beside its mark.
     """
-    prices, families = _known(found), [family for _, family in _names(found)]
+    prices, families = _known(found)[:panels], [family for _, family in _names(found)]
     heights = [0.11 * len(found) + 2.6, *[3.2] * (len(prices) - 1)]
     figure = drawing.new_figure("", sum(heights))
     ratios = {"height_ratios": heights}
-    panels = figure.subplots(len(prices), 1, squeeze=False, gridspec_kw=ratios)[:, 0]
+    drawn = figure.subplots(len(prices), 1, squeeze=False, gridspec_kw=ratios)[:, 0]
     colours = drawing.colours([family for family in families if family]) | {"": INK}
     of_point = [colours[family] for family in families]
     told = PAPER if with_paper else ()
-    for axes, price in zip(panels, prices, strict=True):
+    for axes, price in zip(drawn, prices, strict=True):
         _draw_panel(axes, found, told, price, of_point)
     for family in filter(None, dict.fromkeys(families)):
-        panels[0].plot([], [], "o", color=colours[family], label=plain(family))
+        drawn[0].plot([], [], "o", color=colours[family], label=plain(family))
     if with_paper:
         look = drawing.PAPER | {"color": INK, "linestyle": "none"}
-        panels[0].plot([], [], label="the paper, as printed", **look)
-    drawing.add_legend(figure, panels[0], "mean and standard deviation over seeds")
+        drawn[0].plot([], [], label="the paper, as printed", **look)
+    drawing.add_legend(figure, drawn[0], "mean and standard deviation over seeds")
     figure.draw_without_rendering()  # the room for labels depends on the layout
-    for axes, price in zip(panels, prices, strict=True):
+    for axes, price in zip(drawn, prices, strict=True):
         _label(axes, price, found, told, of_point, has_all=price == prices[0])
     return figure
 
