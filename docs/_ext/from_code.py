@@ -37,7 +37,7 @@ def fields(block: str = "") -> str:
 
 def _fields(block) -> str:
     rows = [
-        (f"`{name}`", f"`{field.default!r}`", check.allowed(field), field.meaning)
+        (f"`{name}`", f"`{field.usual!r}`", check.allowed(field), field.meaning)
         for name, field in check.flat(block).items()
     ]
     return table(["field", "default", "allowed", "meaning"], rows)
