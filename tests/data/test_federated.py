@@ -16,6 +16,7 @@ from zo_fl.engine.types import HIGH
 BLOCK: dict[str, Any] = defaults(federated.BLOCK) | {
     "name": "synthetic",
     "num_clients": 8,
+    "num_examples": 0,
     "high_fraction": 0.25,
 }
 

@@ -164,5 +164,5 @@ def test_without_a_data_set_the_command_says_what_there_is_and_gets_nothing(tmp_
     assert done.stderr == "error: no --dataset given; nothing was prepared\n"
     lines = done.stdout.splitlines()
     assert lines[0].startswith("cifar10_sample:") and lines[1] == "    comes with the package"
-    command = "python -m zo_fl.experiments.prepare_data --dataset=cifar10 --data_dir="
+    command = "python -m experiments.prepare_data --dataset=cifar10 --data_dir="
     assert f"    {command}{tmp_path / 'data'}" in lines

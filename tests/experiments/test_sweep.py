@@ -257,7 +257,10 @@ def test_points_that_differ_in_a_number_alone_may_be_one_program(tmp_path):
     points = [point("a", zo__lr=0.1), point("b", zo__lr=0.2, zo__tau=0.5), point("c")]
     points += [point("other S", zo__num_directions=9), point("no rate", zo__lr=0.0)]
     points += [point("best eps", zo__eps="auto"), point("ends", warmup__stop="plateau")]
-    points += [point("keeps", "fedavg+head_zo", head_zo__cache=True), point("head", "head_zo")]
+    points += [
+        point("keeps", "fedavg+head_zo", head_zo__cache=True),
+        point("head", "head_zo", head_zo__cache=False),
+    ]
     planned = jobs_of(points, tmp_path, seeds=range(2))
     found = plan.side_by_side(planned, config())
     names = {job.folder: job.name.split(",")[0] for job in planned}
