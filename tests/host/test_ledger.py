@@ -11,6 +11,8 @@ from zo_fl import api
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import ledger
 
+CNN = {"model__name": "cnn", "model__norm": "batch", "model__width": 0.25}
+
 
 @pytest.mark.slow
 def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(tmp_path):
@@ -34,7 +36,7 @@ def test_every_round_of_phase_two_is_rebuilt_bit_for_bit(tmp_path):
     "name, changes",
     (
         # Statistics travel, and the server has moments.
-        ("zo", {"model__name": "cnn", "model__norm": "batch", "zo__server": "adam"}),
+        ("zo", CNN | {"zo__server": "adam", "data__num_clients": 40, "zo__cohort_size": 2}),
         ("head_zo", {"head_zo__fresh": False}),  # the basis
     ),
 )
