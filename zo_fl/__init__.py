@@ -2,13 +2,14 @@
 
     import zo_fl
 
-    summary = zo_fl.run("quickstart", "runs/mine", changes={"zo.num_directions": 9})
+    summary = zo_fl.run("quickstart", "runs/mine", changes={"algorithm": "zowarmup"})
     labels = zo_fl.load("runs/mine").predict(images)
 
 With data and a model of one's own:
 
     data = zo_fl.dataset(x_train, y_train, x_test, y_test)
-    zo_fl.run("quickstart", "runs/mine", dataset=data, model=MyModule(num_classes=7))
+    options = {"dataset": data, "model": MyModule(num_classes=7)}
+    zo_fl.run("quickstart", "runs/own", changes={"algorithm": "zowarmup"}, **options)
 """
 
 import importlib
