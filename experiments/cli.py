@@ -5,6 +5,7 @@ its help. ``--config`` takes the name of a config that comes along or the path o
 ``--config.FIELD=VALUE``, or ``--set=FIELD=VALUE``, changes a field.
 """
 
+import contextlib
 import errno
 import functools
 import io
@@ -99,10 +100,18 @@ def run(
         except KeyboardInterrupt as stop:
             ignore_signals()
             print(str(stop) or "interrupted", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            leave_at_once(INTERRUPTED)
 
     parser = functools.partial(parse_flags, described=str(described).strip(), own=own)
     app.run(wrapped, flags_parser=parser)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """Ends the process: XLA's threads, interrupted in a compilation, crash Python's own end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def parse_flags(argv: list[str], described: str, own: list[str]) -> list[str]:

@@ -102,6 +102,8 @@ def main(argv: list[str]) -> int:
         if processes.is_first():
             resume = f"to resume, run the same command with --workdir={path}"
             print(f"{str(stop) or 'stopped at once'}; {resume}", file=sys.stderr)
+        if isinstance(stop, KeyboardInterrupt):
+            cli.leave_at_once(signals.INTERRUPTED)
         return signals.INTERRUPTED
     if processes.is_first():
         print(summary_table.of_run(summary | {"workdir": str(path)}))

@@ -7,7 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import zo_fl
+from experiments.examples import own_model_and_data as own
 from tests import tiny
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -40,3 +43,18 @@ def test_the_round_is_the_project_s_to_the_bit():
     sizes = jnp.float32([len(batch.mask) for batch in batches])
     params = jax.jit(names["server"])(before.params, jnp.stack(sent), keys, sizes)
     chex.assert_trees_all_equal(params, after.params)
+
+
+@pytest.mark.slow
+def test_own_model_and_data_train_and_predict(tmp_path, monkeypatch):
+    run, few = zo_fl.run, {"warmup.num_rounds": 1, "zo.num_rounds": 1, "run.num_devices": 1}
+
+    def shortly(*given, changes, **options):
+        return run(*given, changes=changes | few, quiet=True, **options)
+
+    monkeypatch.setattr(zo_fl, "run", shortly)
+    monkeypatch.chdir(tmp_path)
+    (x_train, y_train), (x_test, y_test) = own.make_data(), own.make_data(70, seed=1)
+    names = dict(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    exec(shown("zo_fl.dataset"), names | {"MyModule": own.MyModule} | (found := {}), found)
+    assert found["summary"]["rounds"] == 2 and found["labels"].shape == (70,)
