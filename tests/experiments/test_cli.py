@@ -68,6 +68,7 @@ def test_an_exception_of_a_command_is_one_line_and_a_status(
 
     monkeypatch.setattr(cli.app, "run", lambda wrapped, flags_parser: wrapped([]))
     monkeypatch.setattr(cli, "ignore_signals", lambda: None)
+    monkeypatch.setattr(cli, "leave_at_once", sys.exit)
     with pytest.raises(SystemExit) as end:
         cli.run(fails, lambda: None, "")
     printed = capsys.readouterr().err
