@@ -82,6 +82,8 @@ def main(argv: list[str]) -> int:
     del argv
     given = cli.given_config()
     resolved = config.resolve(given.config)
+    # Of the config as it is; read now, as its file may be gone at the end of the run.
+    last_words = "" if given.overrides else config.closing(given.name)
     distributed.join()
     workdir = flags.FLAGS.workdir
     made = "" if workdir or not processes.is_first() else _new_workdir(given.name)
@@ -110,8 +112,8 @@ def main(argv: list[str]) -> int:
         if summary["diverged_round"] is not None:
             hint = "; lower " + " or ".join(rates) if (rates := _rates(resolved)) else ""
             print(f"stopped: {summary['divergence']}{hint}", file=sys.stderr)
-        elif text := config.closing(given.name):
-            print(cli.as_called(text))
+        elif last_words:
+            print(cli.as_called(last_words))
     return int(summary["diverged_round"] is not None)
 
 

@@ -205,3 +205,9 @@ def test_only_what_the_method_reads_makes_a_run_what_it_is():
 def test_a_config_may_have_last_words():
     assert "zo-fl --config=forward_only" in config.closing("quickstart")
     assert config.closing("cifar10_10_90") == ""
+
+
+@pytest.mark.parametrize("text", ('CLOSING = "é"', "CLOSING = f'{1}'", "closing = 1"))
+def test_last_words_of_a_file_are_read_whatever_it_holds(text, tmp_path):
+    (tmp_path / "c.py").write_bytes(f"# coding: latin-1\n{text}\n".encode("latin-1"))
+    assert config.closing(tmp_path / "c.py") == ("é" if "é" in text else "")

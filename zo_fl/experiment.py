@@ -72,9 +72,9 @@ def build(
             f"config.faults.nan={config['faults']['nan']} makes NaN on purpose, JAX_DEBUG_NANS "
             "stops at them; allowed: one of the two"
         )
-    config = configs.plain(config)
-    engine = make_engine(config["run"])  # first: no data set is decoded for a device that is absent
-    return assemble(config, federated.load(**config["data"], dataset=dataset), engine, model=model)
+    plain = configs.plain(config)
+    engine = make_engine(plain["run"])  # first: no data set is decoded for a device that is absent
+    return assemble(config, federated.load(**plain["data"], dataset=dataset), engine, model=model)
 
 
 def assemble(

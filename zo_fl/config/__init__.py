@@ -206,15 +206,16 @@ def load(name: str | Path) -> ConfigDict:
 
 
 def closing(name: str | Path) -> str:
-    """Returns the last words of a run, the constant ``CLOSING`` of its config's file, or "".
+    """Returns the last words of a run, the text ``CLOSING`` of its config's file, or "".
 
     Raises:
       ConfigError: there is no such file.
     """
-    tree = ast.parse(find(name).read_text())
-    said = [node for node in tree.body if isinstance(node, ast.Assign)]
-    texts = [node.value for node in said if ast.unparse(node.targets[0]) == "CLOSING"]
-    return ast.literal_eval(texts[0]) if texts else ""
+    for node in ast.parse(find(name).read_bytes()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name("CLOSING")], value=ast.Constant(str(text))):
+                return text
+    return ""
 
 
 def folder() -> Path:
