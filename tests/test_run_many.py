@@ -164,11 +164,13 @@ def test_all_that_may_vary_is_an_argument_of_the_rounds(part):
 
 
 @pytest.mark.slow
-def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed(tmp_path):
+@pytest.mark.parametrize("stopped", (False, pytest.param(True, marks=pytest.mark.nightly)))
+def test_a_value_that_diverges_leaves_the_others_alone_also_when_all_are_resumed(tmp_path, stopped):
     config = tiny.config("zo", zo__num_rounds=15)
     values = (1e12, 1e-3, 2e-3)
     arguments = config, tmp_path / "stopped", "zo.lr", values
-    stopped_at(11, run_many.run_values, *arguments)
+    if stopped:
+        stopped_at(11, run_many.run_values, *arguments)
     again = run_many.run_values(*arguments, quiet=True)
     assert again[0]["diverged_round"] is not None
     assert [summary["diverged_round"] for summary in again[1:]] == [None, None]

@@ -18,10 +18,18 @@ from zo_fl.methods import METHODS
 
 QUICK = ("fedavg", "zo")
 slow = [pytest.mark.slow]
-NAMES = [pytest.param(name, marks=[] if name in QUICK else slow) for name in sorted(METHODS)]
-of_every_method = pytest.mark.parametrize("name", NAMES)
 # Whose clients and server are those of another method, with other numbers.
 PRESETS = ("fedavg_all", "mezo", "decomfl", "fedkseed")
+
+
+def names(presets):
+    """Every method as a parameter, with what marks the presets."""
+    marked = {name: [] for name in QUICK} | {name: presets for name in PRESETS}
+    return [pytest.param(name, marks=marked.get(name, slow)) for name in sorted(METHODS)]
+
+
+of_every_method = pytest.mark.parametrize("name", names(slow))
+of_every_round = pytest.mark.parametrize("name", names([pytest.mark.nightly]))  # which is compiled
 
 # Rounding differs with the layout, and a loss difference of 1e-3 divided by 2 eps magnifies it:
 # updates of order 0.1 to 1 agree to four digits.
@@ -50,7 +58,7 @@ class Item:
 
 
 @functools.cache
-def phases_of(name, devices=8):
+def phases_of(name, devices):
     built, items = tiny.build(name, run__num_devices=devices), []
     for phase in built.phases:
         items.append(Item(built, phase, items[-1] if items else None))
@@ -98,10 +106,10 @@ def with_cohort(item, order, padding=()):
     return item.round(item.start(), drawn)
 
 
-@of_every_method
+@of_every_round
 def test_two_rounds_move_the_parameters_keep_all_shapes_and_are_traced_once(name):
     moved = []
-    for item in phases_of(name):
+    for item in phases_of(name, 8):
         state, history = two_rounds(item)
         moved.append(history[0]["update_norm"] > 0)
         assert int(state.round_idx) == tiny.ROUNDS
@@ -112,28 +120,28 @@ def test_two_rounds_move_the_parameters_keep_all_shapes_and_are_traced_once(name
     assert any(moved)  # a phase that only prepares, or chooses, may leave them as they are
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.values[0] not in PRESETS])
+@of_every_round
 def test_on_eight_devices_and_with_several_clients_at_once_it_is_nearly_the_same(name):
-    for alone, item in zip(phases_of(name), phases_of(name, devices=8), strict=True):
+    for alone, item in zip(phases_of(name, 1), phases_of(name, 8), strict=True):
         (expected, of_one), (state, of_eight) = two_rounds(alone), two_rounds(item)
-        solved = any(one.phase.server.reducer.is_sum for one in phases_of(name))
+        solved = any(one.phase.server.reducer.is_sum for one in phases_of(name, 8))
         tolerance = MAGNIFIED if solved else NEARLY
         chex.assert_trees_all_close(state.params, expected.params, **tolerance)
         losses = [[metrics.get("loss", 0.0) for metrics in each] for each in (of_eight, of_one)]
         np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-@of_every_method
+@of_every_round
 def test_the_result_does_not_depend_on_the_order_of_the_cohort(name):
-    for item in phases_of(name):
+    for item in phases_of(name, 8):
         reference = with_cohort(item, range)[0]
         got = with_cohort(item, lambda size: np.random.default_rng(0).permutation(size))[0]
         chex.assert_trees_all_close(got.params, reference.params, **TOLERANCE)
 
 
-@of_every_method
+@of_every_round
 def test_whoever_pads_a_cohort_changes_nothing(name):
-    for item in phases_of(name):
+    for item in phases_of(name, 8):
         two = lambda size: [1, 4]  # noqa: E731
         reference, metrics, _ = with_cohort(item, two, padding=[0] * 6)
         got, padded, _ = with_cohort(item, two, padding=[7, 6, 5, 4, 3, 2])
@@ -143,7 +151,7 @@ def test_whoever_pads_a_cohort_changes_nothing(name):
 
 @of_every_method
 def test_the_uplink_is_the_bytes_of_the_messages(name):
-    for item in phases_of(name):
+    for item in phases_of(name, 8):
         state, data, uplink = item.start(), item.built.data_of(item.phase), 0
         for group in item.phase.groups:
             client, own = group.client, tiny.own_keys(item.built, 3)

@@ -14,8 +14,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import optimize, special
-
 from zo_fl.host.schedule import ScheduledPhase
 
 DELTA = 1e-5
@@ -65,6 +63,8 @@ def account(phases: Sequence[ScheduledPhase], done: int) -> dict[str, Any] | Non
 
 def epsilon(mu: float) -> float:
     """Returns epsilon at ``DELTA`` of what is mu-GDP, mu > 0."""
+    from scipy import optimize  # here, as in delta: slow to import, and most runs have no noise
+
     if delta(0.0, mu) <= DELTA:
         return 0.0
     high = 1.0
@@ -75,6 +75,8 @@ def epsilon(mu: float) -> float:
 
 def delta(epsilon: float, mu: float) -> float:
     """Returns delta at epsilon of what is mu-GDP, mu > 0."""
+    from scipy import special
+
     likely = special.ndtr(mu / 2 - epsilon / mu)
     # e^epsilon may overflow where its factor underflows.
     return float(likely - math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu)))
