@@ -24,7 +24,7 @@ PRESETS = ("fedavg_all", "mezo", "decomfl", "fedkseed")
 
 def names(presets):
     """Every method as a parameter, with what marks the presets."""
-    marked = {name: [] for name in QUICK} | {name: presets for name in PRESETS}
+    marked = {name: [] for name in QUICK} | dict.fromkeys(PRESETS, presets)
     return [pytest.param(name, marks=marked.get(name, slow)) for name in sorted(METHODS)]
 
 
