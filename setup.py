@@ -54,6 +54,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
+        "etils[epy]>=1.10",
         "filelock>=3.16",
         # Tried: jax 0.10.0, 0.10.2 and 0.12.0.1. Of flax only Linen is used: jax 0.11.2 took away
         # what NNX of flax 0.12.9 and earlier imports, Linen works there too.

@@ -180,7 +180,7 @@ def test_a_run_stopped_anywhere_and_resumed_ends_bit_identical(finished, stopped
 
 
 def test_a_kill_loses_only_the_rounds_since_the_last_checkpoint(stopped):
-    assert stopped.rows == 4 and stopped.kept == [2, 3]
+    assert stopped.rows == 4 and stopped.kept == [1, 3]
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(stopped):
@@ -294,7 +294,7 @@ class TestDivergence:
     def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_round(self, tmp_path):
         # Several steps a client: the second one is of a model that is not finite.
         summary = run(tmp_path, warmup__lr=1e30, warmup__batch_size=20)
-        assert summary["diverged_round"] in (1, 2) and rows_of(tmp_path)[-1]["round"] == 2
+        assert summary["diverged_round"] == rows_of(tmp_path)[-1]["round"] in (1, 2)
         who = r"(client \d|\d clients, \d the first of them,)"
         assert re.match(rf"round \d: what {who} sent is not finite", summary["divergence"])
         assert Checkpoints(tmp_path).latest_round() is None  # nothing of it is kept

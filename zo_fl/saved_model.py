@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from zo_fl import config as configs
 from zo_fl import models
@@ -17,6 +17,9 @@ from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Dataset, ModelState, Params, Task
 from zo_fl.host import devices, files, processes
+
+with epy.lazy_imports():  # as in host.checkpoint
+    import orbax.checkpoint as ocp
 
 _FOLDER, _FACTS = "model", "model.json"
 _BATCH = 500

@@ -36,9 +36,9 @@ def spans(schedule):
 def test_chunks_end_where_something_is_due(schedule):
     watched = schedule.phases[1]
     cuts = chunks(watched, watched.start, OPTIONS)
-    assert cuts == [(2, 6), (6, 7), (7, 10), (10, 14), (14, 18), (18, 21), (21, 22)]
+    assert cuts == [(2, 3), (3, 6), (6, 7), (7, 10), (10, 14), (14, 18), (18, 21), (21, 22)]
     assert [stop for _, stop in cuts if watched.asks(stop)] == [6, 10, 14, 18, 22]
-    assert chunks(schedule.phases[0], 0, OPTIONS) == [(0, 2)]
+    assert chunks(schedule.phases[0], 0, OPTIONS) == [(0, 1), (1, 2)]
 
 
 def test_a_phase_that_ends_early_moves_those_after_it(schedule):

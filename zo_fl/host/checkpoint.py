@@ -20,12 +20,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
+from etils import epy
 
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import PyTree
 from zo_fl.host import files, processes
+
+with epy.lazy_imports():  # which take a third of a second that the first round need not wait for
+    import orbax.checkpoint as ocp
 
 _MOST_LISTED = 50  # rounds that processes tell each other
 _ARRAYS, _DIGEST = "_arrays", "_digest"  # in the dict, beside what was given
@@ -130,7 +132,7 @@ class Checkpoints:
         """Returns whether some checkpoints were damaged."""
         return self._damaged.exists()
 
-    def _manager_of(self, round_idx: int) -> ocp.CheckpointManager:
+    def _manager_of(self, round_idx: int) -> "ocp.CheckpointManager":
         return self._rounds if round_idx in self._rounds.all_steps() else self._pivot
 
     def _path(self, round_idx: int) -> Path:
@@ -144,7 +146,7 @@ class Checkpoints:
             raise Damaged(f"{path}: what is beside the arrays is not what was saved")
         return content.pop(_ARRAYS), content
 
-    def _read(self, round_idx: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
+    def _read(self, round_idx: int, item: str, how: "ocp.args.CheckpointArgs") -> Any:
         args = ocp.args.Composite(**{item: how})
         try:
             return self._manager_of(round_idx).restore(round_idx, args=args)[item]
@@ -153,9 +155,9 @@ class Checkpoints:
             raise Damaged(f"{self._path(round_idx)} cannot be read ({why})") from error
 
 
-def _manager(path: Path, num_kept: int | None, read_only: bool) -> ocp.CheckpointManager:
+def _manager(path: Path, num_kept: int | None, read_only: bool) -> "ocp.CheckpointManager":
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=LatestN(num_kept),
+        preservation_policy=ocp.checkpoint_managers.LatestN(num_kept),
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=False,
         read_only=read_only,

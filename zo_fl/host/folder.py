@@ -62,6 +62,8 @@ class RunFolder:
         Raises:
           ConfigError: all checkpoints are damaged.
         """
+        if not processes.any_of((self.path / "checkpoints").exists()):
+            return Position()
         while (done := self.checkpoints.latest_round()) is not None:
             try:
                 return position_of(done, self.checkpoints.progress(done))

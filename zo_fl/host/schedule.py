@@ -156,11 +156,13 @@ def chunks(phase: ScheduledPhase, done: int, options: Mapping[str, int]) -> list
     """Returns the ``(start, stop)`` of the chunks of a phase's rounds from ``done`` on.
 
     A chunk is full, or ends sooner to evaluate, to save or to ask; ``options`` is ``config.run``.
+    The first is one round, which soon shows that they go on, and how fast.
     """
     cadences = [(0, options["eval_every"]), (0, options["checkpoint_every"])]
     if phase.phase.stop is not None:
         cadences.append((phase.start, phase.phase.stop.every))
-    cuts = []
+    cuts = [(done, done + 1)]
+    done += 1
     while done < phase.end:
         due = (begin + ((done - begin) // n + 1) * n for begin, n in cadences)
         stop = min(done + options["rounds_per_jit"], phase.end, *due)

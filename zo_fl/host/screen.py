@@ -118,7 +118,8 @@ class Progress:
           seconds: that the rounds took.
         """
         last, now = rows[-1], self._clock()
-        if last["phase"] != self._phase:
+        is_first = last["phase"] != self._phase
+        if is_first:
             self._begin(last["phase"])
         # Several runs as one program show the same rounds, one after the other.
         self._rounds += last["round"] - self._done
@@ -136,7 +137,7 @@ class Progress:
             parts.append(self._left())
         status = "  ".join(parts)
         self._bar.update(self._task, completed=self._done, phase=self._phase, status=status)
-        if last.get("test_accuracy") is not None:
+        if is_first or last.get("test_accuracy") is not None:
             place = f"round {self._done:{len(str(total))}}/{total}"
             self.message(f"{place}  {self._phase:6}  {status}")
 
