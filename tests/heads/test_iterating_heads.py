@@ -22,6 +22,7 @@ from tests.heads.problems import (
 )
 from tests.heads.test_sum_heads import assert_pooled
 from zo_fl.engine import losses
+from zo_fl.engine.fields import ConfigError
 from zo_fl.heads import head_zo
 from zo_fl.zo import directions
 
@@ -53,9 +54,21 @@ def test_so_they_do_where_features_are_far_from_zero():
     assert_pooled(built, params, tolerance=5e-3)
 
 
-def test_the_preconditioner_is_the_high_tier_s_covariance_within_classes_and_everyone_s_between():
-    built, start, _ = conjugate_gradients()
+def few_high(width):
+    """The method with two high-resource clients of 90 examples, on 64 features times ``width``."""
+    share = {"high_fraction": 0.25}
+    return build("ridge_cg", num_rounds=1, data=share, model={"width": width}, **CG)
+
+
+@pytest.mark.parametrize("width", (1.0, 4.0), ids=("matrix", "rows"))
+def test_the_preconditioner_is_the_high_tier_s_covariance_within_classes_and_everyone_s_between(
+    width,
+):
+    built = few_high(width)
+    *before, iterate = built.phases
+    start = after(iterate, run_all(built, before)[-1])
     known = start.strategy_state
+    assert isinstance(known.of_high.rows, tuple) == (width == 1.0)
     h, labels = seen(built, start)
     ours, of_high = seen(built, start, high_tier(built))
     scale, means = np.float64(known.scale), {c: h[labels == c].mean(0) for c in set(labels)}
@@ -64,11 +77,33 @@ def test_the_preconditioner_is_the_high_tier_s_covariance_within_classes_and_eve
     for c, mean in means.items():
         matrix += np.mean(labels == c) * np.outer(mean - h.mean(0), mean - h.mean(0))
     matrix = matrix * np.outer(scale, scale) + 0.06 * np.eye(len(scale))
-    factor = np.float64(known.factor)
-    np.testing.assert_allclose(factor @ factor.T, matrix, rtol=1e-4, atol=1e-5)
+    right = np.random.default_rng(0).normal(size=(len(scale), 3)).astype(np.float32)
+    found = known.of_high.solve(0.06, right)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(
         matrix @ np.float64(known.direction), known.residual, rtol=1e-3, atol=1e-5
     )
+
+
+def test_a_client_that_fell_out_is_in_no_row_and_padding_neither():
+    built = few_high(4.0)
+    phase = built.phases[0]
+    state = tiny.start(built, phase)
+    updates, _, weights = tiny.first_updates(built, phase, state)
+    alone = jax.tree.map(lambda leaf: np.stack([leaf[0], 0 * leaf[1]]), updates)
+    spoilt = jax.tree.map(lambda leaf: np.stack([leaf[0], leaf[1] * np.nan, leaf[0]]), updates)
+    (_, expected), (_, found) = (
+        tiny.server_step(built, phase, state, phase.server.reducer.middle(*given))
+        for given in ((alone, np.float32([90, 90])), (spoilt, np.float32([90, 0, 0])))
+    )
+    chex.assert_trees_all_equal(found.of_high, expected.of_high)
+    assert np.any(found.of_high.rows) and len(weights) == 2
+
+
+def test_no_rule_reads_rows():
+    changes = dict(model__width=4.0, data__high_fraction=0.25, robust__rule="clip")
+    with pytest.raises(ConfigError, match="rule='clip' has no meaning where the server needs"):
+        tiny.build("ridge_cg", **changes)
 
 
 def test_clients_are_asked_about_the_latest_head_and_the_best_one_is_kept():

@@ -126,11 +126,34 @@ def sum_over(
       zeros: the sums to start from.
       basis: projects the features, or ``()``.
     """
-    task, count = extractor.task, max(batch.mask.shape[0], 1)
-    at_once = min(extractor.microbatch or count, count)
-    rows = at_once * max(1, min(_ROWS, count) // at_once)
+    look, parts = _in_parts(extractor, state, batch, basis)
 
     def body(sums, part):
+        return add(sums, *look(part)), None
+
+    def body_if_any(sums, part):
+        return cohorts.if_any(part[1], lambda: body(sums, part), lambda: (sums, None))
+
+    return jax.lax.scan(body_if_any if extractor.ragged else body, zeros, parts)[0]
+
+
+def rows(
+    extractor: Extractor, state: ServerState, batch: ClientBatch, basis: MaybeBasis = ()
+) -> tuple[Array, Array]:
+    """Returns the features ``f32[n, k]`` and labels ``f32[n, C]`` that ``sum_over`` adds up."""
+    found = jax.lax.map(*_in_parts(extractor, state, batch, basis))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1])[: len(batch.mask)], found)
+
+
+def _in_parts(
+    extractor: Extractor, state: ServerState, batch: ClientBatch, basis: MaybeBasis
+) -> tuple[Callable, PyTree]:
+    """Returns ``part -> (features, labels)``, and the parts of a client's examples."""
+    task, count = extractor.task, max(batch.mask.shape[0], 1)
+    at_once = min(extractor.microbatch or count, count)
+    size = at_once * max(1, min(_ROWS, count) // at_once)
+
+    def look(part):
         examples, mask = part
         projected = partial(closed_form.project, basis)
         if isinstance(examples, dict) and "kept" in examples:
@@ -140,13 +163,9 @@ def sum_over(
             features = _features(task, model, examples, at_once, projected)
         held = jax.nn.one_hot(task.labels(examples), task.num_classes) * mask[:, None]
         # A client whose features are not finite drops out, but padding cannot make it.
-        return add(sums, jnp.where(mask[:, None], features, 0.0), held), None
+        return jnp.where(mask[:, None], features, 0.0), held
 
-    def body_if_any(sums, part):
-        return cohorts.if_any(part[1], lambda: body(sums, part), lambda: (sums, None))
-
-    parts = cohorts.batched((batch.examples, batch.mask), rows)
-    return jax.lax.scan(body_if_any if extractor.ragged else body, zeros, parts)[0]
+    return look, cohorts.batched((batch.examples, batch.mask), size)
 
 
 def _features(

@@ -6,8 +6,8 @@ The normal equations of ``closed_form.ridge`` for all classes side by side are `
 
 and the server knows no more of A than its products with a few vectors:
 
-    once:   the high tier sends the second moments of its features;  server: W, the covariance
-            within its classes
+    once:   the high tier sends second moments of its features, or rows that have them;
+            server: W, the covariance within its classes
     then:   client j sends mean h^2, its class means and counts, of features from those of a blank
             image on;  server: mean, deviation, R,
             P = M^-1 R,  M = W + B + (penalty + shrinkage) I,  B the covariance between everyone's
@@ -18,7 +18,7 @@ and the server knows no more of A than its products with a few vectors:
 A message has d C numbers, one of ``ridge`` d (d + 1) / 2. The method pays below d / (2 C)
 iterations, and a few will do. The first iteration is a linear discriminant, as in
 ``gaussian_head``; the others correct for the difference between everyone's covariance and the high
-tier's. The server holds a matrix of d x d.
+tier's. ``preconditioner`` says what the server holds of M.
 
 A few iterations regularize as a penalty does, and more overfit. So every few iterations the clients
 count the validation examples that the latest head gets right. The server keeps the best head, and
@@ -34,7 +34,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,10 +50,11 @@ from zo_fl.engine.fields import Block, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.types import Array, Params
-from zo_fl.heads import closed_form, features, messages, steps
+from zo_fl.heads import closed_form, features, messages, preconditioner, steps
 from zo_fl.heads.closed_form import Moments
 from zo_fl.heads.features import Extractor
 from zo_fl.heads.messages import Encoded, Message
+from zo_fl.heads.preconditioner import HighTier, Preconditioner
 from zo_fl.heads.steps import Setup
 from zo_fl.wrap.stop import require_validation
 
@@ -88,8 +88,7 @@ class Solution(NamedTuple):
       residual: ``f32[d, C]``.
       direction: ``f32[d, C]``, of the next step.
       energy: ``f32[C]``, the residual's product with ``M^-1 residual``.
-      factor: ``f32[d, d]``, M's Cholesky factor; before the first sums the high tier's covariance
-        within classes.
+      of_high: M; before the first sums what gives W.
     """
 
     mean: Array
@@ -100,7 +99,7 @@ class Solution(NamedTuple):
     residual: Array
     direction: Array
     energy: Array
-    factor: Array
+    of_high: Preconditioner
 
 
 class Iterating(NamedTuple):
@@ -111,6 +110,11 @@ class Iterating(NamedTuple):
     penalty: float
     shrinkage: float
     check_every: int
+
+    @property
+    def diagonal(self) -> float:
+        """Of M."""
+        return self.penalty + self.shrinkage
 
     @property
     def encoding_of_sizes(self) -> str:
@@ -127,7 +131,8 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
     block, rounds, every = ridge_cg, ridge_cg["num_rounds"], ridge_cg["check_every"]
     extractor = features.make_extractor(problem, block["microbatch"])
     how = Iterating(extractor, block["encoding"], block["penalty"], block["shrinkage"], every)
-    keeping, start = features.keeping(extractor, block["cache"]), partial(_start, extractor)
+    tier = preconditioner.of_high_tier(problem, extractor, block["encoding"])
+    keeping, start = features.keeping(extractor, block["cache"]), partial(_start, tier)
     setup = Setup("ridge_cg", problem, extractor, keeping, rounds, start)
     first = Client(
         partial(_send_first, how),
@@ -155,23 +160,22 @@ def phases(problem: Problem, *, ridge_cg: Mapping[str, Any]) -> tuple[Phase, ...
         iterations = iterations._replace(stop=_stop(extractor, every))
     return steps.in_order(
         setup,
-        steps.high_tier_moments(setup, "moments", _learn_from_high),
+        preconditioner.phase(setup, tier, _learned),
         setup.phase("sums", setup.once, first, begin, features.passes(more=more + 1)),
         iterations,
         *((steps.temperature(setup),) if block["calibrate"] else ()),
     )
 
 
-def _start(extractor: Extractor) -> Solution:
+def _start(tier: HighTier) -> Solution:
     """Returns the solution before any sums: ``W = 0``."""
-    dim, classes = extractor.dim, extractor.task.num_classes
-    shapes = (dim,), (dim,), (classes,), (), *((dim, classes),) * 3, (classes,), (dim, dim)
-    return Solution(*map(jnp.zeros, shapes))
+    dim, classes = tier.extractor.dim, tier.extractor.task.num_classes
+    shapes = (dim,), (dim,), (classes,), (), *((dim, classes),) * 3, (classes,)
+    return Solution(*map(jnp.zeros, shapes), of_high=tier.start())
 
 
-def _learn_from_high(moments: Moments, state: ServerState, of_round: Keys):
-    within = closed_form.within_covariance(moments)
-    return state.params, state.strategy_state._replace(factor=within)
+def _learned(state: ServerState, of_high: Preconditioner) -> Solution:
+    return state.strategy_state._replace(of_high=of_high)
 
 
 def _send_first(how: Iterating, state, batch, own) -> ClientResult:
@@ -207,13 +211,10 @@ def _begin(how: Iterating, sums: Moments, state: ServerState, of_round: Keys):
     mean, prior = sums.class_sums.sum(1) / count, sums.class_counts / count
     scale = closed_form.standardizing(mean, sums.gram / count - mean**2)
     cross = (sums.class_sums / count - jnp.outer(mean, prior)) * scale[:, None]
-    # The residual of class c, 1/n sum (h - mean) y_c, is a multiple of the mean of class c.
-    between = closed_form.product(cross / jnp.maximum(prior, 1e-9)[None], cross.T)
-    matrix = known.factor * jnp.outer(scale, scale) + between
-    diagonal = (how.penalty + how.shrinkage) * jnp.eye(len(scale))
-    known = known._replace(factor=jnp.linalg.cholesky(matrix + diagonal))
-    direction = _preconditioned(known, cross)
+    of_high = preconditioner.complete(known.of_high, scale, cross, prior, how.diagonal)
+    direction = of_high.solve(how.diagonal, cross)
     return state.params, known._replace(
+        of_high=of_high,
         mean=features.around_blank(how.extractor, state).origin + mean,
         scale=scale,
         prior=prior,
@@ -250,7 +251,7 @@ def _step(how: Iterating, sums: Array, state: ServerState, of_round: Keys):
     curvature = jnp.sum(known.direction * ahead, axis=0)
     length = jnp.where(curvature > 0, known.energy / jnp.maximum(curvature, 1e-30), 0.0)
     residual = known.residual - length[None] * ahead
-    toward = _preconditioned(known, residual)
+    toward = known.of_high.solve(how.diagonal, residual)
     energy = jnp.sum(residual * toward, axis=0)
     ratio = energy / jnp.maximum(known.energy, 1e-30)
     new = known._replace(
@@ -261,11 +262,6 @@ def _step(how: Iterating, sums: Array, state: ServerState, of_round: Keys):
     )
     # Without counts the model has the latest head, with them the best.
     return state.params if how.check_every else _with_head(how.extractor, state.params, new), new
-
-
-def _preconditioned(known: Solution, residual: Array) -> Array:
-    """Returns ``M^-1 residual``."""
-    return jax.scipy.linalg.cho_solve((known.factor, True), residual)
 
 
 def _head(known: Solution) -> Params:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from zo_fl.engine.algorithm import Phase, Reducer
-from zo_fl.engine.fields import Block, Field
+from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.engine.types import Array, PyTree
 from zo_fl.wrap import privacy
 
@@ -37,10 +37,16 @@ def aggregate(phase: Phase, robust: Mapping[str, Any]) -> Phase:
     """Returns the phase, its updates read by a rule; ``robust`` is the config block.
 
     Raises:
-      ConfigError: the rule would read messages that hide nothing by themselves.
+      ConfigError: the rule would read messages that hide nothing by themselves, or the phase
+        has a reading of its own.
     """
     if robust["rule"] != "mean":
         privacy.check_shares(phase, "robust.rule", robust["rule"])
+        if phase.server.reducer.middle is not None:
+            raise ConfigError(
+                f"config.robust.rule={robust['rule']!r} has no meaning where the server needs "
+                f"every message, as in {phase.name}; allowed: 'mean'"
+            )
     reducer = RULES[robust["rule"]](phase.server.reducer, robust["trim"])
     return phase._replace(server=phase.server._replace(reducer=reducer))
 
