@@ -68,6 +68,16 @@ def test_off_a_terminal_an_evaluation_is_one_plain_line():
     assert shown.lines == [f"{what}  3,200 images/s  1:20 left"]
 
 
+def test_the_first_round_of_a_phase_is_a_line_if_it_has_anything_to_say():
+    shown = Screen()
+    with shown.progress(schedule_of(20, 20)) as progress:
+        for end, count in ((1, 1), (9, 8)):
+            progress.update(chunk(end, count, evaluated=False), images=100, seconds=1)
+        progress.update([{"round": 21, "phase": "sums"}], images=100, seconds=1)
+    (line,) = shown.lines
+    assert line.startswith("round  1/40  warmup  loss 1.234")
+
+
 def test_time_left_counts_later_phases_by_their_work_and_no_compilation():
     shown = Screen()
     with shown.progress(schedule_of(20, 20)) as progress:

@@ -121,12 +121,13 @@ class Progress:
         is_first = last["phase"] != self._phase
         if is_first:
             self._begin(last["phase"])
+        loss, accuracy = last.get("train_loss"), last.get("test_accuracy")
         # Several runs as one program show the same rounds, one after the other.
         self._rounds += last["round"] - self._done
         self._elapsed += now - self._updated
         self._images, self._seconds = self._images + images, self._seconds + seconds
         self._done, self._updated = last["round"], now
-        parts = [f"loss {units.loss(last.get('train_loss'))}"]
+        parts = [f"loss {units.loss(loss)}"]
         for name, key in (("test acc", "test_accuracy"), ("val acc", "val_accuracy")):
             if last.get(key) is not None:
                 parts.append(f"{name} {units.percent(last[key]):>6}")
@@ -137,7 +138,7 @@ class Progress:
             parts.append(self._left())
         status = "  ".join(parts)
         self._bar.update(self._task, completed=self._done, phase=self._phase, status=status)
-        if is_first or last.get("test_accuracy") is not None:
+        if accuracy is not None or (is_first and loss is not None):
             place = f"round {self._done:{len(str(total))}}/{total}"
             self.message(f"{place}  {self._phase:6}  {status}")
 
