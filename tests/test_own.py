@@ -1,6 +1,7 @@
 """Data and models of the user: they train and predict, or are refused in one line."""
 
 import functools
+import shutil
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -113,6 +114,10 @@ def test_a_trained_model_predicts_as_it_did_when_it_was_evaluated(tmp_path):
         (np.zeros((2, 5, 4), np.uint8), "images of uint8; the model was trained on float32 in"),
         (np.full((2, 5, 4), 200.0), r"pixels in \[200, 200\]; the model was trained on \["),
         (np.full((2, 5, 4), np.nan), r"pixels in \[nan, nan\]"),
+        (np.ones((2, 5, 4), bool), "images of bool"),
+        (np.ones((2, 5, 4), object), "images of object"),
+        (np.ma.masked_equal(np.eye(5, 4)[None], 1), "masked values"),
+        ([np.zeros((5, 4)), np.zeros((4, 4))], "images is no array"),
     ),
 )
 def test_images_unlike_those_of_training_are_refused_in_one_line(images, message):
@@ -125,10 +130,15 @@ def test_no_images_and_images_of_the_range_are_fine():
     shown = saved_model.Images((5, 4, 1), "float32", -2.0, 6.0)
     assert shown.checked(np.zeros((0, 5, 4))).shape == (0, 5, 4, 1)
     assert shown.checked(np.full((2, 5, 4), 9.0)).shape == (2, 5, 4, 1)
+    assert shown.checked(np.full((2, 5, 4), 1.0, ">f4")).dtype == np.float32
+    with pytest.warns(UserWarning, match="are they on its scale"):
+        shown.checked(np.arange(20.0).reshape(1, 5, 4) / 255)
     bytes_ = saved_model.Images((5, 4, 3), "uint8", 0.0, 255.0)
     assert bytes_.checked(np.zeros((2, 5, 4, 3), np.uint8)).dtype == np.uint8
     with pytest.raises(ConfigError, match="images of float64; the model was trained on uint8 in"):
         bytes_.checked(np.zeros((2, 5, 4, 3)))
+    with pytest.raises(ConfigError, match=r"pixels in \[0, 256\]"):
+        bytes_.checked(np.arange(60).reshape(1, 5, 4, 3) // 59 * 256)
 
 
 def test_the_same_folder_is_resumed_with_the_same_data_and_model_alone(tmp_path):
@@ -192,6 +202,13 @@ def test_another_model_under_the_same_name_is_not_taken_for_the_first(tmp_path):
     zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: x * x), **options)
     with pytest.raises(ConfigError, match=r"the model WithPart \w+, given WithPart \w+; only"):
         zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: jnp.sin(x)), **options)
+    with pytest.warns(UserWarning, match="trained with the model WithPart .*WithPart .* is anoth"):
+        zo_fl.load(tmp_path, model=WithPart(lambda x: jnp.sin(x)))
+    with pytest.raises(ConfigError, match="no submodule 'stem'"):
+        zo_fl.load(tmp_path, model=WithPart(lambda x: x * x)).features(arrays()[0], ("stem",))
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ConfigError, match="model is damaged, or of another model"):
+        zo_fl.load(tmp_path, model=WithPart(lambda x: x * x))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +218,7 @@ def test_another_model_under_the_same_name_is_not_taken_for_the_first(tmp_path):
             {"x_train": np.where(np.arange(60)[:, None, None] == 9, 1e30, arrays()[0])},
             "in image 9;",
         ),
+        ({"x_test": 300 * arrays(30)[0]}, "give both on one scale"),
         ({"y_train": np.arange(60) % 3 * 50}, "labels reach 100, and 3 of these 101 classes"),
         (
             {"x_train": np.ones((60, 3, 8, 8)), "x_test": np.ones((30, 3, 8, 8))},
@@ -234,6 +252,11 @@ def test_uint8_and_float_images_of_equal_pixels_are_the_same_inputs():
     np.testing.assert_allclose(small[4:6], large[4:6], rtol=1e-5)  # mean and deviation
 
 
+def test_pixels_that_float32_hardly_holds_are_not_divided_by_their_deviation():
+    images, labels = arrays()
+    assert zo_fl.dataset(images * 1e-41, labels, images * 1e-41, labels).std == 1.0
+
+
 def test_pixels_are_normalized_by_what_is_given_and_that_is_part_of_the_name():
     usual, other = data(), data(mean=1.0, std=[2.0])
     assert other.mean.tolist() == [1.0] and other.std.tolist() == [2.0]
@@ -263,18 +286,27 @@ def test_a_given_partition_of_unequal_clients_is_kept():
         ({"y_train": np.zeros(59, int)}, "y_train is int64"),
         ({"y_train": np.zeros(60)}, "y_train is float64"),
         ({"y_train": np.full(60, -1)}, "y_train has a label -1"),
+        ({"x_train": np.zeros((60, 0, 4))}, "x_train has shape"),
+        ({"x_train": [[1], [1, 2]]}, "x_train is no array"),
+        ({"y_train": np.ma.masked_equal(arrays()[1], 1)}, "y_train has masked values"),
+        ({"y_train": arrays()[1].astype("m8[s]")}, "y_train is timedelta64"),
         ({"num_classes": 2}, "num_classes=2 and there is a label 2"),
+        ({"num_classes": 3.5}, "num_classes=3.5 .* an integer from 3 to"),
+        ({"num_classes": 10**7}, "num_classes=10000000 .* an integer from 3 to"),
         ({"y_train": np.full(60, 2**32 + 1)}, "y_train has a label 4294967297; allowed: below"),
         ({"x_train": nan_at(7)}, "x_train has 1 images with pixels that are NaN .* is image 7;"),
         ({"x_test": nan_at(3)[:30]}, "x_test has 1 images .* is image 3;"),
         ({"x_train": np.full((60, 5, 4), 1e300)}, "x_train has 60 images"),
         ({"mean": [0.1, 0.2]}, r"mean=\[0.1, 0.2\]; allowed: one number, or 1 of them"),
         ({"std": 0.0}, r"std=0.0; allowed: one number above 0, or 1 of them"),
+        ({"std": 1e-40}, r"std=1e-40; allowed: one number above 0"),
+        ({"mean": "a"}, "mean='a'; allowed: one number"),
         ({"mean": np.nan}, "mean=nan; allowed: one number"),
         ({"client_indices": [[0, 60]]}, r"client_indices\[0\] has row 60; allowed: 0 to 59"),
         ({"client_indices": {"a": [0]}}, "client_indices is a dict; allowed: a list"),
         ({"client_indices": 5}, "client_indices is a int; allowed: a list"),
         ({"client_indices": [np.ones(60, bool)]}, "np.flatnonzero makes rows of a mask"),
+        ({"client_indices": [[0, [1]]]}, "client_indices is no array"),
         ({"client_indices": [[]]}, r"client_indices\[0\] is"),
         ({"client_indices": []}, "client_indices is empty"),
         ({"client_indices": [[0, 1], [1, 2]]}, "client_indices has row 1 2 times"),
