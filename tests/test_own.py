@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import zo_fl
+from zo_fl import config as configs
 from zo_fl import own_model, saved_model
 from zo_fl.config.check import defaults
 from zo_fl.data import federated
@@ -62,6 +63,13 @@ class Drawing(WithStatistics):
         if train:
             x = x + jax.random.normal(self.make_rng("noise"), x.shape)
         return WithStatistics.__call__(self, x, train, mask)
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.Dropout(0.5, deterministic=deterministic)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3, name="head")(x)
 
 
 class DrawingAlways(nn.Module):
@@ -170,6 +178,34 @@ class Headless(nn.Module):
         return nn.Dense(3, name="out")(x.reshape(x.shape[0], -1))
 
 
+class Odd(nn.Module):
+    """Does something of its own with the outputs of its last layer, whose weights have a dtype."""
+
+    part: Callable = lambda x: x
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        return self.part(
+            nn.Dense(3, name="head", param_dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        )
+
+
+def with_slope(slope):
+    """Returns the identity, with a derivative that is not its own."""
+    same = jax.custom_jvp(lambda x: x)
+    same.defjvp(lambda at, along: (at[0], slope * along[0]))
+    return Odd(same)
+
+
+def test_methods_that_set_the_last_layer_need_its_outputs_to_be_the_logits():
+    few = configs.resolve(configs.changed(configs.resolve({}), FEW | {"algorithm": "ridge"}))
+    assert zo_fl.build(few, data(), Odd(nn.log_softmax)).phases
+    for part in (nn.softmax, jnp.negative, lambda x: 2 * x):
+        with pytest.raises(ConfigError, match="Odd does something to the outputs of its layer"):
+            zo_fl.build(few, data(), Odd(part))
+
+
 def test_only_methods_that_set_the_last_layer_need_to_know_it(tmp_path):
     options = dict(dataset=data(), model=Headless(), changes=FEW, quiet=True)
     assert zo_fl.run("quickstart", tmp_path / "zo", **options)["final_accuracy"] > 0
@@ -189,6 +225,10 @@ def test_models_are_told_apart_by_what_they_compute_not_by_what_it_is_called():
 
     square = of(lambda x: x * x)
     assert of(lambda y: y * y) == square
+    key = jax.random.key(0)
+    assert of(lambda x: x * jax.random.normal(key)) != square
+    slopes = [own_model.identity(with_slope(slope), data()) for slope in (1.0, 1.0, 2.0)]
+    assert slopes[0] == slopes[1] != slopes[2]
     assert of(lambda x: jnp.sin(x)) != square
     assert of(functools.partial(power, exponent=2)) == of(functools.partial(power, exponent=2))
     assert of(functools.partial(power, exponent=2)) != of(functools.partial(power, exponent=3))
@@ -323,7 +363,10 @@ def test_arrays_that_do_not_go_together_are_one_line(change, message):
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     (
-        (Linear(num_classes=4), {}, "gives .4. outputs an image, the data set has 3 classes"),
+        (Linear(num_classes=4), {}, "gives float32.4. an image, the data set has 3 classes"),
+        (Odd(lambda x: (x, x)), {}, "gives tuple an image"),
+        (Odd(jnp.int32), {}, "gives int32.3. an image"),
+        (Odd(dtype="bfloat16"), {}, "has parameters of bfloat16"),
         (nn.Embed(3, 3), {}, "the model Embed fails on images"),
         (DrawingAlways(), {}, "the model DrawingAlways fails on images.*InvalidRngError"),
         (WithStatistics(momentum=0.99), {}, "keeps 0.99 of its running statistics"),
@@ -359,6 +402,13 @@ def test_modules_that_draw_while_they_train_do_and_both_sides_of_a_pair_draw_the
     model = zo_fl.load(tmp_path, model=Drawing())
     images = arrays()[0]
     np.testing.assert_array_equal(model.logits(images), model.logits(images))
+
+
+def test_a_module_with_flax_s_argument_deterministic_draws_while_it_trains():
+    learning = own_model.own_task(Deterministic(), data())
+    given = *learning.init(jax.random.key(0)), {"image": arrays()[0][..., None]}, np.ones(60, bool)
+    plain, drawn = (learning.logits(*given, train, jax.random.key(1))[0] for train in (False, True))
+    assert not np.allclose(plain, drawn)
 
 
 def test_a_folder_without_a_finished_run_is_said(tmp_path):
