@@ -97,6 +97,10 @@ def run(
                 raise
             _write_no_more()
             _fail(f"cannot write the output: {error.strerror}", UNWRITABLE)
+        except ValueError as error:
+            if "for JAX flag" not in str(error):  # of JAX's import: an environment variable
+                raise
+            _fail(f"{error}; change the environment variable of this name in capitals")
         except KeyboardInterrupt as stop:
             ignore_signals()
             print(str(stop) or "interrupted", file=sys.stderr)

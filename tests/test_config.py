@@ -170,6 +170,8 @@ def test_usual_names_suggest_what_they_are_called_here(given, meant):
 def test_a_config_is_found_by_name_and_by_path_from_anywhere(tmp_path, monkeypatch):
     by_name = config.load("quickstart")
     path = config.find("quickstart").absolute()
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert config.find("~/quickstart.py") == path
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "quickstart.py", "configs/quickstart.py", path):
         assert config.load(name) == by_name
