@@ -411,6 +411,16 @@ def test_a_module_with_flax_s_argument_deterministic_draws_while_it_trains():
     assert not np.allclose(plain, drawn)
 
 
+def test_what_is_no_data_set_and_no_function_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="dataset is a tuple; allowed: that of zo_fl.dataset"):
+        zo_fl.run({}, tmp_path / "run", dataset=arrays())  # pyright: ignore
+    with pytest.raises(ConfigError, match="on_round is a int; allowed: a function of a row"):
+        zo_fl.run({}, tmp_path / "run", on_round=5)  # pyright: ignore
+    with pytest.raises(ConfigError, match="has a null byte"):
+        zo_fl.run({}, "a\0b")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_without_a_finished_run_is_said(tmp_path):
     with pytest.raises(ConfigError, match="holds no finished run with a model"):
         zo_fl.load(tmp_path)

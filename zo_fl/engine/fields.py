@@ -138,6 +138,8 @@ def path_of(given: str | Path) -> Path:
         path = Path(given).expanduser()
     except RuntimeError:
         raise ConfigError(f"{given}: there is no home folder here; give a whole path") from None
+    if "\0" in str(given):
+        raise ConfigError(f"{str(given)!r} has a null byte; give a path without")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     whole = len(os.fsencode(path.absolute()))
     if longest > _LONGEST_NAME or whole > _LONGEST_PATH:
