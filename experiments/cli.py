@@ -98,9 +98,11 @@ def run(
             _write_no_more()
             _fail(f"cannot write the output: {error.strerror}", UNWRITABLE)
         except ValueError as error:
-            if "for JAX flag" not in str(error):  # of JAX's import: an environment variable
+            variables = {"for JAX flag": "of this name in capitals", "Key backend:": "MPLBACKEND"}
+            named = next((name for part, name in variables.items() if part in str(error)), None)
+            if named is None:  # none that JAX or matplotlib cannot read when it is imported
                 raise
-            _fail(f"{error}; change the environment variable of this name in capitals")
+            _fail(f"{error}; change the environment variable {named}")
         except KeyboardInterrupt as stop:
             ignore_signals()
             print(str(stop) or "interrupted", file=sys.stderr)

@@ -109,7 +109,7 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
                 f"classes; allowed: float32[{dataset.num_classes}]; change the model"
             )
     for leaf in jax.tree.leaves(model):
-        if leaf.dtype != jnp.float32:
+        if leaf.dtype not in (jnp.float32, jnp.float64):
             raise ConfigError(
                 f"the model {name} has parameters of {leaf.dtype}; allowed: float32, of which "
                 "config fields make other precisions"
