@@ -136,7 +136,7 @@ def test_steps_over_several_epochs_count_several_times():
     ("fields", "words"),
     (
         ({"zo__noise": 1.0}, "config.zo.bound='none' bounds nothing"),
-        (SCALARS | {"zo__noise": 1e-200}, "config.zo.noise=1e-200 hides nothing; allowed: 0, or"),
+        (SCALARS | {"zo__noise": 1e-9}, "config.zo.noise=1e-09 hides nothing; allowed: 0, or"),
         ({"zo__bound": 1.0, "zo__estimator": "jvp"}, "config.zo.bound=1: jvp bounds no"),
         ({**SUMS, "ridge__encoding": "int8"}, "config.ridge.encoding='int8' rounds each"),
         (
