@@ -97,6 +97,12 @@ def run(
                 raise
             _write_no_more()
             _fail(f"cannot write the output: {error.strerror}", UNWRITABLE)
+        except ValueError as error:
+            variables = {"for JAX flag": "of this name in capitals", "Key backend:": "MPLBACKEND"}
+            named = next((name for part, name in variables.items() if part in str(error)), None)
+            if named is None:  # none that JAX or matplotlib cannot read when it is imported
+                raise
+            _fail(f"{error}; change the environment variable {named}")
         except KeyboardInterrupt as stop:
             ignore_signals()
             print(str(stop) or "interrupted", file=sys.stderr)

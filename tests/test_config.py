@@ -26,11 +26,10 @@ def wrong_values(field):
     elif isinstance(default, str):
         yield 3
         if field.choices is not None or field.rule is not None:
-            yield from ("no such thing", "")
+            yield from ("no such thing", "") if default != "*" else ("", " ,")
     else:
         yield from ("many", None, True, math.nan, math.inf, -1 if field.below != 1 else -0.5)
-        if isinstance(default, int):
-            yield 2.5
+        yield from (2.5, 2**32) if isinstance(default, int) else (1e-50, 1e39)
         yield from (bound for bound in (field.above, field.below) if bound is not None)
         if field.zero:
             yield from (0, "0", field.zero.upper())
@@ -170,6 +169,8 @@ def test_usual_names_suggest_what_they_are_called_here(given, meant):
 def test_a_config_is_found_by_name_and_by_path_from_anywhere(tmp_path, monkeypatch):
     by_name = config.load("quickstart")
     path = config.find("quickstart").absolute()
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert config.find("~/quickstart.py") == path
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "quickstart.py", "configs/quickstart.py", path):
         assert config.load(name) == by_name

@@ -82,6 +82,10 @@ def run(
       StorageError: the folder cannot be written, or is full; what was there stays, and once there
         is space the same call goes on.
     """
+    if not isinstance(dataset, Dataset | None):
+        raise ConfigError(f"dataset is a {type(dataset).__name__}; allowed: that of zo_fl.dataset")
+    if on_round is not None and not callable(on_round):
+        raise ConfigError(f"on_round is a {type(on_round).__name__}; allowed: a function of a row")
     devices.begin()
     path, resolved = files.path_of(path), resolve(config, changes)
     donor = None if warm_start is None else files.path_of(warm_start)

@@ -160,7 +160,8 @@ class Compiled:
             varied = self._built.phases_with(numbers) if numbers else self._built.phases
             return make_algorithm([p for p in varied if p.num_rounds][phase.place], engine)
 
-        chunk = make_chunk(algorithm_of, self.options["rounds_per_jit"], recorded)
+        capacity = min(self.options["rounds_per_jit"], self.planned.end)
+        chunk = make_chunk(algorithm_of, capacity, recorded)
         there = engine.replicated
         run_key = jax.device_put(self.run_key, there)
         jitted = jax.jit(

@@ -1,5 +1,6 @@
 """Models of the user: any Linen module, checked, and told apart by what it computes."""
 
+import contextlib
 import hashlib
 import inspect
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -39,9 +41,17 @@ def identity(module: nn.Module, dataset: Dataset) -> str:
         )
         for train in (False, True)
     ]
+
+    def loss(params, key, *rest):
+        return learning.losses(params, *rest, True, key)[0].sum()
+
+    with contextlib.suppress(Exception):  # of what has no derivative; zeroth-order rounds need none
+        programs.append(jax.make_jaxpr(jax.grad(loss))(arguments[0], key, *arguments[1:]))
     for program in programs:
         digest.update(_ADDRESS.sub("", str(program)).encode())
         for constant in _constants(program):
+            if jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+                constant = jax.random.key_data(constant)
             digest.update(np.asarray(constant).tobytes())
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
 
@@ -73,7 +83,7 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
         collections that are not supported.
     """
     shape, name = dataset.train["image"].shape[1:], type(module).__name__
-    head = getattr(module, "last_layer", image_task.HEAD)
+    head = str(getattr(module, "last_layer", image_task.HEAD))
     try:
         learning = image_task.classification(
             module, shape, dataset.num_classes, dataset.mean, dataset.std, head
@@ -90,11 +100,20 @@ def own_task(module: nn.Module, dataset: Dataset) -> Task:
         raise ConfigError(
             f"the model {name} fails on images {shape}: {type(error).__name__}: {first[0]}"
         ) from error
-    if not logits.shape == trained.shape == (2, dataset.num_classes):
-        raise ConfigError(
-            f"the model {name} gives {list(logits.shape[1:])} outputs an image, the data set has "
-            f"{dataset.num_classes} classes; change the model"
-        )
+    for output in (logits, trained):
+        found = getattr(output, "shape", None)
+        if found != (2, dataset.num_classes) or not jnp.issubdtype(output.dtype, jnp.floating):
+            what = type(output).__name__ if found is None else f"{output.dtype}{list(found[1:])}"
+            raise ConfigError(
+                f"the model {name} gives {what} an image, the data set has {dataset.num_classes} "
+                f"classes; allowed: float32[{dataset.num_classes}]; change the model"
+            )
+    for leaf in jax.tree.leaves(model):
+        if leaf.dtype not in (jnp.float32, jnp.float64):
+            raise ConfigError(
+                f"the model {name} has parameters of {leaf.dtype}; allowed: float32, of which "
+                "config fields make other precisions"
+            )
     if learning.has_statistics:
         _check_statistics(learning, examples, module)
     return learning

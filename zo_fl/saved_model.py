@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import numpy as np
 from etils import epy
 
 from zo_fl import config as configs
-from zo_fl import models
+from zo_fl import models, own_model
+from zo_fl.data import datasets
 from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Dataset, ModelState, Params, Task
@@ -46,24 +48,33 @@ class Images(NamedTuple):
         Raises:
           ConfigError: their shape, dtype or range is another.
         """
-        given = np.asarray(images)
+        given = datasets.as_array("images", images)
         if given.ndim == 3 and self.shape[-1] == 1 and given.shape[1:] == self.shape[:2]:
             given = given[..., None]
         if given.shape[1:] != self.shape:
             one = "; one image needs a leading axis" if given.shape == self.shape else ""
             raise ConfigError(f"images {given.shape}; allowed: (n, {str(self.shape)[1:]}{one}")
-        is_whole = np.issubdtype(given.dtype, np.integer)
-        if self.dtype and is_whole != (self.dtype == "uint8"):
+        if given.dtype.kind not in {"": "iuf", "uint8": "iu"}.get(self.dtype, "f"):
             raise ConfigError(
                 f"images of {given.dtype}; the model was trained on {self.dtype} in "
                 f"[{self.low:g}, {self.high:g}]: give these"
             )
         width = self.high - self.low
-        low, high = (given.min(), given.max()) if given.size else (self.low, self.high)
-        if self.dtype and not self.low - width <= low <= high <= self.high + width:
+        least, most = self.low - width, self.high + width
+        if self.dtype == "uint8":
+            least, most = max(least, 0), min(most, 255)
+        ends = (given.min(), given.max()) if given.size else (self.low, self.high)
+        low, high = map(float, ends)
+        if self.dtype and not least <= low <= high <= most:
             raise ConfigError(
                 f"pixels in [{low:g}, {high:g}]; the model was trained on [{self.low:g}, "
                 f"{self.high:g}]: scale them as then"
+            )
+        if 0 < high - low < width / datasets.FAR:
+            warnings.warn(
+                f"all pixels lie in [{low:g}, {high:g}]; the model was trained on [{self.low:g}, "
+                f"{self.high:g}]: are they on its scale?",
+                stacklevel=3,
             )
         return given
 
@@ -139,42 +150,54 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
 
     Args:
       path: the run's folder.
-      model: the user's own module, if the run had one and it cannot be imported again.
+      model: the user's own module, if the run had one and it cannot be imported again. A warning
+        says if it computes something else than the one that was trained.
 
     Raises:
-      ConfigError: there is no finished run, or its module cannot be made.
+      ConfigError: there is no finished run, it is damaged, or its module cannot be made.
     """
     path = files.path_of(path)
-    saved, facts, summary = (
-        files.read_json(path / name) for name in ("config.json", _FACTS, "summary.json")
-    )
+    saved = files.read_json(path / "config.json", "config")
+    facts = files.read_json(path / _FACTS, "image_shape", "num_classes", "mean", "std", "own")
+    summary = files.read_json(path / "summary.json")
     if saved is None or facts is None or summary is None:
         raise ConfigError(f"{path} holds no finished run with a model; finish it, or run it again")
     config = configs.named(saved["config"])
     if model is None and facts["own"] is not None:
         model = _import(facts["own"], path)
+    shape, dtype = tuple(facts["image_shape"]), facts.get("dtype", "")
+    mean, std = (np.array(facts[name], np.float32) for name in ("mean", "std"))
     if model is None:
         # Known fields alone: another version may have had more of them, or fewer.
         given, fields = config["model"], models.BLOCK.items()
         block = {name: given.get(name, field.default) for name, field in fields}  # pyright: ignore
-        model = models.create(**block, num_classes=facts["num_classes"])
-    learning = image_task.classification(
-        model,
-        tuple(facts["image_shape"]),
-        facts["num_classes"],
-        np.array(facts["mean"], np.float32),
-        np.array(facts["std"], np.float32),
-        getattr(model, "last_layer", image_task.HEAD),
-    )
+        module = models.create(**block, num_classes=facts["num_classes"])
+        learning = image_task.classification(module, shape, facts["num_classes"], mean, std)
+    else:
+        two = {"image": np.zeros((2, *shape), dtype or "float32"), "label": np.zeros(2, np.int32)}
+        blank = Dataset("", two, two, facts["num_classes"], mean, std)
+        learning, said = own_model.own_task(model, blank), own_model.identity(model, blank)
+        if dtype and said != saved.get("model"):
+            warnings.warn(
+                f"{path} was trained with the model {saved.get('model')}, and {said} is another, "
+                "or is written otherwise by this version of JAX",
+                stacklevel=2,
+            )
     params, model_state = jax.eval_shape(learning.init, jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(devices.all_devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         {"params": params, "model_state": model_state},
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore((path / _FOLDER).absolute(), like)
-    shape, dtype = tuple(facts["image_shape"]), facts.get("dtype", "")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore((path / _FOLDER).absolute(), like)
+    except Exception as error:  # of orbax: many kinds
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path / _FOLDER} is damaged, or of another model ({type(error).__name__}: {first}); "
+            "pass the model that was trained, or run again in another folder"
+        ) from None
     images = Images(shape, dtype, facts.get("low", 0.0), facts.get("high", 0.0))
     return TrainedModel(tree["params"], tree["model_state"], config, summary, learning, images)
 

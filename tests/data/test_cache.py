@@ -94,6 +94,12 @@ def test_a_cache_that_cannot_be_written_names_the_variable(root, monkeypatch):
         build()
 
 
+def test_the_cache_is_no_address(root, monkeypatch):
+    monkeypatch.setenv(cache.ENV, "gs://bucket/cache")
+    with pytest.raises(ConfigError, match="gs://bucket/cache is an address"):
+        cache.root()
+
+
 def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(root):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -120,3 +120,11 @@ def test_every_order_is_equally_likely():
     orders, counts = np.unique(np.asarray(order)[:, 0, :3], axis=0, return_counts=True)
     assert len(orders) == 6
     np.testing.assert_allclose(counts / 3000, 1 / 6, atol=0.04)
+
+
+def test_a_batch_size_far_above_a_client_s_examples_takes_no_memory():
+    mask, key = jnp.arange(10) < 8, jax.random.key(0)
+    rows, real = cohorts.epoch_order(key, mask, 10**9)
+    few, _ = cohorts.epoch_order(key, mask, 64)
+    assert rows.shape == real.shape == (1, 1024) and few.shape == (1, 64)
+    np.testing.assert_array_equal(rows[:, :10], few[:, :10])

@@ -185,6 +185,26 @@ def test_an_encoding_without_the_signs_of_tables_replaces_them(monkeypatch):
     assert out.buffer.getvalue().strip() == "?1 †".encode("cp1252")
 
 
+@pytest.mark.parametrize(
+    ("message", "named"),
+    (
+        ('Invalid value "x" for JAX flag jax_default_matmul_precision', "of this name in capitals"),
+        ("Key backend: 'x' is not a valid value for backend", "MPLBACKEND"),
+    ),
+)
+def test_a_variable_that_an_import_cannot_read_is_one_line(message, named, monkeypatch, capsys):
+    monkeypatch.setattr(cli.app, "run", lambda wrapped, flags_parser: wrapped([]))
+
+    def main(argv):
+        raise ValueError(message)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, lambda: None, "")
+    assert ended.value.code == cli.BAD_INPUT
+    expected = f"error: {message}; change the environment variable {named}\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 def test_an_output_that_is_full_is_one_line_and_one_that_is_closed_is_nothing(monkeypatch, capsys):
     monkeypatch.setattr(cli.app, "run", lambda wrapped, flags_parser: wrapped([]))

@@ -128,3 +128,14 @@ def test_encoded_moments_err_by_a_share_of_the_deviations(name, error):
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     assert np.all(abs(got - expected) <= error * scale)
     np.testing.assert_array_equal(found.class_sums, sums.class_sums)
+
+
+def test_features_that_vary_nowhere_make_finite_heads():
+    counts = jnp.array([3.0, 2.0])
+    sums = jnp.ones((4, 2)) * counts[None]
+    heads = closed_form.discriminant(sums, counts, jnp.zeros((4, 4)), jnp.array([0.1, 1.0]))
+    assert np.all(np.isfinite(heads.kernel)) and np.all(np.isfinite(heads.bias))
+    assert np.all(heads.bias[:, 0] > heads.bias[:, 1]), "the class with more examples"
+    gram = closed_form.pack(closed_form.gram_blocks(jnp.ones((5, 4))))
+    basis = closed_form.principal_basis(closed_form.Moments(gram, sums, counts), 2, jnp.zeros(4))
+    assert np.all(np.isfinite(basis.directions))

@@ -76,6 +76,13 @@ def test_a_second_owner_is_refused_in_one_line_that_names_the_first(tmp_path):
             pass
 
 
+def test_a_file_in_place_of_a_folder_is_bad_input(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write .*file: File exists; change --workdir"):
+        with files.owned(tmp_path / "file"):
+            pass
+
+
 def test_a_killed_owner_holds_nothing(tmp_path):
     with commands.start("-c", HOLD, tmp_path) as process:
         while process.stdout != "held\n":
@@ -104,11 +111,18 @@ def test_a_path_may_begin_at_home_and_is_no_address(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.path_of("~/run") == tmp_path / "run"
     assert files.path_of("C:/run") == Path("C:/run")
-    for address in ("gs://bucket/run", "file:///tmp/run", Path("s3://bucket/run")):
+    for address in (
+        "gs://bucket/run",
+        "GS://bucket/run",
+        "file:///tmp/run",
+        Path("s3://bucket/run"),
+    ):
         with pytest.raises(ConfigError, match="is an address, not a folder of this machine"):
             files.path_of(address)
-    with pytest.raises(ConfigError, match="a{40}... has a name of 300 bytes; allowed: 255"):
+    with pytest.raises(ConfigError, match="a{40}... has .* its longest name 300; allowed"):
         files.path_of("a" * 300)
+    with pytest.raises(ConfigError, match=r"(ab/){13}a... has \d+ bytes, its longest name \d+; al"):
+        files.path_of("ab/" * 1500)
 
 
 def test_without_a_home_folder_only_paths_that_begin_at_it_are_refused(monkeypatch):

@@ -92,6 +92,7 @@ def test_epsilon_is_that_of_dp_accounting_and_0_where_delta_covers_all():
     found = [accounting.epsilon(1 / noise) for noise in known]
     np.testing.assert_allclose(found, list(known.values()), rtol=1e-7)
     assert accounting.epsilon(1e-6) == 0.0
+    assert accounting.epsilon(1e10) == pytest.approx(5e19, rel=1e-6)
 
 
 def test_the_epsilons_of_the_sweep_are_those_of_its_noise():
@@ -135,6 +136,7 @@ def test_steps_over_several_epochs_count_several_times():
     ("fields", "words"),
     (
         ({"zo__noise": 1.0}, "config.zo.bound='none' bounds nothing"),
+        (SCALARS | {"zo__noise": 1e-9}, "config.zo.noise=1e-09 hides nothing; allowed: 0, or"),
         ({"zo__bound": 1.0, "zo__estimator": "jvp"}, "config.zo.bound=1: jvp bounds no"),
         ({**SUMS, "ridge__encoding": "int8"}, "config.ridge.encoding='int8' rounds each"),
         (

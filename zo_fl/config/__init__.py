@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from zo_fl import methods, models
 from zo_fl.config import check
 from zo_fl.data import federated
-from zo_fl.engine.fields import Block, ConfigError, Field, Rule
+from zo_fl.engine.fields import Block, ConfigError, Field, Rule, path_of
 from zo_fl.wrap import faults, robust
 
 RUN: Block = {
@@ -242,7 +242,7 @@ def find(name: str | Path, kind: str = "config", within: str = "") -> Path:
     Raises:
       ConfigError: there is no such file.
     """
-    path, known = Path(name), folder() / within
+    path, known = path_of(name), folder() / within
     if path.is_file():
         return path
     # A name; or a path in the repository, from elsewhere.

@@ -11,6 +11,8 @@ from flax import traverse_util
 
 from zo_fl.engine.fields import Block, ConfigError, Field
 
+_SMALL, _LARGE, _WHOLE = 1.2e-38, 3.4e38, 2**31  # of float32 and int32, in which methods compute
+
 # Names of other projects for what is called otherwise here.
 _USUAL = {
     "learning_rate": "lr",
@@ -81,6 +83,9 @@ def checked(field: Field, name: str, value: Any) -> Any:
         fits = all(_is_within(field, part) for part in parts)
     if not fits or (field.rule is not None and not field.rule.fits(plain)):
         before = ", which 0 meant before" if field.zero and plain == 0 else ""
+        if isinstance(plain, int | float) and not _has_size(field, plain):
+            before = f", of a size from {_SMALL:g} to {_LARGE:g}"
+            before = f", below {_WHOLE}" if isinstance(plain, int) else before
         raise ConfigError(
             f"config.{name}={value!r} is not allowed; allowed: {allowed(field)}{before} "
             f"({field.meaning})"
@@ -156,7 +161,14 @@ def _is_within(field: Field, value: float) -> bool:
         and (field.above is None or value > field.above)
         and (field.at_most is None or value <= field.at_most)
         and (field.below is None or value < field.below)
+        and _has_size(field, value)
     )
+
+
+def _has_size(field: Field, value: float) -> bool:
+    if isinstance(value, int):
+        return abs(value) < (field.below or _WHOLE)
+    return value == 0 or _SMALL <= abs(value) <= _LARGE
 
 
 def _choices(field: Field) -> list[str]:

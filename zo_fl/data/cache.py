@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zo_fl.data import progress
-from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.fields import ConfigError, path_of
 
 ENV = "ZO_FL_CACHE"
 _FORMAT = 2  # part of each fingerprint: raise it when the content of entries changes
@@ -32,10 +32,16 @@ Entry = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def root() -> Path:
-    """Returns the folder of all entries; it may not exist yet."""
+    """Returns the folder of all entries; it may not exist yet.
+
+    Raises:
+      ConfigError: the variable has no path of this machine.
+    """
+    if given := os.environ.get(ENV):
+        return path_of(given)
     try:
-        return Path(os.environ.get(ENV) or "~/.cache/zo_fl").expanduser()
-    except RuntimeError:  # containers may have no home folder
+        return path_of("~/.cache/zo_fl")
+    except ConfigError:  # containers may have no home folder
         return Path(tempfile.gettempdir()) / "zo_fl"
 
 

@@ -31,7 +31,9 @@ _STATISTICS = {
 }
 SAMPLE = Path(__file__).parent / "cifar10_sample.webp"
 _MOST_CLASSES = 10**6
-_FAR = 1e4  # times the usual size of a pixel
+_OUTLIER = 1e4  # times the usual size of a pixel
+FAR = 50  # times as large or small, pixels are likely on another scale
+_SMALLEST = float(np.finfo(np.float32).tiny)  # what is smaller is 0 on some devices
 _SAMPLE_COLUMNS = 50  # images side by side in the file
 
 
@@ -154,14 +156,17 @@ def dataset(
             f"x_train has images {kinds[0]}, x_test {kinds[1]}; allowed: one shape and one dtype"
         )
     largest = 1 + max(int(part["label"].max(initial=0)) for part in (train, test))
-    if num_classes is not None and num_classes < largest:
+    if num_classes is not None and not (
+        isinstance(num_classes, int | np.integer) and largest <= num_classes <= _MOST_CLASSES
+    ):
         raise ConfigError(
-            f"num_classes={num_classes} and there is a label {largest - 1}; allowed: at least "
-            f"{largest}"
+            f"num_classes={num_classes!r} and there is a label {largest - 1}; allowed: an integer "
+            f"from {largest} to {_MOST_CLASSES:,}"
         )
     rows = None if client_indices is None else _rows(client_indices, len(train["label"]))
     _warn_of_shape(train["image"].shape)
     _warn_of_classes(train["label"], largest if num_classes is None else 0)
+    _warn_of_scale(train["image"], test["image"])
     channels = train["image"].shape[-1]
     mean, std = _of_channels("mean", mean, channels), _of_channels("std", std, channels)
     given = [one for one in (mean, std) if one is not None]
@@ -170,15 +175,33 @@ def dataset(
     if len(given) < 2:
         found = _statistics(train["image"])
         mean, std = (found[0] if mean is None else mean), (found[1] if std is None else std)
-    return Dataset(f"{name}:{digest}", train, test, num_classes or largest, mean, std, rows)
+    return Dataset(f"{name}:{digest}", train, test, int(num_classes or largest), mean, std, rows)
+
+
+def as_array(name: str, given: Any) -> np.ndarray:
+    """Returns what a user gave as an array, in this machine's order of bytes.
+
+    Raises:
+      ConfigError: it is none, or some of it is masked.
+    """
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{name} is no array ({first}); allowed: numbers of one shape") from None
+    if np.ma.is_masked(given):
+        raise ConfigError(f"{name} has masked values; allowed: arrays without a mask")
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
 
 
 def _of_channels(name: str, value: Any, channels: int) -> np.ndarray | None:
     """Returns a number for each channel, ``f32[c]``; None for None."""
     if value is None:
         return None
-    found = np.asarray(value, np.float32)
-    least = 0.0 if name == "std" else -np.inf
+    given = as_array(name, value)
+    with np.errstate(over="ignore"):  # it is said below
+        found = given.astype(np.float32) if given.dtype.kind in "iuf" else np.full((), np.nan)
+    least = _SMALLEST if name == "std" else -np.inf
     if found.shape not in ((), (channels,)) or not ((found > least) & np.isfinite(found)).all():
         above = " above 0" if name == "std" else ""
         raise ConfigError(f"{name}={value!r}; allowed: one number{above}, or {channels} of them")
@@ -192,7 +215,7 @@ def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = images.mean((0, 1, 2), dtype=np.float64)
     std = images.std((0, 1, 2), dtype=np.float64)
     # Images are divided by the deviation, so a constant channel has 1.
-    return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
+    return mean.astype(np.float32), np.where(std > _SMALLEST, std, 1.0).astype(np.float32)
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:
@@ -206,12 +229,13 @@ def _digest(arrays: Iterable[np.ndarray]) -> str:
 
 def _examples(images: Any, labels: Any, split: str) -> dict[str, np.ndarray]:
     """Returns checked images ``u8`` or ``f32[N, H, W, c]`` and labels ``i32[N]``."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = as_array(f"x_{split}", images), as_array(f"y_{split}", labels)
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or len(images) == 0:
+    if images.ndim != 4 or images.size == 0:
         raise ConfigError(
-            f"x_{split} has shape {images.shape}; allowed: [N, H, W, c] or [N, H, W], N above 0"
+            f"x_{split} has shape {images.shape}; allowed: [N, H, W, c] or [N, H, W], none of "
+            "them 0"
         )
     if np.issubdtype(images.dtype, np.floating):
         with np.errstate(over="ignore"):  # it is said below
@@ -219,7 +243,7 @@ def _examples(images: Any, labels: Any, split: str) -> dict[str, np.ndarray]:
         _check_pixels(images, split)
     elif images.dtype != np.uint8:
         raise ConfigError(f"x_{split} is {images.dtype}; allowed: uint8 or floating-point")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ConfigError(
             f"y_{split} is {labels.dtype}{list(labels.shape)}; allowed: one integer for each "
             f"of the {len(images)} images"
@@ -244,7 +268,7 @@ def _check_pixels(images: np.ndarray, split: str) -> None:
             f"first is image {bad[0]}; allowed: finite pixels"
         )
     usual = np.median(largest)
-    if largest.max() > _FAR * usual > 0:
+    if largest.max() > _OUTLIER * usual > 0:
         warnings.warn(
             f"x_{split} has a pixel of size {largest.max():g} in image {largest.argmax()}; half of "
             f"the images have none above {usual:g}",
@@ -271,6 +295,17 @@ def _warn_of_classes(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
+def _warn_of_scale(train: np.ndarray, test: np.ndarray) -> None:
+    some = [images[:1000].astype(np.float32) for images in (train, test)]
+    usual = [np.median(np.abs(images).max((1, 2, 3))) for images in some]
+    if min(usual) * FAR < max(usual):
+        warnings.warn(
+            f"half of the images of x_train have no pixel of a size above {usual[0]:g}, of x_test "
+            f"above {usual[1]:g}; give both on one scale",
+            stacklevel=3,
+        )
+
+
 def _rows(
     client_indices: Sequence[Any] | np.ndarray, count: int
 ) -> Sequence[np.ndarray] | np.ndarray:
@@ -280,7 +315,7 @@ def _rows(
             f"client_indices is a {type(client_indices).__name__}; allowed: a list with the rows "
             "of each client"
         )
-    rows_of_clients = [np.asarray(rows) for rows in client_indices]
+    rows_of_clients = [as_array("client_indices", rows) for rows in client_indices]
     if not rows_of_clients:
         raise ConfigError("client_indices is empty; allowed: rows of at least one client")
     for client, rows in enumerate(rows_of_clients):
@@ -289,7 +324,7 @@ def _rows(
                 f"client_indices[{client}] is {rows.dtype}{list(rows.shape)}; allowed: at least "
                 "one integer; np.flatnonzero makes rows of a mask"
             )
-    every = np.concatenate(rows_of_clients)
+    every = np.concatenate([rows.astype(np.int64) for rows in rows_of_clients])
     ends = np.cumsum([len(rows) for rows in rows_of_clients])
     outside = np.flatnonzero((every < 0) | (every >= count))
     if len(outside):

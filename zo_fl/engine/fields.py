@@ -5,9 +5,15 @@ finite number, a tuple field tuples or lists of what its default has (integers i
 within the bounds. ``config.check`` checks values. Pure Python: a declaration needs no JAX.
 """
 
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3900  # bytes, of common file systems; 4,096 with what is in it
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is a path
 
 
 class ConfigError(ValueError):
@@ -115,3 +121,30 @@ def changed(block: Block, **values: Any) -> dict[str, Any]:
 def take(kind: type[Taken], block: Mapping[str, Any]) -> Taken:
     """Returns the fields of a config block that a NamedTuple has."""
     return kind(**{name: block[name] for name in kind._fields})  # pyright: ignore
+
+
+def path_of(given: str | Path) -> Path:
+    """Returns a path on this machine that a user gave; ``~`` is the home folder.
+
+    Raises:
+      ConfigError: it is an address, a name is too long, or there is no home folder.
+    """
+    if _ADDRESS.match(str(given)):
+        raise ConfigError(
+            f"{given} is an address, not a folder of this machine; allowed: a local path, where "
+            "a bucket can be mounted"
+        )
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{given}: there is no home folder here; give a whole path") from None
+    if "\0" in str(given):
+        raise ConfigError(f"{str(given)!r} has a null byte; give a path without")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    whole = len(os.fsencode(path.absolute()))
+    if longest > _LONGEST_NAME or whole > _LONGEST_PATH:
+        raise ConfigError(
+            f"{str(given)[:40]}... has {whole} bytes, its longest name {longest}; allowed: "
+            f"{_LONGEST_PATH} and {_LONGEST_NAME}"
+        )
+    return path

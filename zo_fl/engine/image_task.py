@@ -41,7 +41,7 @@ def classification(
     accepted = inspect.signature(type(module).__call__).parameters
 
     def apply(variables, x, train, mask, key, **options) -> Any:  # its type depends on ``mutable``
-        given = {"train": train, "mask": mask}
+        given = {"train": train, "deterministic": not train, "mask": mask}
         given = {name: value for name, value in given.items() if name in accepted}
         if train and key is not None:
             options["rngs"] = {"params": key}  # flax takes it for streams of all names
@@ -50,7 +50,8 @@ def classification(
     example = np.zeros((1, *image_shape), np.float32)
 
     def init(key):
-        given: dict[str, Any] = {"train": False} if "train" in accepted else {}
+        modes = {"train": False, "deterministic": True}
+        given: Any = {name: value for name, value in modes.items() if name in accepted}
         variables: Any = module.init(key, example, **given)
         return variables["params"], variables.get("batch_stats", {})
 

@@ -202,6 +202,7 @@ def discriminant(
     means = jnp.where(held[None], means, 0)
     log_prior = jnp.where(held, jnp.log(jnp.maximum(class_counts, 1) / count), -1e6)
     average = jnp.trace(covariance) / covariance.shape[0]
+    average = jnp.where(average > 0, average, 1.0)  # of features that vary nowhere: any will do
     kernel = _solve(covariance, means, shrinkages * average)
     quadratic = -0.5 * jnp.einsum("dc,ldc->lc", means, kernel, precision="highest")
     return Heads(kernel, quadratic + log_prior[None] - _logits_of(center, kernel))
@@ -217,7 +218,8 @@ def principal_basis(moments: Moments, size: int, origin: Array) -> Basis:
     mean, covariance = mean_and_covariance(moments)
     variances, vectors = jnp.linalg.eigh(covariance)
     variances, vectors = variances[::-1][:size], vectors[:, ::-1][:, :size]
-    scale = jax.lax.rsqrt(jnp.maximum(variances, 0) + _FLOOR * variances[0])
+    floor = jnp.where(variances[0] > 0, _FLOOR * variances[0], 1.0)
+    scale = jax.lax.rsqrt(jnp.maximum(variances, 0) + floor)
     return Basis(origin + mean, vectors * scale[None])
 
 

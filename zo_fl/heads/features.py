@@ -52,7 +52,8 @@ def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extrac
     """Returns the extractor of a problem's clients.
 
     Raises:
-      ConfigError: the model has no last layer of the name that it should have.
+      ConfigError: the model has no last layer of the name that it should have, or the layer's
+        outputs are not the logits.
       FieldError: the sketch has more directions than the model has features.
     """
     task = problem.task
@@ -64,6 +65,12 @@ def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extrac
             f"which this method sets; there are: {', '.join(params)}; name the last layer so, or "
             "set the model's attribute last_layer, or change config.algorithm"
         )
+    if not type(task.module).__module__.startswith("zo_fl.") and not _gives_logits(task):
+        raise ConfigError(
+            f"the model {type(task.module).__name__} does something to the outputs of its layer "
+            f"{task.head!r}, which this method takes for the logits; return them as they are, or "
+            "change config.algorithm"
+        )
     dim = params[task.head]["kernel"].shape[0]
     if sketch > dim:
         raise FieldError(
@@ -71,6 +78,23 @@ def make_extractor(problem: Problem, microbatch: int, sketch: int = 0) -> Extrac
             f"={sketch} is more than the model's {dim} features; allowed: 1 to {dim}, or all",
         )
     return Extractor(task, dim, microbatch, sketch, cohorts.is_ragged(problem))
+
+
+def _gives_logits(task: Task) -> bool:
+    """Returns whether a model's logits are its last layer's outputs, up to a constant."""
+
+    @jax.jit
+    def both():
+        params, model_state = task.init(jax.random.key(0))
+        # Of the layer's outputs for a blank example, which may be 0, those of a bias are known.
+        head = params[task.head] | {"bias": jnp.arange(float(task.num_classes))}
+        model = params | {task.head: head}, model_state, task.blank(), np.ones(1, bool)
+        own = activations.features(task, *model) @ head["kernel"] + head["bias"][None]
+        return own, task.logits(*model, False)[0]
+
+    with jax.ensure_compile_time_eval():
+        own, logits = map(jax.nn.log_softmax, both())
+        return own.shape == logits.shape and bool(jnp.allclose(own, logits, rtol=0.05, atol=0.05))
 
 
 def passes(share: float = 1.0, more: float = 0.0) -> Callable[[float, float], float]:

@@ -29,7 +29,9 @@ BLOCKS: dict[str, Block] = {
     "head_sgd": {
         "num_rounds": Field(40, "rounds", at_least=0),
         **cohorts.FIELDS,
-        "local_epochs": Field(1, "passes over a client's examples a round", at_least=1),
+        "local_epochs": Field(
+            1, "passes over a client's examples a round", at_least=1, at_most=10**6
+        ),
         "batch_size": Field(64, "examples a step; all: a client's", at_least=1, zero="all"),
         "lr": Field(0.1, "client learning rate", at_least=0, varies=True),
         "cache": features.CACHE,

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from zo_fl.engine.fields import ConfigError
+from zo_fl.engine.fields import path_of as path_of  # of every path that a user gives
 from zo_fl.host.units import is_number
 
 _LOCK, _OWNER = ".lock", ".owner.json"
-_LONGEST_NAME = 255  # bytes, of common file systems
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # two letters at least: C:/ is a path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -81,29 +79,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
             raise
 
 
-def path_of(given: str | Path) -> Path:
-    """Returns a path on this machine that a user gave; ``~`` is the home folder.
-
-    Raises:
-      ConfigError: it is an address, a name is too long, or there is no home folder.
-    """
-    if _ADDRESS.match(str(given)):
-        raise ConfigError(
-            f"{given} is an address, not a folder of this machine; allowed: a local path, where "
-            "a bucket can be mounted"
-        )
-    try:
-        path = Path(given).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{given}: there is no home folder here; give a whole path") from None
-    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    if longest > _LONGEST_NAME:
-        raise ConfigError(
-            f"{str(given)[:40]}... has a name of {longest} bytes; allowed: {_LONGEST_NAME}"
-        )
-    return path
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes ``as_json(content)``, indented, as ``write_whole`` does."""
     write_whole(path, json.dumps(as_json(content), indent=2, allow_nan=False) + "\n")
@@ -149,7 +124,7 @@ def owned(folder: Path) -> Iterator[None]:
         be made.
       StorageError: the folder is there and cannot be written.
     """
-    lock, is_new = FileLock(folder / _LOCK), not folder.exists()
+    lock, is_new = FileLock(folder / _LOCK), not folder.is_dir()
     try:
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)

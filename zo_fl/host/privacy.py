@@ -78,5 +78,6 @@ def delta(epsilon: float, mu: float) -> float:
     from scipy import special
 
     likely = special.ndtr(mu / 2 - epsilon / mu)
-    # e^epsilon may overflow where its factor underflows.
-    return float(likely - math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu)))
+    # e^epsilon may overflow where its factor underflows; their product, at most 1, by rounding.
+    unlikely = min(0.0, epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
+    return float(likely - math.exp(unlikely))

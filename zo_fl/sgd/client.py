@@ -17,7 +17,7 @@ from zo_fl.engine.keys import Keys
 from zo_fl.engine.types import Array, ModelState, Params, Task
 
 FIELDS: Block = {
-    "local_epochs": Field(3, "passes over a client's examples a round", at_least=1),
+    "local_epochs": Field(3, "passes over a client's examples a round", at_least=1, at_most=10**6),
     "batch_size": Field(64, "examples a step", at_least=1),
     "lr": Field(0.05, "client learning rate", at_least=0, varies=True),
     "momentum": Field(0.0, "client momentum, fresh every round", at_least=0, below=1),
@@ -153,7 +153,7 @@ def train(
         if training.microbatch == training.batch_size:
             gradient, (total, new_state) = gradient_of(params, examples, mask, of_module)
         else:
-            parts = cohorts.batched((examples, mask), training.microbatch)
+            parts = cohorts.batched((examples, mask), min(training.microbatch, len(mask)))
             part_keys = jax.random.split(of_module, len(parts[1]))
             gradient, total = _summed(gradient_of, params, (*parts, part_keys))
             new_state = model_state

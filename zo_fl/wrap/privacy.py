@@ -33,6 +33,9 @@ FIELDS: Block = {
 }
 
 
+LEAST = 1e-6  # noise below is none: epsilon is more than 5e11
+
+
 class Privacy(NamedTuple):
     """The values of ``FIELDS``."""
 
@@ -61,10 +64,14 @@ def release(privacy: Privacy, **how: Any) -> Release | None:
     """Returns a phase's disclosure of an example; None where nothing is promised.
 
     Raises:
-      FieldError: noise without a bound.
+      FieldError: noise without a bound, or next to none.
     """
     if not privacy.noise:
         return None
+    if privacy.noise < LEAST:
+        raise FieldError(
+            "noise", f"={privacy.noise:g} hides nothing; allowed: 0, or from {LEAST:g} on"
+        )
     if not privacy.bound:
         raise FieldError("bound", "='none' bounds nothing that noise could hide; allowed: above 0")
     return Release(privacy.noise, **how)

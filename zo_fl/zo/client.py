@@ -52,7 +52,7 @@ FIELDS: Block = {
     "tau": Field(0.75, "standard deviation of a direction's coordinates", above=0, varies=True),
     **subspace.FIELDS,
     "num_directions": Field(3, "directions S of a local step", at_least=1, at_most=10**6),
-    "local_steps": Field(1, "steps of a client's own in a round", at_least=1),
+    "local_steps": Field(1, "steps of a client's own in a round", at_least=1, at_most=10**6),
     "batch_size": Field(
         0, "examples a local step; all: the client's, split over its steps", at_least=1, zero="all"
     ),
@@ -217,7 +217,8 @@ def _steps(probing: Probing, mask: Array, key: Array) -> tuple[Array | None, Arr
     size, epochs = probing.schedule(len(mask))
     epoch_keys = jax.random.split(key, epochs)
     rows, masks = jax.vmap(cohorts.epoch_order, in_axes=(0, None, None))(epoch_keys, mask, size)
-    return rows.reshape(-1, size)[:count], masks.reshape(-1, size)[:count]
+    rows, masks = (leaf.reshape(-1, leaf.shape[-1])[:count] for leaf in (rows, masks))
+    return rows, masks
 
 
 def _microbatches(probing: Probing, examples: Examples, mask: Array) -> tuple[Examples, Array]:
@@ -314,9 +315,10 @@ def make_group(
             f"={probing.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
             "with noise: frozen",
         )
-    size, epochs = probing.schedule(problem.clients.client_indices.shape[1])
+    longest = problem.clients.client_indices.shape[1]
+    size, epochs = probing.schedule(longest)
     chosen = {} if (eps := scale(block)) is block["eps"] else {"eps": eps}
     if not block["microbatch"]:
-        chosen["microbatch"] = min(probing.microbatch or size, size)
+        chosen["microbatch"] = min(probing.microbatch or size, size, longest)
     release = privacy.release(probing.privacy, times=epochs)
     return group._replace(release=release, chosen=chosen)

@@ -21,14 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from zo_fl.engine import keys
-from zo_fl.engine.fields import Block, Field, FieldError
+from zo_fl.engine.fields import Block, Field, FieldError, Rule
 from zo_fl.engine.types import Array, Params
 from zo_fl.zo.directions import AddDirection
 
 _PLACES = 0  # seed of the places of coordinates: the same in all runs
 
 FIELDS: Block = {
-    "params": Field("*", "paths of what moves, as `*norm*,head/*`; `!` before what stays"),
+    "params": Field(
+        "*",
+        "paths of what moves, as `*norm*,head/*`; `!` before what stays",
+        rule=Rule(lambda: "patterns joined by commas, * for all", lambda text: text.strip(", ")),
+    ),
     "density": Field(1.0, "share of the coordinates of each array that move", above=0, at_most=1),
 }
 
