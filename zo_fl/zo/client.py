@@ -315,8 +315,7 @@ def make_group(
             f"={probing.bn_policy!r}: statistics of a batch reveal what no noise hides; allowed "
             "with noise: frozen",
         )
-    longest = problem.clients.client_indices.shape[1]
-    size, epochs = probing.schedule(longest)
+    size, epochs = probing.schedule(longest := problem.clients.client_indices.shape[1])
     chosen = {} if (eps := scale(block)) is block["eps"] else {"eps": eps}
     if not block["microbatch"]:
         chosen["microbatch"] = min(probing.microbatch or size, size, longest)
