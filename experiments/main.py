@@ -16,7 +16,6 @@ saved).
 import contextlib
 import datetime
 import importlib
-import importlib.metadata
 import itertools
 import platform
 import sys
@@ -179,8 +178,10 @@ def _new_workdir(name: str) -> str:
 
 
 def _versions() -> str:
+    from importlib import metadata  # slow to import
+
     names = ("jax", "flax", "optax", "numpy")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def run() -> None:

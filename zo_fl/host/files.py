@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.fields import path_of as path_of  # of every path that a user gives
 from zo_fl.host.units import is_number
@@ -124,13 +122,15 @@ def owned(folder: Path) -> Iterator[None]:
         be made.
       StorageError: the folder is there and cannot be written.
     """
-    lock, is_new = FileLock(folder / _LOCK), not folder.is_dir()
+    import filelock  # here: a tenth of a command's time to its help
+
+    lock, is_new = filelock.FileLock(folder / _LOCK), not folder.is_dir()
     try:
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
-            except Timeout:
+            except filelock.Timeout:
                 raise ConfigError(
                     f"{folder} is in use by {_owner(folder)}; wait until it has ended, or change "
                     "--workdir"
@@ -150,12 +150,14 @@ def owned(folder: Path) -> Iterator[None]:
 
 def wait_until_free(folder: Path, seconds: float) -> bool:
     """Waits for a folder's owner to end; returns whether it did, or there was none."""
+    import filelock
+
     if not (folder / _LOCK).exists():
         return True
     try:
-        with FileLock(folder / _LOCK).acquire(timeout=seconds, poll_interval=0.1):
+        with filelock.FileLock(folder / _LOCK).acquire(timeout=seconds, poll_interval=0.1):
             return True
-    except Timeout:
+    except filelock.Timeout:
         return False
 
 
