@@ -127,11 +127,11 @@ class Progress:
         self._elapsed += now - self._updated
         self._images, self._seconds = self._images + images, self._seconds + seconds
         self._done, self._updated = last["round"], now
-        parts = [f"loss {units.loss(loss)}"]
+        parts = [] if loss is None else [f"loss {units.loss(loss)}"]
         for name, key in (("test acc", "test_accuracy"), ("val acc", "val_accuracy")):
             if last.get(key) is not None:
                 parts.append(f"{name} {units.percent(last[key]):>6}")
-        if self._seconds > 0:
+        if self._images and self._seconds > 0:
             parts.append(f"{units.integer(self._images / self._seconds)} images/s")
         total = self._schedule.end
         if self._done < total:
