@@ -193,7 +193,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore((path / _FOLDER).absolute(), like)
     except Exception as error:  # of orbax: many kinds
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"{path / _FOLDER} is damaged, or of another model ({type(error).__name__}: {first}); "
             "pass the model that was trained, or run again in another folder"
