@@ -11,6 +11,7 @@ take no part; they receive the kernels with the model.
 Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528).
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,12 +26,11 @@ from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.types import Array, PyTree, Task
-from zo_fl.heads import closed_form, features, steps
-from zo_fl.heads.closed_form import Moments
-from zo_fl.models.patches import FILTERS, Patches, image_patches
+from zo_fl.heads import closed_form, features, kernel_network, steps, window_sums
+from zo_fl.heads.window_sums import WindowMoments
+from zo_fl.models.patches import FILTERS, NETWORK, Patches, image_patches
 
 _FLOOR = 0.1  # added to variances along the principal directions of patches
-_IMAGES = 32  # images whose patches are held at once
 
 BLOCKS: dict[str, Block] = {
     "patches": {
@@ -65,7 +65,7 @@ class Kernels(NamedTuple):
 
 
 def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Returns the one phase that sets the kernels; ``patches`` is the config block.
+    """Returns the phases that set the kernels; ``patches`` is the config block.
 
     Raises:
       ConfigError: the model has no patches.
@@ -86,33 +86,17 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
     # Patches cost as much as a few percent of a forward pass: none is counted.
     group = cohorts.make_group(problem, client, features.passes(0), steps.HIGH_TIER)
     server = assign(partial(_set_kernels, kernels))
-    return (Phase("patches", patches["num_rounds"], (group,), server, evaluated=None),)
+    phase = Phase("patches", patches["num_rounds"], (group,), server, evaluated=None)
+    if not module.network:
+        return (phase,)
+    once = min(patches["num_rounds"], 1)
+    return (phase, *kernel_network.phases(problem, NETWORK, once))
 
 
 def _update(kernels: Kernels, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    total, gram = _sums(kernels, batch)
+    found = window_sums.moments(lambda one: kernels.patches(kernels.task.inputs(one)), batch)
     chosen = _random_patches(kernels, batch, keys.stream(own.client, "patches"))
-    message = total, gram, jnp.sum(batch.mask).astype(jnp.float32), chosen
-    return features.result(batch, message)
-
-
-def _sums(kernels: Kernels, batch: ClientBatch) -> tuple[Array, Array]:
-    """Returns ``(sum p, packed sum p p^T)`` of all patches of a client's images."""
-
-    def seen(examples):
-        return kernels.patches(kernels.task.inputs(examples))
-
-    def body(sums, part):
-        examples, mask = part
-        patches = jnp.where(mask[:, None, None, None], seen(examples), 0.0)
-        patches = patches.reshape(-1, patches.shape[-1])
-        return (sums[0] + patches.sum(0), sums[1] + closed_form.packed_product(patches)), None
-
-    rows = min(_IMAGES, max(batch.mask.shape[0], 1))
-    parts = cohorts.batched((batch.examples, batch.mask), rows)
-    dim = jax.eval_shape(seen, batch.examples).shape[-1]
-    zeros = jnp.zeros(dim), jnp.zeros(dim * (dim + 1) // 2)
-    return jax.lax.scan(body, zeros, parts)[0]
+    return features.result(batch, (*found, chosen))
 
 
 def _random_patches(kernels: Kernels, batch: ClientBatch, key: Array) -> Array:
@@ -141,10 +125,9 @@ def _decode(kernels: Kernels, message: PyTree, state: ServerState, own: Keys) ->
 
 
 def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round: Keys):
-    total, gram, images, slots = reduced
-    count, (height, width) = kernels.module.kernels, kernels.windows
-    of_one_class = Moments(gram, total[:, None], (images * height * width)[None])
-    mean, covariance = closed_form.mean_and_covariance(of_one_class)
+    *sums, slots = reduced
+    found, count = WindowMoments(*sums), kernels.module.kernels
+    mean, covariance = window_sums.mean_and_covariance(found, math.prod(kernels.windows))
     variances, vectors = jnp.linalg.eigh(covariance)
     variances = jnp.maximum(variances, 0)
     scaled = vectors * jax.lax.rsqrt(variances + _FLOOR)[None]
@@ -161,5 +144,5 @@ def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round
     old = state.params[FILTERS]
     bias = -closed_form.product(mean[None], kernel)[0]
     filters = {"kernel": kernel.reshape(old["kernel"].shape), "bias": bias}
-    filters = jax.tree.map(lambda new, old: jnp.where(images > 0, new, old), filters, old)
+    filters = jax.tree.map(lambda new, old: jnp.where(found.images > 0, new, old), filters, old)
     return state.params | {FILTERS: filters}, state.strategy_state

@@ -40,6 +40,7 @@ _OPTIONS = {
     "share": (*_STAGED, *DENSE),
     "kernels": ("patches",),
     "mirror": ("patches",),
+    "network": ("patches",),
 }
 
 BLOCK: Block = {
@@ -51,6 +52,12 @@ BLOCK: Block = {
     "stages": Field(False, "pooled outputs of all stages as features, in ResNets and cnn"),
     "kernels": Field(256, "kernels of the model patches; each gives 8 features", at_least=1),
     "mirror": Field(True, "symmetry of the model patches under mirroring, at twice the cost"),
+    "network": Field(
+        0,
+        "kernels of a second layer beside patches; each gives 9 features",
+        at_least=1,
+        zero="none",
+    ),
 }
 
 
@@ -62,6 +69,7 @@ def create(
     stages: bool = False,
     kernels: int = 256,
     mirror: bool = True,
+    network: int = 0,
     num_classes: int,
     conv: str = "auto",
     share: float = 1.0,
@@ -98,6 +106,6 @@ def create(
             f" allowed: {', '.join(_OPTIONS['width'])}; change config.model.name"
         )
     given = dict(norm=norm, conv=conv, stages=stages, kernels=kernels, mirror=mirror)
-    given |= dict(width=width * share, share=share)
+    given |= dict(width=width * share, share=share, network=network)
     options = {option: value for option, value in given.items() if name in _OPTIONS[option]}
     return module(num_classes=num_classes, **options)

@@ -1,0 +1,161 @@
+"""A convolutional kernel network of two layers, whose features the model ``patches`` can add.
+
+    x:      images, whitened by a convolution with 9x9 windows; then each of mean 0 and variance 1
+    layer:  r_k = |p| kappa(cos(p, z_k)),  kappa(u) = exp((u - 1) / 0.36)
+            p a 3x3 window of all channels, z_k a kernel of norm 1; then Gaussian means of stride s,
+            and times kappa(Z^T Z)^-1/2 of all kernels Z: products of two windows' outputs are what
+            kappa says of the windows, up to what the kernels cannot tell apart
+    1:      128 kernels, s = 2
+    2:      as many kernels as wanted, means at 3x3 places
+    features: the outputs, the mean over an image and its mirror image
+
+Nothing here is trained: ``heads/kernel_network.py`` sets whitening and kernels.
+
+Source: Mairal, "End-to-End Kernel Learning with Supervised Convolutional Kernel Networks"
+(arXiv 1605.06265), its unsupervised form.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zo_fl.engine.precision import widen
+from zo_fl.engine.types import Array
+from zo_fl.models.windows import mean_over_last, windows
+
+LAYERS = ("layer1", "layer2")
+WHITENING = 9  # height and width of the windows that whiten
+_FIRST = 128  # kernels of the first layer
+_SIZE = 3  # height and width of a layer's windows
+_BANDWIDTH = 0.36
+_TINY = 1e-6  # added to squared norms, which are around 1 or more
+_AT_ONCE = 256  # kernels whose responses are held at once
+
+Values = Mapping[str, Mapping[str, Array]]
+
+
+class KernelNetwork(nn.Module):
+    """The network up to its features.
+
+    Attributes:
+      kernels: of the second layer.
+      mirror: whether features are the mean over an image and its mirror image.
+    """
+
+    kernels: int
+    mirror: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns features ``f32[n, 9 kernels]`` of images ``x: f32[n, H, W, c]``."""
+        channels = x.shape[-1]
+        of_window = channels * WHITENING**2
+        shapes = {
+            "whitening": {"kernel": (of_window, channels), "bias": (channels,)},
+            "layer1": {"kernel": (channels * _SIZE**2, _FIRST), "mix": (_FIRST, _FIRST)},
+            "layer2": {
+                "kernel": (_FIRST * _SIZE**2, self.kernels),
+                "mix": (self.kernels, self.kernels),
+            },
+        }
+        values = {name: _Values(of, name=name)() for name, of in shapes.items()}
+        values = jax.tree.map(lambda leaf: leaf.astype(x.dtype), values)
+        views = [x, x[:, :, ::-1]] if self.mirror else [x]
+        found = [_respond(seen_by("layer2", values, v), values["layer2"], (3, 3)) for v in views]
+        return widen(jnp.stack(found).mean(0)).reshape(len(x), -1)
+
+
+class _Values(nn.Module):
+    """Holds some arrays; kernels are of norm 1 from the start."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        return {
+            name: self.param(
+                name, _unit_columns if len(shape) > 1 else nn.initializers.zeros, shape
+            )
+            for name, shape in self.shapes.items()
+        }
+
+
+def _unit_columns(key: Array, shape: tuple[int, int]) -> Array:
+    return unit_columns(jax.random.normal(key, shape))
+
+
+def unit_columns(matrix: Array) -> Array:
+    """Returns ``f32[d, K]`` with columns of norm 1, but those that are 0."""
+    return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=0, keepdims=True), 1e-6)
+
+
+def kappa(cosines: Array) -> Array:
+    """Returns the kernel of two windows of norm 1, by their cosine."""
+    return jnp.exp((cosines - 1) / _BANDWIDTH)
+
+
+def seen_by(name: str, values: Values, x: Array) -> Array:
+    """Returns the windows ``f32[n, H', W', d]`` that a part of the network looks at.
+
+    Args:
+      name: ``whitening`` or one of ``LAYERS``.
+      values: the network's parameters; those of the parts before count.
+      x: images ``f32[n, H, W, c]``.
+    """
+    if name == "whitening":
+        return windows(x, WHITENING)
+    x = _whitened(values, x)
+    if name == "layer1":
+        return _padded_windows(x, _SIZE)
+    halves = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+    return _padded_windows(_respond(_padded_windows(x, _SIZE), values["layer1"], halves), _SIZE)
+
+
+def _whitened(values: Values, x: Array) -> Array:
+    whitening = values["whitening"]
+    x = _padded_windows(x, WHITENING) @ whitening["kernel"] + whitening["bias"][None, None, None]
+    x = x - x.mean((1, 2, 3), keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2, 3), keepdims=True) + _TINY)
+
+
+def _padded_windows(x: Array, size: int) -> Array:
+    """Returns the windows around all pixels, zeros beyond the edge."""
+    margin = (size // 2, size // 2)
+    return windows(jnp.pad(x, ((0, 0), margin, margin, (0, 0))), size)
+
+
+def _respond(seen: Array, layer: Mapping[str, Array], places: tuple[int, int]) -> Array:
+    """Returns the outputs of a layer: ``f32[n, *places, K]``.
+
+    Args:
+      seen: windows ``f32[n, H, W, d]``.
+      layer: its kernels ``f32[d, K]``, of norm 1 each, and ``mix``, ``f32[K, K]``.
+      places: rows and columns of the result.
+    """
+    (n, height, width, dim), kernel = seen.shape, layer["kernel"]
+    down, across = (_gaussian(*sides) for sides in zip((height, width), places, strict=True))
+    size = jnp.sqrt(dim * mean_over_last(jnp.square(seen)) + _TINY)
+    found = []
+    for start in range(0, kernel.shape[1], _AT_ONCE):
+        products = seen.reshape(-1, dim) @ kernel[:, start : start + _AT_ONCE]
+        responses = size * kappa(products.reshape(n, height, width, -1) / size)
+        rows = jnp.einsum("ah,nhwk->nawk", down.astype(seen.dtype), responses)
+        found.append(jnp.einsum("bw,nawk->nabk", across.astype(seen.dtype), rows))
+    return jnp.concatenate(found, axis=-1) @ layer["mix"]
+
+
+def _gaussian(side: int, places: int) -> np.ndarray:
+    """Returns Gaussian weights ``f32[places, side]`` around centres at equal distances.
+
+    The distance s is that of ``places`` equal parts, rounded up; the deviation is s / sqrt(2), and
+    weights end at s + 1/2. Those of one centre would sum to 1 if there were no edge.
+    """
+    stride = -(-side // places)
+    centres = (side - 1) / 2 + stride * (np.arange(places) - (places - 1) / 2)
+    distances = np.abs(np.arange(side) - centres[:, None])
+    weights = np.exp(-np.square(distances / stride)) * (distances <= stride + 0.5)
+    whole = np.exp(-np.square(np.arange(-stride, stride + 1) / stride)).sum()
+    return (weights / whole).astype(np.float32)
