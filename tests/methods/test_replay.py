@@ -8,9 +8,10 @@ import pytest
 
 from tests import tiny
 
-SHARED = {"zo__seed_policy": "shared"}
+SHARED = {"zo__seed_policy": "shared", "run__num_devices": 8}
 MOMENTUM = {"zo__server": "momentum", "zo__local_steps": 2, "run__num_devices": 8}
 ADAM = {"zo__server": "adam", "zo__params": "head/*"}
+LIARS = {"faults__byzantine": 0.25, "robust__rule": "clip"}
 slow = pytest.mark.slow
 
 
@@ -37,11 +38,10 @@ def follow(algorithm, rounds=3, **overrides):
     ("algorithm", "overrides"),
     (
         ("zo", {}),
-        pytest.param("zo", SHARED | {"run__num_devices": 8}, marks=slow),
         pytest.param("fedkseed_pro", {}, marks=slow),
         pytest.param("baffle", {}, marks=slow),
         pytest.param("zo", MOMENTUM | {"faults__dropout": 0.6, "faults__nan": 0.3}, marks=slow),
-        pytest.param("zo", ADAM | {"faults__byzantine": 0.25, "robust__rule": "clip"}, marks=slow),
+        pytest.param("zo", SHARED | ADAM | LIARS, marks=slow),
     ),
     ids=str,
 )

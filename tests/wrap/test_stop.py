@@ -6,6 +6,7 @@ import pytest
 
 import zo_fl
 from tests import tiny
+from tests.test_run import Killed, killing
 from zo_fl import api
 from zo_fl.engine.algorithm import Stop
 from zo_fl.engine.fields import ConfigError
@@ -16,6 +17,7 @@ WATCHED = {
     "data__alpha": 0.3,
     "warmup__num_rounds": 60,
     "zo__num_rounds": 2,
+    "run__rounds_per_jit": 3,
     "run__eval_every": 50,
 }
 
@@ -47,16 +49,14 @@ def test_a_warm_up_ends_where_the_answers_of_its_tier_stop_rising_also_in_three_
     assert summary["rounds"] == pivot + 2 and rows[-1]["phase"] == "zo"
     assert summary["pivot_accuracy"] == rows[pivot - 1]["test_accuracy"]
 
-    # A warm-up that is stopped, its end, and what goes on from there.
-    def interrupt(row):
-        if row["round"] == pivot - 1:
-            raise KeyboardInterrupt
-
+    # A warm-up that is killed before its last question, its end, and what goes on from there.
     alone = config | {"algorithm": "fedavg"}
-    with pytest.raises(KeyboardInterrupt):
-        api.run(alone, warmup, quiet=True, on_round=interrupt)
+    with pytest.raises(Killed):
+        api.run(alone, warmup, quiet=True, on_round=killing(pivot - 1))
     api.run(alone, warmup, quiet=True)
-    parts = api.run(config, after, warm_start=warmup, quiet=True)
+    with pytest.raises(Killed):
+        api.run(config, after, warm_start=warmup, quiet=True, on_round=killing(pivot + 1))
+    parts = api.run(config, after, quiet=True)
     took = {"wall_seconds": 0, "seconds": 0}
     assert parts | took == summary | took and rows_of(after) == rows
     models = [zo_fl.load(path).params for path in (whole, after)]
