@@ -210,17 +210,6 @@ def test_another_config_does_not_touch_a_runs_folder(finished):
         run(finished[0], zo__lr=0.5)
 
 
-def test_more_rounds_of_the_last_phase_go_on_and_end_bit_identical(finished, tmp_path):
-    run(tmp_path, zo__num_rounds=3)
-    # How often it is evaluated and saved is no other run.
-    assert timeless(run(tmp_path, run__checkpoint_every=2)) == timeless(finished[1])
-    assert_same_end(tmp_path, finished[0])
-    config = json.loads((tmp_path / "config.json").read_text())["config"]
-    assert config["zo"]["num_rounds"] == 4 and config["run"]["checkpoint_every"] == 2
-    with pytest.raises(ConfigError, match="config.zo.num_rounds=4, given 3; only the same"):
-        run(tmp_path, zo__num_rounds=3)
-
-
 def test_without_validation_examples_there_is_no_best_round(tmp_path):
     summary = run(tmp_path, "fedavg", data__val_fraction=0.0)
     assert summary["best_val_accuracy"] is None and summary["accuracy_at_best_val"] is None
@@ -247,10 +236,17 @@ def test_a_longer_warm_up_goes_on_from_a_shorter_one(warm_ups, tmp_path):
     assert rows_of(tmp_path) == rows_of(long)
 
 
-def test_a_run_ends_bit_identical_to_one_that_warmed_up_itself(warm_ups, finished, tmp_path):
-    whole, summary = finished
-    assert timeless(run(tmp_path, warm_start=warm_ups[1])) == timeless(summary)
-    assert_same_end(tmp_path, whole)
+def test_from_a_warm_up_and_with_more_rounds_later_a_run_ends_bit_identical_to_a_whole_one(
+    warm_ups, finished, tmp_path
+):
+    run(tmp_path, zo__num_rounds=3, warm_start=warm_ups[1])
+    # How often it is evaluated and saved is no other run.
+    assert timeless(run(tmp_path, run__checkpoint_every=2)) == timeless(finished[1])
+    assert_same_end(tmp_path, finished[0])
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert config["zo"]["num_rounds"] == 4 and config["run"]["checkpoint_every"] == 2
+    with pytest.raises(ConfigError, match="config.zo.num_rounds=4, given 3; only the same"):
+        run(tmp_path, zo__num_rounds=3)
 
 
 @pytest.mark.parametrize(
