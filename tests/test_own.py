@@ -20,7 +20,7 @@ from zo_fl.engine.fields import ConfigError
 pytestmark = pytest.mark.slow
 
 FEW = {
-    "algorithm": "zowarmup",
+    "algorithm": "fedavg",
     "warmup.num_rounds": 2,
     "zo.num_rounds": 2,
     "data.num_clients": 4,
@@ -97,8 +97,8 @@ def data(**changes):
 
 
 def test_a_trained_model_predicts_as_it_did_when_it_was_evaluated(tmp_path):
-    rows = []
-    options = dict(dataset=data(), model=Linear(), changes=FEW, quiet=True)
+    rows, changes = [], FEW | {"algorithm": "zowarmup"}
+    options = dict(dataset=data(), model=Linear(), changes=changes, quiet=True)
     summary = zo_fl.run("quickstart", tmp_path, on_round=rows.append, **options)
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     model = zo_fl.load(tmp_path)
@@ -147,17 +147,6 @@ def test_no_images_and_images_of_the_range_are_fine():
         bytes_.checked(np.zeros((2, 5, 4, 3)))
     with pytest.raises(ConfigError, match=r"pixels in \[0, 256\]"):
         bytes_.checked(np.arange(60).reshape(1, 5, 4, 3) // 59 * 256)
-
-
-def test_the_same_folder_is_resumed_with_the_same_data_and_model_alone(tmp_path):
-    options = dict(dataset=data(), model=Linear(), changes=FEW, quiet=True)
-    once = zo_fl.run("quickstart", tmp_path, **options)
-    assert zo_fl.run("quickstart", tmp_path, **options) == once
-    other = zo_fl.dataset(*arrays(seed=5), *arrays(30, seed=1))
-    with pytest.raises(ConfigError, match=r"config\.data\.name='own:"):
-        zo_fl.run("quickstart", tmp_path, **options | {"dataset": other})
-    with pytest.raises(ConfigError, match="only the same model resumes"):
-        zo_fl.run("quickstart", tmp_path, **options | {"model": None})
 
 
 class WithPart(nn.Module):
@@ -237,18 +226,35 @@ def test_models_are_told_apart_by_what_they_compute_not_by_what_it_is_called():
     assert first == again != other
 
 
-def test_another_model_under_the_same_name_is_not_taken_for_the_first(tmp_path):
-    options = dict(dataset=data(), changes=FEW, quiet=True)
-    zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: x * x), **options)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run, its options, and its summary."""
+    path = tmp_path_factory.mktemp("finished")
+    options = dict(dataset=data(), model=WithPart(lambda x: x * x), changes=FEW, quiet=True)
+    return path, options, zo_fl.run("quickstart", path, **options)
+
+
+def test_the_same_folder_is_resumed_with_the_same_data_and_model_alone(finished):
+    path, options, once = finished
+    assert zo_fl.run("quickstart", path, **options) == once
+    other = zo_fl.dataset(*arrays(seed=5), *arrays(30, seed=1))
+    with pytest.raises(ConfigError, match=r"config\.data\.name='own:"):
+        zo_fl.run("quickstart", path, **options | {"dataset": other})
+    with pytest.raises(ConfigError, match="only the same model resumes"):
+        zo_fl.run("quickstart", path, **options | {"model": None})
+
+
+def test_another_model_under_the_same_name_is_not_taken_for_the_first(finished, tmp_path):
+    path, options, _ = finished
     with pytest.raises(ConfigError, match=r"the model WithPart \w+, given WithPart \w+; only"):
-        zo_fl.run("quickstart", tmp_path, model=WithPart(lambda x: jnp.sin(x)), **options)
+        zo_fl.run("quickstart", path, **options | {"model": WithPart(lambda x: jnp.sin(x))})
     with pytest.warns(UserWarning, match="trained with the model WithPart .*WithPart .* is anoth"):
-        zo_fl.load(tmp_path, model=WithPart(lambda x: jnp.sin(x)))
+        zo_fl.load(path, model=WithPart(lambda x: jnp.sin(x)))
     with pytest.raises(ConfigError, match="no submodule 'stem'"):
-        zo_fl.load(tmp_path, model=WithPart(lambda x: x * x)).features(arrays()[0], ("stem",))
-    shutil.rmtree(tmp_path / "model")
+        zo_fl.load(path, model=WithPart(lambda x: x * x)).features(arrays()[0], ("stem",))
+    path = shutil.copytree(path, tmp_path / "copy", ignore=shutil.ignore_patterns("model"))
     with pytest.raises(ConfigError, match="model is damaged, or of another model"):
-        zo_fl.load(tmp_path, model=WithPart(lambda x: x * x))
+        zo_fl.load(path, model=WithPart(lambda x: x * x))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +399,8 @@ def test_batch_statistics_are_averaged_and_a_missing_mask_is_said(tmp_path):
 
 def test_modules_that_draw_while_they_train_do_and_both_sides_of_a_pair_draw_the_same(tmp_path):
     rows = []
-    changes = FEW | {"zo.bn_policy": "batch", "zo.eps": 1e-3, "zo.lr": 1.0}
+    changes = {"algorithm": "zowarmup", "zo.bn_policy": "batch", "zo.eps": 1e-3, "zo.lr": 1.0}
+    changes = FEW | changes
     options = dict(dataset=data(), model=Drawing(), changes=changes, quiet=True)
     summary = zo_fl.run("quickstart", tmp_path, on_round=rows.append, **options)
     assert rows[0]["update_norm"] > 0 and summary["diverged_round"] is None

@@ -15,6 +15,8 @@ import pytest
 import zo_fl
 from tests import tiny
 from zo_fl import api
+from zo_fl import config as configs
+from zo_fl.compiled import Compiled
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host import checkpoint
 from zo_fl.host.checkpoint import Checkpoints
@@ -110,13 +112,16 @@ def test_every_round_has_a_row_and_evaluated_ones_have_accuracies(finished):
     assert all(row["train_loss"] > 0 and row["update_norm"] > 0 for row in rows)
 
 
-def test_the_summary_says_what_the_program_chose(tmp_path):
-    layout = {"run__num_devices": 1, "run__clients_per_vmap": 2}
-    chosen = run(tmp_path / "a", "zo", zo__eps="auto", **layout)["chosen"]
-    assert chosen == {"zo": {"eps": 1e-5, "microbatch": 90}}
-    layout["run__clients_per_vmap"] = "auto"
-    chosen = run(tmp_path / "b", "zo", zo__eps=1e-3, zo__microbatch=9, **layout)["chosen"]
-    assert chosen == {"zo": {"clients_per_vmap": 1}}
+def test_the_summary_says_what_the_program_chose(finished):
+    def chosen(*algorithm, **changes):
+        built = tiny.build(*algorithm, **changes)
+        return Compiled(built, configs.resolve(tiny.config(*algorithm, **changes))["run"]).chosen()
+
+    assert finished[1]["chosen"] == chosen(**OVERRIDES)
+    of_program = chosen("zo", zo__eps="auto", run__clients_per_vmap=2)
+    assert of_program == {"zo": {"eps": 1e-5, "microbatch": 90}}
+    of_program = chosen("zo", zo__microbatch=9, run__clients_per_vmap="auto")
+    assert of_program == {"zo": {"clients_per_vmap": 1}}
 
 
 def test_the_summary_agrees_with_the_rows(finished):
@@ -153,9 +158,8 @@ class Stopped(NamedTuple):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     path = tmp_path_factory.mktemp("stopped")
-    for round_idx in (1, 3):  # in the midst of a phase, and at its end
-        with pytest.raises(zo_fl.Interrupted):
-            run(path, on_round=interrupting(round_idx))
+    with pytest.raises(zo_fl.Interrupted):
+        run(path, on_round=interrupting(1))
     with pytest.raises(Killed):
         run(path, on_round=killing(4))
     rows = len(rows_of(path))
@@ -206,17 +210,6 @@ def test_another_config_does_not_touch_a_runs_folder(finished):
         run(finished[0], zo__lr=0.5)
 
 
-def test_more_rounds_of_the_last_phase_go_on_and_end_bit_identical(finished, tmp_path):
-    run(tmp_path, zo__num_rounds=3)
-    # How often it is evaluated and saved is no other run.
-    assert timeless(run(tmp_path, run__checkpoint_every=2)) == timeless(finished[1])
-    assert_same_end(tmp_path, finished[0])
-    config = json.loads((tmp_path / "config.json").read_text())["config"]
-    assert config["zo"]["num_rounds"] == 4 and config["run"]["checkpoint_every"] == 2
-    with pytest.raises(ConfigError, match="config.zo.num_rounds=4, given 3; only the same"):
-        run(tmp_path, zo__num_rounds=3)
-
-
 def test_without_validation_examples_there_is_no_best_round(tmp_path):
     summary = run(tmp_path, "fedavg", data__val_fraction=0.0)
     assert summary["best_val_accuracy"] is None and summary["accuracy_at_best_val"] is None
@@ -243,10 +236,17 @@ def test_a_longer_warm_up_goes_on_from_a_shorter_one(warm_ups, tmp_path):
     assert rows_of(tmp_path) == rows_of(long)
 
 
-def test_a_run_ends_bit_identical_to_one_that_warmed_up_itself(warm_ups, finished, tmp_path):
-    whole, summary = finished
-    assert timeless(run(tmp_path, warm_start=warm_ups[1])) == timeless(summary)
-    assert_same_end(tmp_path, whole)
+def test_from_a_warm_up_and_with_more_rounds_later_a_run_ends_bit_identical_to_a_whole_one(
+    warm_ups, finished, tmp_path
+):
+    run(tmp_path, zo__num_rounds=3, warm_start=warm_ups[1])
+    # How often it is evaluated and saved is no other run.
+    assert timeless(run(tmp_path, run__checkpoint_every=2)) == timeless(finished[1])
+    assert_same_end(tmp_path, finished[0])
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert config["zo"]["num_rounds"] == 4 and config["run"]["checkpoint_every"] == 2
+    with pytest.raises(ConfigError, match="config.zo.num_rounds=4, given 3; only the same"):
+        run(tmp_path, zo__num_rounds=3)
 
 
 @pytest.mark.parametrize(
@@ -270,24 +270,6 @@ def test_another_warm_up_is_refused_in_one_line_and_nothing_is_written(
 def test_a_folder_without_a_finished_warm_up_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no finished run; change --warm_start"):
         run(tmp_path / "run", warm_start=tmp_path / "empty")
-
-
-def test_a_phase_that_ends_by_itself_ends_at_the_same_round_after_a_resume(tmp_path):
-    changes = {"warmup__num_rounds": 40, "warmup__stop": "population", "zo__num_rounds": 2}
-    changes |= {"data__alpha": 0.3, "run__rounds_per_jit": 3, "run__eval_every": 50}
-    whole = run(tmp_path / "whole", **changes)
-    rows = rows_of(tmp_path / "whole")
-    pivot = sum(row["phase"] == "warmup" for row in rows)
-    answers = {row["round"]: row["check_accuracy"] for row in rows if "check_accuracy" in row}
-    assert list(answers) == list(range(2, pivot + 1, 2))
-    assert pivot == max(answers, key=answers.get) + 4 < 40  # two questions without a better answer
-    assert whole["rounds"] == pivot + 2 and whole["pivot_accuracy"] is not None
-    # Before its last question, and after it had ended.
-    for round_idx in (pivot - 1, pivot + 1):
-        with pytest.raises(Killed):
-            run(tmp_path / "stopped", on_round=killing(round_idx), **changes)
-    again = run(tmp_path / "stopped", **changes)
-    assert timeless(again) == timeless(whole) and rows_of(tmp_path / "stopped") == rows
 
 
 class TestDivergence:
@@ -316,7 +298,7 @@ def test_no_array_lives_longer_than_it_is_needed(tmp_path):
     def observe(row):
         seen[row["round"]] = len(jax.live_arrays())
 
-    changes = {"run__rounds_per_jit": 1, "run__eval_every": 3, "run__checkpoint_every": 3}
+    changes = {"run__eval_every": 3, "run__checkpoint_every": 3}
     run(tmp_path, on_round=observe, warmup__num_rounds=9, zo__num_rounds=9, **changes)
     assert seen[8] <= seen[5] and seen[17] <= seen[14]
 

@@ -119,9 +119,12 @@ def own_keys(built, client_id, round_idx=0):
     return keys.of_round(built.run_key, round_idx).of(client_id)
 
 
+gathered = jax.jit(cohorts.gather)
+
+
 def gather(built, client_ids):
     """Returns the batches of some clients, leading axis the clients."""
-    return cohorts.gather(built.data, jnp.array(client_ids, jnp.int32))
+    return gathered(built.data, np.array(client_ids, np.int32))
 
 
 def batch_of(built, client_id):
@@ -143,7 +146,7 @@ def first_updates(built, phase, state):
             return client.decode(sent.message, state, own), sent.message, sent.weight
 
         cohort = group.sample_cohort(keys.round_key(built.run_key, 0))
-        batch = cohorts.gather(built.data_of(phase), cohort.client_ids)
+        batch = gathered(built.data_of(phase), cohort.client_ids)
         found.append(jax.device_get(jax.jit(jax.vmap(one))(batch)))
     updates, messages, weights = zip(*found, strict=True)
     updates = jax.tree.map(lambda *leaves: np.concatenate(leaves), *updates)

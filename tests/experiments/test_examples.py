@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import zo_fl
 from experiments.examples import own_algorithm, own_estimator, own_model_and_data, read_run
 from tests import tiny
 from zo_fl import api as train
@@ -36,7 +37,11 @@ def test_examples_readme_and_notebook_write_to_folders_of_their_own():
     assert all(folders) and len(set.union(*folders)) == sum(map(len, folders))
 
 
-def test_own_model_and_data(tmp_path):
+def test_own_model_and_data(tmp_path, monkeypatch):
+    def on_one(*given, changes, run=zo_fl.run, **options):
+        return run(*given, changes=changes | {"run.num_devices": 1}, **options)
+
+    monkeypatch.setattr(zo_fl, "run", on_one)
     assert own_model_and_data.main(str(tmp_path / "run"), rounds=5) > 0.3, "chance is 1/7"
 
 

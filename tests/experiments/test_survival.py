@@ -183,7 +183,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_never_was(tmp_path)
         assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
     last = commands.run(*command)
     assert last.returncode == 0, last.stderr
-    config["run"] |= {"rounds_per_jit": 50, "checkpoint_every": 50}
+    config["run"] |= {"checkpoint_every": 50}
     train.run(config, tmp_path / "whole", quiet=True)
     rows = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(path)]

@@ -25,6 +25,7 @@ def test_streamed_sums_are_those_of_data_on_the_device(tmp_path):
         assert streamed[name] == whole[name]
 
 
+@pytest.mark.nightly
 def test_between_others_conjugate_gradients_end_where_the_count_stops_rising(tmp_path):
     changes = {"num_rounds": 40, "check_every": 3, "calibrate": True, "shrinkage": 1.0}
     changes = {f"ridge_cg__{key}": v for key, v in changes.items()}

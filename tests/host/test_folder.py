@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 
 import chex
@@ -285,7 +286,7 @@ DAMAGE = st.tuples(
 
 
 @hypothesis.settings(
-    max_examples=80,
+    max_examples=80 if os.environ.get("ZO_FL_TESTS_FULL", "0") not in ("", "0") else 25,
     derandomize=True,
     database=None,
     deadline=None,

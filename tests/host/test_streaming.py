@@ -46,13 +46,13 @@ def test_a_streamed_run_that_was_killed_and_resumed_ends_as_one_with_data_on_dev
     """Bit for bit; of two devices, so that a cohort of three is padded."""
     fields = dict(zo__num_rounds=5, zo__cohort_size=3, run__num_devices=2)
     fields |= dict(run__eval_every=3, run__checkpoint_every=4)
-    api.run(tiny.config("zo", **fields), tmp_path / "device", quiet=True)
-    streamed = tiny.config("zo", **fields, run__data="stream")
+    api.run(tiny.config("fedavg_all", **fields), tmp_path / "device", quiet=True)
+    streamed = tiny.config("fedavg_all", **fields, run__data="stream")
     with pytest.raises(Killed):
         api.run(streamed, tmp_path / "stream", quiet=True, on_round=killing(5))
     api.run(streamed, tmp_path / "stream", quiet=True)
     assert rows_of(tmp_path / "stream") == rows_of(tmp_path / "device")
-    built = tiny.build("zo", **fields)
+    built = tiny.build("fedavg_all", **fields)
     like = tiny.start(built, built.phases[0])
     found = [tiny.latest(tmp_path / name, like)[1] for name in ("stream", "device")]
     jax.tree.map(np.testing.assert_array_equal, *found)

@@ -19,8 +19,8 @@ from zo_fl.host.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 BATCH_NORM = "zo, CNN with batch statistics"
-# A hand-over, a pool of candidates, sums and their solution.
-CASES = ("zowarmup", "fedkseed_pro", "ridge_cg", BATCH_NORM)
+# A pool of candidates; sums, which are handed over, and their solution.
+CASES = ("fedkseed_pro", "ridge_cg", BATCH_NORM)
 
 
 def config(case, **changes):

@@ -169,7 +169,8 @@ def test_rounds_that_nobody_answers_have_no_loss_and_end_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_where_nobody_has_numbers_for_ten_rounds_in_turn_the_run_has_diverged(tmp_path):
-    config = tiny.config("zo", faults__nan=1.0, zo__num_rounds=15, run__rounds_per_jit=4)
+    few = {"zo__num_rounds": 15, "run__rounds_per_jit": 4}
+    config = tiny.config("fedavg_all", faults__nan=1.0, **few)
 
     def stop(row):
         if row["round"] == 6:

@@ -6,6 +6,7 @@ import pytest
 
 import zo_fl
 from tests import tiny
+from tests.test_run import Killed, killing
 from zo_fl import api
 from zo_fl.engine.algorithm import Stop
 from zo_fl.engine.fields import ConfigError
@@ -14,8 +15,9 @@ from zo_fl.wrap import stop
 
 WATCHED = {
     "data__alpha": 0.3,
-    "warmup__num_rounds": 60,
+    "warmup__num_rounds": 40,
     "zo__num_rounds": 2,
+    "run__rounds_per_jit": 3,
     "run__eval_every": 50,
 }
 
@@ -30,7 +32,7 @@ def check_answers(rows, asked):
     pivot = sum(row["phase"] == "warmup" for row in rows)
     best = max(checks, key=checks.get)  # the first of equals
     assert list(checks) == list(range(stop.EVERY, pivot + 1, stop.EVERY))
-    assert pivot == best + stop.PATIENCE * stop.EVERY < 60
+    assert pivot == best + stop.PATIENCE * stop.EVERY < 40
     # An integer of each that is asked, in the round that the question follows.
     sent = np.diff([0, *(row["uplink_bytes"] for row in rows[:pivot])])
     assert set(sent[1::2] - sent[0]) == {4 * asked} and len(set(sent[0::2])) == 1
@@ -47,23 +49,21 @@ def test_a_warm_up_ends_where_the_answers_of_its_tier_stop_rising_also_in_three_
     assert summary["rounds"] == pivot + 2 and rows[-1]["phase"] == "zo"
     assert summary["pivot_accuracy"] == rows[pivot - 1]["test_accuracy"]
 
-    # A warm-up that is stopped, its end, and what goes on from there.
-    def interrupt(row):
-        if row["round"] == pivot - 1:
-            raise KeyboardInterrupt
-
+    # A warm-up that is killed before its last question, its end, and what goes on from there.
     alone = config | {"algorithm": "fedavg"}
-    with pytest.raises(KeyboardInterrupt):
-        api.run(alone, warmup, quiet=True, on_round=interrupt)
+    with pytest.raises(Killed):
+        api.run(alone, warmup, quiet=True, on_round=killing(pivot - 1))
     api.run(alone, warmup, quiet=True)
-    parts = api.run(config, after, warm_start=warmup, quiet=True)
+    with pytest.raises(Killed):
+        api.run(config, after, warm_start=warmup, quiet=True, on_round=killing(pivot + 1))
+    parts = api.run(config, after, quiet=True)
     took = {"wall_seconds": 0, "seconds": 0}
     assert parts | took == summary | took and rows_of(after) == rows
     models = [zo_fl.load(path).params for path in (whole, after)]
     jax.tree.map(np.testing.assert_array_equal, *models)
     # A longer one might end elsewhere.
-    longer = tiny.config("zowarmup", **WATCHED | {"warmup__num_rounds": 70}, warmup__stop="plateau")
-    with pytest.raises(ConfigError, match="warmup.num_rounds=60"):
+    longer = tiny.config("zowarmup", **WATCHED | {"warmup__num_rounds": 50}, warmup__stop="plateau")
+    with pytest.raises(ConfigError, match="warmup.num_rounds=40"):
         api.run(longer, tmp_path / "longer", warm_start=warmup, quiet=True)
 
 
@@ -75,7 +75,7 @@ def test_where_everyone_s_answers_end_it_the_last_phase_takes_the_rounds_that_ar
     summary = api.run(tiny.config("zowarmup", **WATCHED, **stops), tmp_path, quiet=True)
     rows = rows_of(tmp_path)
     pivot = check_answers(rows, 8)
-    assert summary["rounds"] == len(rows) == 62
+    assert summary["rounds"] == len(rows) == 42
     assert all(row["phase"] == "zo" for row in rows[pivot:])
 
 
