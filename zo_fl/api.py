@@ -273,7 +273,7 @@ def _record(
             screen.message(f"warning: {text}")
     if chunk.position.ended:
         screen.plan(chunk.schedule)
-    images = chunk.phase.round.forward_passes * len(chunk.rounds)
+    images = chunk.phase.bill()[0].forward_passes * len(chunk.rounds)
     screen.update(written[0], round(images), chunk.seconds)
     if on_round is not None:
         for row in itertools.chain(*written):

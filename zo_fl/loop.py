@@ -90,7 +90,9 @@ def _of_phase(
         began = time.perf_counter()
         with clock.during("rounds"):
             state, *measured = program(state, data, end - begin)
-            data = next(feed, data)  # the next chunk's, while the devices compute this one
+            # While the devices compute: the next chunk's data, and what a round costs.
+            data = next(feed, data)
+            phase.bill()
             metrics, *sent = jax.device_get(measured)
         position, found = position._replace(done=end), {}
         if phase.asks(end):

@@ -87,7 +87,7 @@ def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
     rebuilt = replay.states(wanted)
     states = dict(_shown("rebuilding states from the ledger", rebuilt, len(wanted)))
     first_state, end = states[phase.start], states[phase.end]
-    built, passes = replay.built, phase.round.pass_equivalents * (phase.end - phase.start)
+    built, passes = replay.built, phase.passes * (phase.end - phase.start)
     models = [(one.params, one.model_state) for one in (first_state, end)]
     progress.say("counting accuracy by class before and after ...")
     before, after = (by_class(built, *model) for model in models)
@@ -245,7 +245,7 @@ def bought_otherwise(replay: Replay, phase: ScheduledPhase, first: ServerState) 
     first_order |= {"warmup.cohort_size": "all", "warmup.stop": "fixed"}
     built = _same_data(configs.changed(replay.config, first_order), replay)
     (training,) = built.phases
-    affordable = int(rounds * phase.round.pass_equivalents // _passes(training))
+    affordable = int(rounds * phase.passes // _passes(training))
     if affordable:
         label = f"{affordable} first-order rounds of everyone"
         found.append(_run(label, built, [training._replace(num_rounds=affordable)], first))

@@ -57,7 +57,7 @@ def test_the_last_phase_may_take_the_rounds_that_are_saved(schedule):
 
 
 def test_questions_are_billed_with_the_round_that_they_follow(schedule):
-    each, question = schedule.phases[1].round.uplink, schedule.phases[1].question.uplink
+    each, question = (cost.uplink for cost in schedule.phases[1].bill())
     sent = [schedule.cost_by(done).uplink for done in range(2, 23)]
     steps = [later - earlier for earlier, later in itertools.pairwise(sent)]
     assert steps[:8] == [each, each, each, each + question] * 2 and question == 8 * 4

@@ -1,10 +1,11 @@
 import io
 import itertools
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from zo_fl.host.costs import Cost
+from zo_fl.engine.algorithm import Group, Phase
 from zo_fl.host.schedule import Schedule, ScheduledPhase
 from zo_fl.host.screen import Progress, Stopwatch
 
@@ -44,8 +45,9 @@ def schedule_of(*rounds, work=(30.0, 60.0)):
     """Returns a schedule of phases of some rounds, and of the passes that a round of each is."""
     phases, done = [], 0
     for place, (count, passes) in enumerate(zip(rounds, work, strict=False)):
-        cost = Cost(forward_passes=passes)
-        phases.append(ScheduledPhase(place, None, done, done + count, cost))
+        group = Group(None, None, 1, forward_passes=passes, eligible=np.arange(1))
+        phase = Phase("", count, (group,), None)
+        phases.append(ScheduledPhase(place, phase, done, done + count, bill=None))
         done += count
     return Schedule(tuple(phases))
 

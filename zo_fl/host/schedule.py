@@ -1,7 +1,8 @@
 """The schedule of a run: its phases, their rounds and costs, and how far the run is."""
 
+import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zo_fl.engine.algorithm import Phase
@@ -40,16 +41,20 @@ class ScheduledPhase(NamedTuple):
       phase: the description.
       start: rounds of the run that are done when it begins.
       end: rounds of the run that are done when it ends.
-      round: cost of a round.
-      question: cost of a question of its ``Stop``, if it has one.
+      bill: ``() -> (cost of a round, cost of a question of its Stop or None)``. The first call
+        takes as long as tracing a client's work.
     """
 
     place: int
     phase: Phase
     start: int
     end: int
-    round: Cost
-    question: Cost | None = None
+    bill: Callable[[], tuple[Cost, Cost | None]]
+
+    @property
+    def passes(self) -> float:
+        """Forward passes of a round; a backward pass counts two."""
+        return sum(group.pass_equivalents for group in self.phase.groups)
 
     def rounds_by(self, done: int) -> int:
         """Returns how many of the phase's rounds are among the run's first ``done``."""
@@ -68,10 +73,13 @@ class ScheduledPhase(NamedTuple):
         A question is billed with the round before it.
         """
         rounds, stop = self.rounds_by(done), self.phase.stop
-        if self.question is None or stop is None:
-            return [(self.round, rounds)]
+        if not rounds:
+            return []
+        of_round, question = self.bill()
+        if question is None or stop is None:
+            return [(of_round, rounds)]
         asked_at_end = done >= self.end and (self.end - self.start) % stop.every > 0
-        return [(self.round, rounds), (self.question, rounds // stop.every + asked_at_end)]
+        return [(of_round, rounds), (question, rounds // stop.every + asked_at_end)]
 
 
 class Schedule(NamedTuple):
@@ -144,12 +152,25 @@ def make_schedule(
         if not phase.num_rounds:
             continue
         data, end = validation if phase.on_validation else clients, done + phase.num_rounds
-        cost, question = phase_cost(phase, params, model_state, data), None
-        if phase.stop is not None:
-            question = question_cost(phase, phase.stop, params, model_state, validation)
-        scheduled.append(ScheduledPhase(len(scheduled), phase, done, end, cost, question))
+        bill = functools.cache(
+            functools.partial(_bill, phase, params, model_state, data, validation)
+        )
+        scheduled.append(ScheduledPhase(len(scheduled), phase, done, end, bill))
         done = end
     return Schedule(tuple(scheduled))
+
+
+def _bill(
+    phase: Phase,
+    params: Params,
+    model_state: ModelState,
+    data: FederatedData,
+    validation: FederatedData,
+) -> tuple[Cost, Cost | None]:
+    of_round, stop = phase_cost(phase, params, model_state, data), phase.stop
+    if stop is None:
+        return of_round, None
+    return of_round, question_cost(phase, stop, params, model_state, validation)
 
 
 def chunks(phase: ScheduledPhase, done: int, options: Mapping[str, int]) -> list[tuple[int, int]]:
