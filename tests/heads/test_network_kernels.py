@@ -11,8 +11,8 @@ from tests.heads.problems import high_tier, one_round, rounds
 from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.engine.fields import ConfigError
-from zo_fl.heads import kernel_network
-from zo_fl.heads.kernel_network import Assigned
+from zo_fl.heads import spherical_means
+from zo_fl.heads.spherical_means import Assigned
 from zo_fl.models import kernel_network as model
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def test_sweeps_find_clusters_and_leave_no_kernel_without_windows():
     for sweep in range(12):
         chosen = np.eye(6)[np.argmax(points @ np.asarray(kernel), axis=1)]
         found = Assigned(jnp.float32(points.T @ chosen), jnp.float32(chosen.sum(0)))
-        kernel = kernel_network.moved(found, kernel, jax.random.key(sweep))
+        kernel = spherical_means.moved(found, kernel, jax.random.key(sweep))
     assert np.all(chosen.sum(0) > 0)
     assert (points @ np.asarray(kernel)).max(1).mean() > 0.9
 

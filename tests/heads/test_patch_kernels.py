@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.heads.problems import build, high_tier, one_round
+from tests.heads.problems import after, build, high_tier, one_round, rounds
 from zo_fl.engine.fields import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 def test_patches_whiten_and_only_the_high_tier_is_asked():
     built = build("patches", data={"alpha": 100.0})
     (phase,) = built.phases
-    after = one_round(built, phase)
+    found = one_round(built, phase)
     data, high = built.federation.clients, high_tier(built)
     assert set(phase.groups[0].eligible) == set(high)
-    kernel = np.asarray(after.params["filters"]["kernel"], np.float64)
+    kernel = np.asarray(found.params["filters"]["kernel"], np.float64)
     size, _, channels, count = kernel.shape
     rows = np.concatenate([data.client_indices[j, : data.client_sizes[j]] for j in high])
     x = np.asarray(built.task.inputs({"image": data.examples["image"][rows]}))
@@ -35,7 +35,7 @@ def test_patches_whiten_and_only_the_high_tier_is_asked():
     for unit in units:
         assert np.max(white @ unit) > 1 - 1e-4
     bias = -mean @ kernel.reshape(-1, count)
-    np.testing.assert_allclose(after.params["filters"]["bias"], bias, atol=1e-4)
+    np.testing.assert_allclose(found.params["filters"]["bias"], bias, atol=1e-4)
 
 
 def test_gaussian_kernels_hold_no_patch():
@@ -44,8 +44,28 @@ def test_gaussian_kernels_hold_no_patch():
     start = tiny.start(built, phase)
     given = start, tiny.batch_of(built, 0), tiny.own_keys(built, jnp.int32(0))
     assert jax.eval_shape(phase.groups[0].client.update, *given).message[-1].size == 0
-    after = one_round(built, phase, start)
-    assert all(np.linalg.norm(leaf) > 0 for leaf in jax.tree.leaves(after.params["filters"]))
+    found = one_round(built, phase, start)
+    assert all(np.linalg.norm(leaf) > 0 for leaf in jax.tree.leaves(found.params["filters"]))
+
+
+def test_means_are_near_what_a_sweep_finds_and_no_pixel_is_sent():
+    built = build("patches", kernels="means", data={"alpha": 100.0})
+    draws, sweeps = built.phases
+    state = after(sweeps, one_round(built, draws))
+    given = tiny.batch_of(built, high_tier(built)[0]), tiny.own_keys(built, 0)
+    sent = jax.eval_shape(tiny.only_client(draws).update, tiny.start(built, draws), *given).message
+    assert sent[-1].size == 0
+    client, states = tiny.only_client(sweeps), [state, *rounds(built, sweeps, 3, state)]
+    update = jax.jit(lambda state: client.update(state, *given).message)
+    lengths = []
+    for one in states:
+        sums, counts = update(one)
+        lengths.append(np.sum(np.asarray(sums) * one.strategy_state.units) / counts.sum())
+        np.testing.assert_allclose(np.linalg.norm(one.strategy_state.units, axis=0), 1, atol=1e-4)
+    assert lengths == sorted(lengths) and lengths[-1] > 1.1 * lengths[0]  # windows are nearer
+    space, kernel = states[-1].strategy_state, states[-1].params["filters"]["kernel"]
+    expected = np.float64(space.whitening) @ np.float64(space.units)
+    np.testing.assert_allclose(np.reshape(kernel, expected.shape), expected, atol=1e-4)
 
 
 def test_a_model_without_patches_is_refused():

@@ -3,18 +3,12 @@
     whitening   client: sum p, sum p p^T over all 9x9 windows p of its images
                 server: mean m, covariance V diag(w) V^T; of the whitening V diag((w + 0.01)^-1/2)
                 V^T of a window the columns of its middle pixel
-    each layer  spherical k-means, a sweep a round:
-                client: 24 random windows of each of its images, divided by their norm; for each
-                kernel z_k the sum and the number of those whose largest cosine is that with z_k
-                server: z_k = sum / |sum|; a kernel without windows copies one that has many; both
-                are disturbed, and share these windows at the next sweep.
-                At the end kappa(Z^T Z)^-1/2.
+    each layer  spherical_means of its windows; at the end kappa(Z^T Z)^-1/2
 
-Clients send sums alone: no pixel, no window. Low-resource clients take no part; they receive the
-kernels with the model.
+No pixel and no window leaves a client. Low-resource clients take no part; they receive the kernels
+with the model.
 
-Sources: Mairal (arXiv 1605.06265) for k-means of normalized windows; Coates and Ng 2012 for
-spherical k-means by sums.
+Source: Mairal (arXiv 1605.06265), where the same k-means is of windows in one place.
 """
 
 from functools import partial
@@ -29,14 +23,12 @@ from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.types import Array, Examples, Params, Task
-from zo_fl.heads import closed_form, features, steps, window_sums
+from zo_fl.heads import closed_form, features, spherical_means, steps, window_sums
+from zo_fl.heads.spherical_means import SWEEPS, Assigned
 from zo_fl.heads.window_sums import WindowMoments
 from zo_fl.models import kernel_network as model
 
-SWEEPS = 12
 _FLOOR = 0.01  # added to variances along the principal directions of 9x9 windows
-_EACH = 24  # windows of an image that a sweep looks at
-_DISTURBANCE = 0.1  # norm of what is added to copies, beside a kernel's 1
 _LEAST = 1e-4  # added to eigenvalues of what kernels are to each other
 
 
@@ -61,18 +53,6 @@ class Part(NamedTuple):
         network = params[self.inside]
         new = jax.tree.map(lambda n, o: jnp.where(ready, n, o), values, network[self.name])
         return params | {self.inside: network | {self.name: new}}
-
-
-class Assigned(NamedTuple):
-    """The windows of each kernel.
-
-    Attributes:
-      sums: ``f32[d, K]``, of windows of norm 1.
-      counts: ``f32[K]``.
-    """
-
-    sums: Array
-    counts: Array
 
 
 def phases(problem: Problem, inside: str, rounds: int) -> tuple[Phase, ...]:
@@ -125,44 +105,20 @@ def _set_whitening(part: Part, found: WindowMoments, state: ServerState, of_roun
 
 
 def _assign(part: Part, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    kernel = state.params[part.inside][part.name]["kernel"]
-    dim, count = kernel.shape
-
-    def add(before: Assigned, seen: Array, mask: Array, index: Array) -> Assigned:
-        key = jax.random.fold_in(keys.stream(own.client, part.name), index)
-        seen = seen.reshape(len(seen), -1, dim)
-        places = jax.random.randint(key, (len(seen), _EACH, 1), 0, seen.shape[1])
-        some = jnp.take_along_axis(seen, places, axis=1).reshape(-1, dim)
-        some = model.unit_columns(some.T).T
-        nearest = jnp.argmax(some @ kernel, axis=1)
-        chosen = jax.nn.one_hot(nearest, count) * jnp.repeat(mask, _EACH)[:, None]
-        sums = closed_form.product(some.T, chosen)
-        return Assigned(before.sums + sums, before.counts + chosen.sum(0))
-
-    zeros = Assigned(jnp.zeros((dim, count)), jnp.zeros(count))
-    found = window_sums.over_images(partial(part.windows, state.params), batch, add, zeros)
-    return features.result(batch, found)
+    look, kernel = (
+        partial(part.windows, state.params),
+        state.params[part.inside][part.name]["kernel"],
+    )
+    key = keys.stream(own.client, part.name)
+    return features.result(batch, spherical_means.assign(look, batch, kernel, key))
 
 
 def _set_kernels(part: Part, found: Assigned, state: ServerState, of_round: Keys):
     old, left = state.params[part.inside][part.name], state.strategy_state - 1
-    kernel = moved(found, old["kernel"], of_round.round)
+    kernel = spherical_means.moved(found, old["kernel"], of_round.round)
     mixed = jax.lax.cond(left == 0, mix, lambda kernel: old["mix"], kernel)
     values = {"kernel": kernel, "mix": mixed}
     return part.put(state.params, values, found.counts.sum() > 0), left
-
-
-def moved(found: Assigned, kernel: Array, key: Array) -> Array:
-    """Returns the kernels ``f32[d, K]`` after a sweep, from those before."""
-    counts, empty = found.counts, found.counts == 0
-    new = jnp.where(empty[None], kernel, model.unit_columns(found.sums))
-    # The i-th of E empty ones copies the kernel of the window at (i - 1/2) / E of all windows.
-    share = (jnp.cumsum(empty) - 0.5) / jnp.maximum(empty.sum(), 1)
-    copied = jnp.searchsorted(jnp.cumsum(counts), share * counts.sum())
-    copied = jnp.where(empty, copied, jnp.arange(len(counts)))
-    twice = jnp.zeros_like(counts).at[copied].add(1.0)[copied] > 1
-    away = model.unit_columns(jax.random.normal(keys.stream(key, "copies"), kernel.shape))
-    return model.unit_columns(new[:, copied] + jnp.where(twice, _DISTURBANCE, 0.0)[None] * away)
 
 
 def mix(kernel: Array) -> Array:

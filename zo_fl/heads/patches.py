@@ -5,8 +5,9 @@
                f = (p - m) Z / |(p - m) Z|,   kernel Z f,   bias -m Z f
 
 ``kernels = "patches"``: p are patches of the high tier's images. ``"gaussian"``: p are drawn from
-a Gaussian of mean m and covariance C by a key, and no pixel leaves a client. Low-resource clients
-take no part; they receive the kernels with the model.
+a Gaussian of mean m and covariance C by a key. ``"means"``: from there on, f are moved to the
+``spherical_means`` of whitened patches. Of the latter two no pixel leaves a client. Low-resource
+clients take no part; they receive the kernels with the model.
 
 Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528).
 """
@@ -24,9 +25,17 @@ from zo_fl.engine import cohorts, keys
 from zo_fl.engine.algorithm import Client, ClientBatch, ClientResult, Phase, Problem, ServerState
 from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.engine.keys import Keys
-from zo_fl.engine.server import assign
-from zo_fl.engine.types import Array, PyTree, Task
-from zo_fl.heads import closed_form, features, kernel_network, steps, window_sums
+from zo_fl.engine.server import assign, no_state
+from zo_fl.engine.types import Array, Examples, Params, PyTree, Task
+from zo_fl.heads import (
+    closed_form,
+    features,
+    kernel_network,
+    spherical_means,
+    steps,
+    window_sums,
+)
+from zo_fl.heads.spherical_means import SWEEPS, Assigned
 from zo_fl.heads.window_sums import WindowMoments
 from zo_fl.models.patches import FILTERS, NETWORK, Patches, image_patches
 
@@ -37,8 +46,9 @@ BLOCKS: dict[str, Block] = {
         "num_rounds": Field(1, "rounds; one is enough", at_least=0),
         "kernels": Field(
             "patches",
-            "source of the kernels: the high tier's images, or a gaussian, and no pixel is sent",
-            ("patches", "gaussian"),
+            "source of the kernels: patches of the high tier; no pixel is sent with means of many, "
+            "nor with a gaussian",
+            ("patches", "means", "gaussian"),
         ),
     }
 }
@@ -51,6 +61,7 @@ class Kernels(NamedTuple):
       windows: rows and columns of an image's patches.
       quota: patches that a client sends; 0 if kernels are drawn.
       high: ``i32[E]``, the ids of the high-resource clients, sorted.
+      means: whether sweeps follow.
     """
 
     task: Task
@@ -58,10 +69,38 @@ class Kernels(NamedTuple):
     windows: tuple[int, int]
     quota: int
     high: np.ndarray
+    means: bool
 
     def patches(self, images: Array) -> Array:
         """Returns the patches ``f32[m, H', W', d]`` of images ``f32[m, H, W, c]``."""
         return image_patches(images, self.module.size, self.module.norm == "patch")
+
+    def look(self, examples: Examples) -> Array:
+        """Returns the patches ``f32[m, H', W', d]`` of examples."""
+        return self.patches(self.task.inputs(examples))
+
+
+class Whitened(NamedTuple):
+    """The space of whitened patches, and what become kernels.
+
+    Attributes:
+      mean: m, ``f32[d]``.
+      whitening: Z, ``f32[d, d]``.
+      units: f, ``f32[d, K]``.
+    """
+
+    mean: Array
+    whitening: Array
+    units: Array
+
+    def of(self, patches: Array) -> Array:
+        """Returns whitened patches of norm 1, ``f32[m, d]``."""
+        return self.of_centred(patches - self.mean[None])
+
+    def of_centred(self, patches: Array) -> Array:
+        """Returns the same of patches less m."""
+        white = closed_form.product(patches, self.whitening)
+        return white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
 
 
 def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]:
@@ -81,20 +120,36 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
     height, width = jax.eval_shape(task.inputs, one).shape[1:3]
     windows = height - module.size + 1, width - module.size + 1
     quota = -(-module.kernels // len(high)) if patches["kernels"] == "patches" else 0
-    kernels = Kernels(task, module, windows, quota, high)
-    client = Client(partial(_update, kernels), partial(_decode, kernels), one_model=True)
-    # Patches cost as much as a few percent of a forward pass: none is counted.
-    group = cohorts.make_group(problem, client, features.passes(0), steps.HIGH_TIER)
-    server = assign(partial(_set_kernels, kernels))
-    phase = Phase("patches", patches["num_rounds"], (group,), server, evaluated=None)
-    if not module.network:
-        return (phase,)
-    once = min(patches["num_rounds"], 1)
-    return (phase, *kernel_network.phases(problem, NETWORK, once))
+    means, once = patches["kernels"] == "means", min(patches["num_rounds"], 1)
+    kernels = Kernels(task, module, windows, quota, high, means)
+
+    def phase(name: str, rounds: int, client: Client, set_kernels, init=no_state) -> Phase:
+        # Patches cost as much as a few percent of a forward pass: none is counted.
+        group = cohorts.make_group(problem, client, features.passes(0), steps.HIGH_TIER)
+        server = assign(partial(set_kernels, kernels), init=init)
+        return Phase(name, rounds, (group,), server, evaluated=None)
+
+    drawn = Client(partial(_update, kernels), partial(_decode, kernels), one_model=True)
+    summed = Client(partial(_assign, kernels), lambda message, *_: message, one_model=True)
+    begin = partial(_start, kernels)
+    return (
+        phase("patches", patches["num_rounds"], drawn, _set_kernels, begin if means else no_state),
+        *([phase("means", SWEEPS * once, summed, _move_kernels, begin)] if means else []),
+        *(kernel_network.phases(problem, NETWORK, once) if module.network else ()),
+    )
+
+
+def _start(kernels: Kernels, params: Params, before: PyTree) -> Whitened:
+    """Returns the space before any round, or that of the phase before."""
+    if isinstance(before, Whitened):
+        return before
+    *sides, count = params[FILTERS]["kernel"].shape
+    dim = math.prod(sides)
+    return Whitened(jnp.zeros(dim), jnp.zeros((dim, dim)), jnp.zeros((dim, count)))
 
 
 def _update(kernels: Kernels, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    found = window_sums.moments(lambda one: kernels.patches(kernels.task.inputs(one)), batch)
+    found = window_sums.moments(kernels.look, batch)
     chosen = _random_patches(kernels, batch, keys.stream(own.client, "patches"))
     return features.result(batch, (*found, chosen))
 
@@ -138,11 +193,31 @@ def _set_kernels(kernels: Kernels, reduced: PyTree, state: ServerState, of_round
         key = keys.stream(of_round.round, "patches")
         drawn = jax.random.normal(key, (count, len(mean))) * jnp.sqrt(variances)[None]
         chosen = closed_form.product(drawn, vectors.T)
-    white = closed_form.product(chosen, whitening)
-    white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
-    kernel = closed_form.product(whitening, white.T)
-    old = state.params[FILTERS]
-    bias = -closed_form.product(mean[None], kernel)[0]
+    space, ready = Whitened(mean, whitening, chosen.T), found.images > 0
+    space = space._replace(units=space.of_centred(chosen).T)
+    params = _with_kernels(state.params, space, ready)
+    if not kernels.means:
+        return params, state.strategy_state
+    return params, jax.tree.map(lambda n, o: jnp.where(ready, n, o), space, state.strategy_state)
+
+
+def _with_kernels(params: Params, space: Whitened, ready: Array) -> Params:
+    """Returns parameters with kernels ``Z f``, where ``ready``."""
+    kernel = closed_form.product(space.whitening, space.units)
+    old, bias = params[FILTERS], -closed_form.product(space.mean[None], kernel)[0]
     filters = {"kernel": kernel.reshape(old["kernel"].shape), "bias": bias}
-    filters = jax.tree.map(lambda new, old: jnp.where(found.images > 0, new, old), filters, old)
-    return state.params | {FILTERS: filters}, state.strategy_state
+    return params | {FILTERS: jax.tree.map(lambda n, o: jnp.where(ready, n, o), filters, old)}
+
+
+def _assign(kernels: Kernels, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
+    space, key = state.strategy_state, keys.stream(own.client, "patches")
+    sums = spherical_means.assign(kernels.look, batch, space.units, key, units=space.of)
+    return features.result(batch, sums)
+
+
+def _move_kernels(kernels: Kernels, found: Assigned, state: ServerState, of_round: Keys):
+    space = state.strategy_state
+    ready = (found.counts.sum() > 0) & jnp.any(space.whitening)
+    moved = spherical_means.moved(found, space.units, of_round.round)
+    space = space._replace(units=jnp.where(ready, moved, space.units))
+    return _with_kernels(state.params, space, ready), space
