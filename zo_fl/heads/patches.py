@@ -4,10 +4,10 @@
     server:    mean m, covariance C = V diag(w) V^T, whitening Z = V diag((w + 0.1)^-1/2) V^T
                f = (p - m) Z / |(p - m) Z|,   kernel Z f,   bias -m Z f
 
-``kernels = "patches"``: p are patches of the high tier's images. ``"gaussian"``: p are drawn from
-a Gaussian of mean m and covariance C by a key. ``"means"``: from there on, f are moved to the
-``spherical_means`` of whitened patches. Of the latter two no pixel leaves a client. Low-resource
-clients take no part; they receive the kernels with the model.
+``kernels = "patches"``: p are patches of the high tier's images. ``"means"``: p are drawn from a
+Gaussian of mean m and covariance C by a key, and f become ``spherical_means`` of whitened patches:
+no pixel leaves a client. Low-resource clients take no part; they are sent the kernels with the
+model.
 
 Sources: Coates and Ng 2011; Thiry et al. (arXiv 2101.07528).
 """
@@ -46,9 +46,8 @@ BLOCKS: dict[str, Block] = {
         "num_rounds": Field(1, "rounds; one is enough", at_least=0),
         "kernels": Field(
             "patches",
-            "source of the kernels: patches of the high tier; no pixel is sent with means of many, "
-            "nor with a gaussian",
-            ("patches", "means", "gaussian"),
+            "source of the kernels: patches of the high tier; or means, and no pixel is sent",
+            ("patches", "means"),
         ),
     }
 }
@@ -59,9 +58,8 @@ class Kernels(NamedTuple):
 
     Attributes:
       windows: rows and columns of an image's patches.
-      quota: patches that a client sends; 0 if kernels are drawn.
+      quota: patches that a client sends; 0 if kernels become means.
       high: ``i32[E]``, the ids of the high-resource clients, sorted.
-      means: whether sweeps follow.
     """
 
     task: Task
@@ -69,7 +67,11 @@ class Kernels(NamedTuple):
     windows: tuple[int, int]
     quota: int
     high: np.ndarray
-    means: bool
+
+    @property
+    def means(self) -> bool:
+        """Whether sweeps follow."""
+        return not self.quota
 
     def patches(self, images: Array) -> Array:
         """Returns the patches ``f32[m, H', W', d]`` of images ``f32[m, H, W, c]``."""
@@ -119,9 +121,9 @@ def phases(problem: Problem, *, patches: Mapping[str, Any]) -> tuple[Phase, ...]
     one = jax.tree.map(lambda leaf: leaf[:1], problem.clients.examples)
     height, width = jax.eval_shape(task.inputs, one).shape[1:3]
     windows = height - module.size + 1, width - module.size + 1
-    quota = -(-module.kernels // len(high)) if patches["kernels"] == "patches" else 0
     means, once = patches["kernels"] == "means", min(patches["num_rounds"], 1)
-    kernels = Kernels(task, module, windows, quota, high, means)
+    quota = 0 if means else -(-module.kernels // len(high))
+    kernels = Kernels(task, module, windows, quota, high)
 
     def phase(name: str, rounds: int, client: Client, set_kernels, init=no_state) -> Phase:
         # Patches cost as much as a few percent of a forward pass: none is counted.
