@@ -175,7 +175,7 @@ def _in_parts(
     """Returns ``part -> (features, labels)``, and the parts of a client's examples."""
     task, count = extractor.task, max(batch.mask.shape[0], 1)
     at_once = min(extractor.microbatch or count, count)
-    size = at_once * max(1, min(_ROWS, count) // at_once)
+    size = _rows_at_once(count, at_once)
 
     def look(part):
         examples, mask = part
@@ -190,6 +190,16 @@ def _in_parts(
         return jnp.where(mask[:, None], features, 0.0), held
 
     return look, cohorts.batched((batch.examples, batch.mask), size)
+
+
+def _rows_at_once(count: int, at_once: int) -> int:
+    """Returns the examples of a part: a multiple of ``at_once``, up to ``_ROWS``.
+
+    Parts that come out even spare a padded copy of all features.
+    """
+    largest = at_once * max(1, min(_ROWS, count) // at_once)
+    even = [size for size in range(largest, largest // 2, -at_once) if count % size == 0]
+    return even[0] if even else largest
 
 
 def _features(
