@@ -64,8 +64,9 @@ class KernelNetwork(nn.Module):
         values = {name: _Values(of, name=name)() for name, of in shapes.items()}
         values = jax.tree.map(lambda leaf: leaf.astype(x.dtype), values)
         views = [x, x[:, :, ::-1]] if self.mirror else [x]
-        found = [_respond(seen_by("layer2", values, v), values["layer2"], (3, 3)) for v in views]
-        return widen(jnp.stack(found).mean(0)).reshape(len(x), -1)
+        last = values["layer2"]
+        found = [_respond(seen_by("layer2", values, v), last["kernel"], (3, 3)) for v in views]
+        return widen(jnp.stack(found).mean(0) @ last["mix"]).reshape(len(x), -1)
 
 
 class _Values(nn.Module):
@@ -111,7 +112,8 @@ def seen_by(name: str, values: Values, x: Array) -> Array:
     if name == "layer1":
         return _padded_windows(x, _SIZE)
     halves = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    return _padded_windows(_respond(_padded_windows(x, _SIZE), values["layer1"], halves), _SIZE)
+    found = _respond(_padded_windows(x, _SIZE), values["layer1"]["kernel"], halves)
+    return _padded_windows(found @ values["layer1"]["mix"], _SIZE)
 
 
 def _whitened(values: Values, x: Array) -> Array:
@@ -127,15 +129,15 @@ def _padded_windows(x: Array, size: int) -> Array:
     return windows(jnp.pad(x, ((0, 0), margin, margin, (0, 0))), size)
 
 
-def _respond(seen: Array, layer: Mapping[str, Array], places: tuple[int, int]) -> Array:
-    """Returns the outputs of a layer: ``f32[n, *places, K]``.
+def _respond(seen: Array, kernel: Array, places: tuple[int, int]) -> Array:
+    """Returns the responses of kernels, pooled: ``f32[n, *places, K]``.
 
     Args:
       seen: windows ``f32[n, H, W, d]``.
-      layer: its kernels ``f32[d, K]``, of norm 1 each, and ``mix``, ``f32[K, K]``.
+      kernel: ``f32[d, K]``, of norm 1 each.
       places: rows and columns of the result.
     """
-    (n, height, width, dim), kernel = seen.shape, layer["kernel"]
+    n, height, width, dim = seen.shape
     down, across = (_gaussian(*sides) for sides in zip((height, width), places, strict=True))
     size = jnp.sqrt(dim * mean_over_last(jnp.square(seen)) + _TINY)
     found = []
@@ -144,7 +146,7 @@ def _respond(seen: Array, layer: Mapping[str, Array], places: tuple[int, int]) -
         responses = size * kappa(products.reshape(n, height, width, -1) / size)
         rows = jnp.einsum("ah,nhwk->nawk", down.astype(seen.dtype), responses)
         found.append(jnp.einsum("bw,nawk->nabk", across.astype(seen.dtype), rows))
-    return jnp.concatenate(found, axis=-1) @ layer["mix"]
+    return jnp.concatenate(found, axis=-1)
 
 
 def _gaussian(side: int, places: int) -> np.ndarray:
