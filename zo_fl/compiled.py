@@ -22,7 +22,7 @@ from zo_fl.engine.layout import Engine
 from zo_fl.engine.round import FederatedAlgorithm, make_algorithm
 from zo_fl.engine.types import Array, FederatedData, PyTree
 from zo_fl.experiment import Experiment
-from zo_fl.host import evaluate, streaming
+from zo_fl.host import devices, evaluate, streaming
 from zo_fl.host.features import FeatureCache
 from zo_fl.host.schedule import Schedule, ScheduledPhase, make_schedule
 
@@ -172,6 +172,7 @@ class Compiled:
         )
         like = jax.device_put(state, there)
         program = jitted.lower(like, data, run_key, np.int32(1), numbers).compile()
+        devices.return_memory()
 
         def run(state: ServerState, data: FederatedData, num_rounds: int) -> tuple:
             state = jax.device_put(state, there)
