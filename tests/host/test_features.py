@@ -68,6 +68,26 @@ def test_a_model_is_evaluated_on_its_features_as_on_examples():
         chex.assert_trees_all_close(measure(params, statistics, examples), kept, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_each_device_computes_a_part_of_the_features_that_clients_keep():
+    built = tiny.build("head_sgd", run__num_devices=3, head_sgd__cache=True)
+    phase = built.phases[-1]
+    cache, state = features.FeatureCache(built.task, built.engine, None), tiny.start(built, phase)
+    found = cache.data_of(phase.keeping, state, built.data).examples
+    model, examples = (state.params, state.model_state), built.data.examples
+    expected = jax.jit(phase.keeping.compute)(*model, examples)
+    chex.assert_trees_all_close(found, expected, atol=1e-3)
+    sizes = []
+
+    def compute(params, model_state, part):
+        sizes.append(len(part["label"]))
+        return part
+
+    divided = jax.jit(features._divided(compute, built.engine))(*model, examples)
+    chex.assert_trees_all_equal(divided, examples)
+    assert len(examples["label"]) % 3 and sizes == [-(-len(examples["label"]) // 3)]
+
+
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_runs_that_share_end_as_those_that_do_not(tmp_path):

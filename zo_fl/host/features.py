@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
@@ -42,7 +43,8 @@ class FeatureCache:
         if keeping is None or not self._is_kept(keeping, asks=True):
             return data
         arguments, where = (state.params, state.model_state, data.examples), self._engine.replicated
-        return data._replace(examples=self._get("clients", keeping.compute, arguments, where))
+        compute = _divided(keeping.compute, self._engine)
+        return data._replace(examples=self._get("clients", compute, arguments, where))
 
     def of_set(
         self,
@@ -94,6 +96,30 @@ class FeatureCache:
             self._folder, name, lowered.out_info, lambda: lowered.compile()(*arguments)
         )
         return jax.device_put(found, sharding)
+
+
+def _divided(compute: Callable[..., PyTree], engine: Engine) -> Callable[..., PyTree]:
+    """Returns ``(params, model_state, examples) -> features``, a part of them by each device.
+
+    On all devices alike, each would compute all of them.
+    """
+    devices = engine.mesh.size
+    if devices == 1:
+        return compute
+
+    def of_all(params, model_state, examples):
+        count = jax.tree.leaves(examples)[0].shape[0]
+        missing = (0, -count % devices)
+        padded = jax.tree.map(
+            lambda leaf: jnp.pad(leaf, [missing] + [(0, 0)] * (leaf.ndim - 1)), examples
+        )
+        specs = P(), P(), P(AXIS)
+        of_part = jax.shard_map(
+            compute, mesh=engine.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False
+        )
+        return jax.tree.map(lambda leaf: leaf[:count], of_part(params, model_state, padded))
+
+    return of_all
 
 
 def digest(text: str, tree: PyTree) -> str:
