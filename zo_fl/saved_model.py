@@ -170,7 +170,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
     if model is None:
         # Known fields alone: another version may have had more of them, or fewer.
         given, fields = config["model"], models.BLOCK.items()
-        block = {name: given.get(name, field.default) for name, field in fields}  # pyright: ignore
+        block = {name: field.plain(given.get(name, field.default)) for name, field in fields}  # pyright: ignore
         module = models.create(**block, num_classes=facts["num_classes"])
         learning = image_task.classification(module, shape, facts["num_classes"], mean, std)
     else:

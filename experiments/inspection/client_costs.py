@@ -41,7 +41,7 @@ def show(config: Mapping[str, Any], console: Console, is_timed: bool = False) ->
     shapes = jax.eval_shape(built.task.init, built.run_key)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes[0]))
     dataset = built.federation.dataset
-    module = models.create(**config["model"], num_classes=dataset.num_classes)
+    module = models.create(**configs.plain(config)["model"], num_classes=dataset.num_classes)
     sizes = client_step.activations(module, dataset.train["image"].shape[1:])
     console.print(
         f"{config['model']['name']}, {num_params:,} parameters; activations of one image: "

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from experiments import cli, main
-from tests import commands
+from experiments.inspection import client_costs
+from tests import commands, tiny
 from zo_fl import config as configs
 from zo_fl.engine.fields import ConfigError
 from zo_fl.host.files import StorageError
@@ -100,6 +102,12 @@ def test_costs_prints_formula_and_measurement_of_both_phases():
     )
     assert got.returncode == 0, got.stderr
     assert "12 B" in got.stdout and "240 B" in got.stdout and "warmup" in got.stdout
+
+
+def test_costs_of_a_model_that_leaves_something_out_by_name():
+    shown = io.StringIO()
+    client_costs.show(configs.resolve(tiny.config("patches")), Console(file=shown))
+    assert shown.getvalue().startswith("patches, ")
 
 
 def test_configs_prints_a_line_a_field_of_what_the_algorithm_reads_and_the_rest_with_all():
