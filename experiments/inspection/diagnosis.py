@@ -25,6 +25,9 @@ from zo_fl.zo.estimators import ESTIMATORS
 
 from .states import Replay
 
+# What ``make_count`` returns.
+Count = Callable[[Params, ModelState], np.ndarray]
+
 
 class OneRound(NamedTuple):
     """One round against the exact gradient at its start.
@@ -87,21 +90,20 @@ def of(replay: Replay, rounds: Sequence[str] | None = None) -> Diagnosis:
     rebuilt = replay.states(wanted)
     states = dict(_shown("rebuilding states from the ledger", rebuilt, len(wanted)))
     first_state, end = states[phase.start], states[phase.end]
-    built, passes = replay.built, phase.passes * (phase.end - phase.start)
-    models = [(one.params, one.model_state) for one in (first_state, end)]
     progress.say("counting accuracy by class before and after ...")
-    before, after = (by_class(built, *model) for model in models)
-    first, last = (_accuracy(built, *model) for model in models)
-    own = Bought(f"this phase: {phase.phase.name}", last, passes)
+    count = make_count(replay.built)
+    before, after = (count(one.params, one.model_state) for one in (first_state, end))
+    passes = phase.phase.pass_equivalents * (phase.end - phase.start)
+    own = Bought(f"this phase: {phase.phase.name}", _accuracy(after), passes)
     config = replay.config
     return Diagnosis(
         f"{config['algorithm']}, {config['data']['name']}, {config['model']['name']}",
         phase.phase.name,
         compare(replay, phase, [states[one - 1] for one in chosen]),
-        first,
-        before,
-        after,
-        [own, *bought_otherwise(replay, phase, first_state)],
+        _accuracy(before),
+        _by_class(before),
+        _by_class(after),
+        [own, *bought_otherwise(replay, phase, first_state, count)],
     )
 
 
@@ -206,9 +208,9 @@ def mean_gradient(
     return of_all
 
 
-def by_class(built: Experiment, params: Params, model_state: ModelState) -> np.ndarray:
-    """Returns the accuracy on the test set, class by class, ``f64[classes]``."""
-    task = built.task
+def make_count(built: Experiment) -> Count:
+    """Returns ``(params, model_state) -> f64[2, classes]``, right and all of the test set."""
+    task, test = built.task, evaluate.make_set(built.federation.dataset.test, 500, built.engine)
 
     @jax.jit
     def counts(params, model_state, test):
@@ -223,36 +225,51 @@ def by_class(built: Experiment, params: Params, model_state: ModelState) -> np.n
         zeros = jnp.zeros((2, task.num_classes), jnp.int32)
         return jax.lax.scan(body, zeros, (test.examples, test.mask))[0]
 
-    right, all_ = np.asarray(counts(params, model_state, _test_set(built)), np.float64)
+    return lambda params, model_state: np.asarray(counts(params, model_state, test), np.float64)
+
+
+def _by_class(counts: np.ndarray) -> np.ndarray:
+    right, all_ = counts
     return right / np.maximum(all_, 1)
 
 
-def bought_otherwise(replay: Replay, phase: ScheduledPhase, first: ServerState) -> list[Bought]:
+def _accuracy(counts: np.ndarray) -> float:
+    right, all_ = counts.sum(axis=1)
+    return float(right / all_)
+
+
+def bought_otherwise(
+    replay: Replay, phase: ScheduledPhase, first: ServerState, count: Count
+) -> list[Bought]:
     """Trains the phase's first model by other methods, with at most as many passes.
 
-    They are a zero rate (statistics alone), a closed-form head of everyone's sums, and first-order
-    rounds of everyone with the run's own ``warmup`` fields.
+    The methods are a zero rate (statistics alone), a closed-form head of everyone's sums, and
+    first-order rounds of everyone with the run's own ``warmup`` fields. ``count`` is of
+    ``make_count``.
     """
     name, rounds = phase.phase.name, phase.end - phase.start
     found = []
     if replay.built.task.has_statistics:
         still = _same_data(configs.changed(replay.config, {f"{name}.lr": 0.0}), replay)
         phases = [one for one in still.phases if one.name == name]
-        found.append(_run("zero rate: statistics alone", still, phases, first))
+        found.append(_run("zero rate: statistics alone", still, phases, first, count))
     head = _same_data(configs.changed(replay.config, {"algorithm": "ridge"}), replay)
-    found.append(_run("a closed-form head of everyone", head, head.phases, first))
+    found.append(_run("a closed-form head of everyone", head, head.phases, first, count))
     first_order = {"algorithm": "fedavg", "warmup.tiers": "all", "warmup.num_rounds": 1}
     first_order |= {"warmup.cohort_size": "all", "warmup.stop": "fixed"}
     built = _same_data(configs.changed(replay.config, first_order), replay)
     (training,) = built.phases
-    affordable = int(rounds * phase.passes // _passes(training))
+    affordable = int(rounds * phase.phase.pass_equivalents // training.pass_equivalents)
     if affordable:
         label = f"{affordable} first-order rounds of everyone"
-        found.append(_run(label, built, [training._replace(num_rounds=affordable)], first))
+        phases = [training._replace(num_rounds=affordable)]
+        found.append(_run(label, built, phases, first, count))
     return found
 
 
-def _run(name: str, built: Experiment, phases: Sequence[Phase], first: ServerState) -> Bought:
+def _run(
+    name: str, built: Experiment, phases: Sequence[Phase], first: ServerState, count: Count
+) -> Bought:
     """Returns what some phases, called by a name, buy from a state."""
     model, state, passes = (first.params, first.model_state), first, 0.0
     with progress.bar(f"trying {name}", sum(phase.num_rounds for phase in phases)) as advance:
@@ -265,8 +282,8 @@ def _run(name: str, built: Experiment, phases: Sequence[Phase], first: ServerSta
                 state = jax.block_until_ready(step(state, data, built.run_key)[0])
                 advance(1)
             model = phase.model(state, data)
-            passes += phase.num_rounds * _passes(phase)
-    return Bought(name, _accuracy(built, *model), passes)
+            passes += phase.num_rounds * phase.pass_equivalents
+    return Bought(name, _accuracy(count(*model)), passes)
 
 
 def _shown(description: str, items: Iterable[Any], total: int) -> Iterator[Any]:
@@ -275,20 +292,6 @@ def _shown(description: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         for item in items:
             yield item
             advance(1)
-
-
-def _passes(phase: Phase) -> float:
-    """Returns the passes of a round in forward ones."""
-    return sum(group.pass_equivalents for group in phase.groups)
-
-
-def _accuracy(built: Experiment, params: Params, model_state: ModelState) -> float:
-    measured = evaluate.make_evaluate(built.task, built.engine.compiler_options)
-    return float(measured(params, model_state, _test_set(built))["accuracy"])
-
-
-def _test_set(built: Experiment):
-    return evaluate.make_set(built.federation.dataset.test, 500, built.engine)
 
 
 def _same_data(config: Mapping[str, Any], replay: Replay) -> Experiment:

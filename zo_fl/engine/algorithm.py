@@ -311,6 +311,11 @@ class Phase(NamedTuple):
         return sum(group.cohort_size for group in self.groups)
 
     @property
+    def pass_equivalents(self) -> float:
+        """See ``Group``; of a round."""
+        return sum(group.pass_equivalents for group in self.groups)
+
+    @property
     def on_validation(self) -> bool:
         """See ``Group``."""
         return self.groups[0].on_validation

@@ -51,11 +51,6 @@ class ScheduledPhase(NamedTuple):
     end: int
     bill: Callable[[], tuple[Cost, Cost | None]]
 
-    @property
-    def passes(self) -> float:
-        """Forward passes of a round; a backward pass counts two."""
-        return sum(group.pass_equivalents for group in self.phase.groups)
-
     def rounds_by(self, done: int) -> int:
         """Returns how many of the phase's rounds are among the run's first ``done``."""
         return min(max(done - self.start, 0), self.end - self.start)

@@ -151,10 +151,10 @@ class Progress:
         phases, done = self._schedule.phases, self._done
         present = next(phase for phase in phases if done <= phase.end)
         work = sum(
-            (phase.end - max(phase.start, done)) * phase.passes
+            (phase.end - max(phase.start, done)) * phase.phase.pass_equivalents
             for phase in phases
             if phase.end > done
         )
-        of_present = present.passes
+        of_present = present.phase.pass_equivalents
         seconds = self._elapsed / self._rounds * work / of_present if of_present else 0.0
         return f"{'~' if self._schedule.end > present.end else ''}{units.duration(seconds)} left"
