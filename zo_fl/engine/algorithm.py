@@ -339,12 +339,8 @@ def start(
 ) -> ServerState:
     """Returns the first state of a phase; its optimizer starts afresh.
 
-    Args:
-      phase: any phase.
-      params: of the model that the phase before has arrived at, or of the run's first.
-      model_state: likewise.
-      round_idx: rounds of the run that are done.
-      before: strategy state of the phase before, or None.
+    ``params`` and ``model_state`` are of the model that the phase before has arrived at, or of the
+    run's first; ``before`` is that phase's strategy state. ``round_idx`` rounds are done.
     """
     opt_state, strategy_state = phase.server.init(params, before)
     return ServerState(params, model_state, opt_state, strategy_state, jnp.int32(round_idx))
