@@ -223,8 +223,7 @@ def _steps(probing: Probing, mask: Array, key: Array) -> tuple[Array | None, Arr
 
 def _microbatches(probing: Probing, examples: Examples, mask: Array) -> tuple[Examples, Array]:
     """Returns examples and mask with leading axes ``[batches, size]``, padded by masked ones."""
-    count = len(mask)
-    return cohorts.batched((examples, mask), min(probing.microbatch or count, count))
+    return cohorts.batched((examples, mask), min(probing.microbatch or len(mask), len(mask)))
 
 
 def _losses(
