@@ -7,7 +7,8 @@ import pytest
 
 import zo_fl
 from tests import tiny
-from tests.heads.problems import high_tier, one_round, rounds
+from tests.heads.problems import high_tier, one_round, rounds, seen
+from tests.heads.test_sum_heads import assert_pooled
 from zo_fl import config as configs
 from zo_fl import experiment
 from zo_fl.engine.fields import ConfigError
@@ -20,10 +21,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def built():
+    return of_small_images("patches")
+
+
+def of_small_images(algorithm, **changes):
     rng, labels = np.random.default_rng(0), np.arange(80, dtype=np.int32) % 10
     images = rng.normal(size=(80, 12, 11, 2)).cumsum(1).astype(np.float32)
     dataset = zo_fl.dataset(images, labels, images, labels)
-    config = tiny.config("patches", model__network=4, data__num_clients=4, data__alpha=100.0)
+    shared = dict(model__name="patches", model__network=4, data__num_clients=4, data__alpha=100.0)
+    config = tiny.config(algorithm, **shared, **changes)
     return experiment.build(configs.resolve(config), dataset)
 
 
@@ -87,6 +93,19 @@ def test_after_the_last_sweep_mixed_responses_have_the_kernel_s_products(built):
     seen = of_each_other @ last["mix"]  # the kernels' own responses
     np.testing.assert_allclose(seen @ seen.T, of_each_other, atol=5e-3)
     assert np.abs(first["mix"] - last["mix"]).max() > 0.1 and before.strategy_state == 1
+
+
+@pytest.mark.nightly
+def test_the_head_of_both_kinds_of_features_is_the_ridge_of_pooled_data():
+    changes = dict(ridge__penalties=(0.5,), ridge__calibrate=False, model__kernels=4)
+    built = of_small_images("ridge", **changes)
+    state = one_round(built, *built.phases)
+    h, _ = seen(built, state, range(4))
+    assert h.shape[1] == 4 * 8 + 4 * 9
+    images = jnp.float32(images_of(built, range(4)))
+    network = model.KernelNetwork(4).apply({"params": state.params["network"]}, images)
+    np.testing.assert_allclose(h[:, 32:], network, rtol=1e-4, atol=1e-4)
+    assert_pooled(built, state.params, range(4), penalty=0.5, tolerance=5e-5)
 
 
 def test_images_smaller_than_a_window_are_refused():

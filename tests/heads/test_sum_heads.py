@@ -47,7 +47,7 @@ def assert_pooled(built, params, clients=range(8), penalty=0.05, tolerance=1e-5)
     """The head is the ridge regression of these clients' pooled examples."""
     state = ServerState(params, {}, (), (), jnp.int32(0))
     expected = pooled_ridge(*seen(built, state, clients), penalty)
-    h, _ = seen(built, state)
+    h, _ = seen(built, state, clients)
     found = logits(params["head"], h)
     np.testing.assert_allclose(found, logits(expected, h), rtol=0, atol=tolerance)
 
