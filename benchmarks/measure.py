@@ -54,9 +54,11 @@ def measure(
       ``seconds`` a round, ``host_seconds`` a round that the host was busy outside of the program
       (an upper bound: dispatching may overlap with computing), and ``forward_seconds`` that plain
       inference would take, are lists with an entry a chunk; ``forward_seconds`` is None unless
-      all passes are forward ones.
+      all passes are forward ones. ``peak_rss_bytes_after`` is the most memory that the process has
+      held, after stages; rounds come after compiling plain inference, too.
     """
     built, config = workloads.set_up(workload, changes)
+    peaks = {"data and model": _peak_bytes()}
     (phase,) = built.phases
     engine = built.engine.of(phase.groups)
     init = jax.jit(
@@ -76,6 +78,8 @@ def measure(
     )
     program = chunk.lower(state, data, run_key, jnp.int32(1), ()).compile()
     compile_seconds = time.perf_counter() - began
+    peaks["compiling"] = _peak_bytes()
+    devices.return_memory()
     images = sum(group.forward_passes for group in phase.groups)
     forward = _forward_pass(workload, built, config, state)
     analysis: Any = program.memory_analysis()
@@ -93,6 +97,7 @@ def measure(
             end = time.perf_counter()
             seconds.append((end - began) / workload.rounds)
             host_seconds.append((dispatched - began + end - ready) / workload.rounds)
+    peaks["rounds"] = _peak_bytes()
     if trace is not None:
         with jax.profiler.trace(trace):
             jax.block_until_ready(program(state, data, run_key, jnp.int32(workload.rounds), ()))
@@ -114,7 +119,8 @@ def measure(
         "images": images,
         "flops": flops,
         "forward_seconds": forward_seconds[1:] if forward_only else None,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peaks["rounds"],
+        "peak_rss_bytes_after": peaks,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "temporary_bytes": analysis.temp_size_in_bytes,
         "argument_bytes": analysis.argument_size_in_bytes,
@@ -150,6 +156,11 @@ def _forward_pass(workload: Workload, built, config, state):
     model = jax.tree.map(jnp.copy, (state.params, state.model_state))
     params, model_state = jax.device_put(model, built.engine.replicated)
     return lambda: losses(params, model_state, examples)
+
+
+def _peak_bytes() -> int:
+    """Returns the most memory that this process has held until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _seconds_of(call) -> float:

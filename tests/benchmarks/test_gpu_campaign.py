@@ -43,6 +43,16 @@ def test_when_the_time_is_up_nothing_begins_and_nothing_is_left(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_failure_is_said_also_when_the_time_is_up(tmp_path, monkeypatch):
+    def run(command, rounds, timeout):
+        time.sleep(0.2)
+        raise ConfigError("out of memory")
+
+    monkeypatch.setattr(contest, "run", run)
+    steps = [Step("a", "W2"), Step("b", "W3")]
+    assert gpu_campaign.run(steps, tmp_path, in_time(0.1), [], None) == 1
+
+
 def test_every_step_is_a_workload_with_allowed_changes():
     assert len({step.name for step in STEPS}) == len(STEPS)
     for step in STEPS:
