@@ -21,7 +21,15 @@ ROWS = {
     "Adam, second moment of the momentum": "adam_of_momentum",
     "Adam, one second moment": "adam_of_one_scalar",
 }
-RATES: dict[str, float] = {}
+# From adaptive_steps_rates; its table: docs/results/variants.
+RATES = {
+    "SGD": 0.0025,
+    "Momentum": 0.00025,
+    "Adam": 1e-3,
+    "Yogi": 1e-3,
+    "Adam, second moment of the momentum": 2.5e-4,
+    "Adam, one second moment": 4e-3,
+}
 
 
 def get_rows() -> dict[str, str]:
