@@ -36,9 +36,6 @@ SECOND_MOMENTS = {
     # v - 0.01 g^2 sign(v - g^2): 0 < 0.25; 0.0025 < 1; 0.0125 < 0.0625
     "yogi": (0.0025, 0.0125, 0.013125),
     "adagrad": (0.25, 1.25, 1.3125),
-    # of m = 0.05, -0.055, -0.0245
-    "adam_of_momentum": (2.5e-5, 5.5e-5, 6.04525e-5),
-    "adam_of_one_scalar": (0.0025, 0.012475, 0.01297525),
 }
 for _name, _moments in SECOND_MOMENTS.items():
     _pairs = enumerate(zip((0.05, -0.055, -0.0245), _moments, strict=True), start=1)
@@ -50,11 +47,8 @@ for _name, _moments in SECOND_MOMENTS.items():
 
 @pytest.mark.parametrize("name", server.OPTIMIZERS)
 def test_three_steps_are_those_of_the_formula(name):
-    expected, found = (
-        1.0 - LR * np.cumsum(STEPS[name]),
-        three_steps(server.optimizer(name, LR, b2=B2)),
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+    expected = 1.0 - LR * np.cumsum(STEPS[name])
+    np.testing.assert_allclose(three_steps(server.optimizer(name, LR, b2=B2)), expected, rtol=1e-5)
 
 
 def test_adam_is_optax_s_adam_and_its_decay_is_decoupled():
@@ -62,14 +56,6 @@ def test_adam_is_optax_s_adam_and_its_decay_is_decoupled():
     ours = server.optimizer("adam", LR, b2=B2, weight_decay=0.3)
     theirs = optax.adamw(LR, B1, B2, adaptive.EPS, weight_decay=0.3)
     np.testing.assert_allclose(three_steps(ours), three_steps(theirs), rtol=1e-5)
-
-
-def test_one_scalar_is_of_all_coordinates():
-    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0], [0.0]])}
-    one = server.optimizer("adam_of_one_scalar", LR)
-    step, _ = one.update(gradient, one.init(gradient), gradient)
-    for name, leaf in gradient.items():
-        np.testing.assert_allclose(step[name], -LR * leaf / 2.5, rtol=1e-5)
 
 
 def test_a_normalized_step_is_as_long_as_the_rate_over_all_arrays():

@@ -6,9 +6,6 @@ with m divided by 1 - b1^t and (not for adagrad, whose v is a sum) v by 1 - b2^t
 Adam and so in the ZOWarmUp author's code; the FedOpt paper leaves that out. optax's adagrad has no
 b1, and its adam rounds otherwise.
 
-Two more, for gradients that are mostly noise: v of m^2 instead of g^2 (R-AdaZO, arXiv 2502.01014),
-and one v for all coordinates, of the mean of g^2 (as MEAZO, arXiv 2605.03869).
-
 Source: Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2.
 """
 
@@ -34,7 +31,7 @@ class Moments(NamedTuple):
 
 def adam(b2: float) -> optax.GradientTransformation:
     """Returns the direction with ``v <- b2 v + (1 - b2) g^2``."""
-    return _scale_by_moments(_decay(b2), b2)
+    return _scale_by_moments(lambda v, g2: b2 * v + (1 - b2) * g2, b2)
 
 
 def yogi(b2: float) -> optax.GradientTransformation:
@@ -47,30 +44,8 @@ def adagrad(b2: float) -> optax.GradientTransformation:
     return _scale_by_moments(lambda v, g2: v + g2, None)
 
 
-def adam_of_momentum(b2: float) -> optax.GradientTransformation:
-    """Returns the direction with ``v <- b2 v + (1 - b2) m^2``."""
-    return _scale_by_moments(_decay(b2), b2, squared=lambda gradient, mean: mean)
-
-
-def adam_of_one_scalar(b2: float) -> optax.GradientTransformation:
-    """Returns the direction with one v, ``v <- b2 v + (1 - b2) mean of g^2``."""
-
-    def root_mean_square(gradient, mean):
-        leaves = jax.tree.leaves(gradient)
-        size = optax.tree.norm(gradient) / jnp.sqrt(sum(leaf.size for leaf in leaves))
-        return jax.tree.map(lambda leaf: jnp.full_like(leaf, size), gradient)
-
-    return _scale_by_moments(_decay(b2), b2, squared=root_mean_square)
-
-
-def _decay(b2: float) -> Callable[[Array, Array], Array]:
-    return lambda v, square: b2 * v + (1 - b2) * square
-
-
 def _scale_by_moments(
-    second_moment: Callable[[Array, Array], Array],
-    b2: float | None,
-    squared: Callable[[Params, Params], Params] = lambda gradient, mean: gradient,
+    second_moment: Callable[[Array, Array], Array], b2: float | None
 ) -> optax.GradientTransformation:
     def init(params):
         zeros_like = optax.tree.zeros_like
@@ -79,8 +54,7 @@ def _scale_by_moments(
     def update(updates, state, params=None):
         count = state.count + 1
         mean = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, state.mean, updates)
-        roots = squared(updates, mean)
-        second = jax.tree.map(lambda v, g: second_moment(v, g * g), state.second, roots)
+        second = jax.tree.map(lambda v, g: second_moment(v, g * g), state.second, updates)
         m_scale = 1 / (1 - B1**count)
         v_scale = 1.0 if b2 is None else 1 / (1 - b2**count)
         step = jax.tree.map(lambda m, v: m_scale * m / (jnp.sqrt(v_scale * v) + EPS), mean, second)

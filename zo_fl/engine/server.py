@@ -94,6 +94,4 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": adaptive.adam,
     "yogi": adaptive.yogi,
     "adagrad": adaptive.adagrad,
-    "adam_of_momentum": adaptive.adam_of_momentum,
-    "adam_of_one_scalar": adaptive.adam_of_one_scalar,
 }
