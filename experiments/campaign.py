@@ -52,7 +52,11 @@ def define_flags() -> None:
     flags.DEFINE_string("plan", None, "Name of a plan, such as table2_w16, or path of a file.")
     flags.DEFINE_float("minutes", None, "How long. Default: until all is done.", lower_bound=0)
     flags.DEFINE_string("workdir", None, "Folder of runs and warm-ups. Default: runs/PLAN.")
-    flags.DEFINE_string("records", None, "Folder of what is done. Default: beside the plan.")
+    flags.DEFINE_string(
+        "records",
+        None,
+        "Folder of what is done. Default: beside the plan; records/PLAN for one that was installed.",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> int:
     plan = configs.call(path, "get_plan")
     config_file, overrides, config = cli.given_config(plan.config)
     root = files.path_of(given.workdir or Path("runs") / path.stem)
-    records = files.path_of(given.records or path.with_suffix(""))
+    records = files.path_of(given.records or default_records(path))
     name = path.stem if path.parent == PLANS else given.plan
     command = shlex.join(["zo-fl", "campaign", f"--plan={name}", f"--config={config_file}"])
     entries = [entries_of(step, config, overrides, root, records) for step in plan.steps]
@@ -97,6 +101,14 @@ def find(plan: str | None) -> Path:
     known = ", ".join(sorted(path.stem for path in PLANS.glob("*.py")))
     given = f"no plan {plan!r}" if plan else "no --plan given"
     raise ConfigError(f"{given}; there are: {known}; pass one of them, or a file's path")
+
+
+def default_records(plan: Path) -> Path:
+    """Returns the folder of what is done of a plan: beside it, but not among installed files."""
+    in_checkout = (PLANS.parents[1] / "setup.py").exists()
+    return (
+        plan.with_suffix("") if in_checkout or plan.parent != PLANS else Path("records", plan.stem)
+    )
 
 
 def entries_of(

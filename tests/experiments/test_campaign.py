@@ -58,6 +58,14 @@ def names(began, root):
     return [str(folder.relative_to(root / "work")) for folder in began]
 
 
+def test_what_is_done_lies_beside_the_plan_but_not_among_installed_files(monkeypatch, tmp_path):
+    ours = campaign.find("table2_w16")
+    assert campaign.default_records(ours) == ours.with_suffix("")
+    monkeypatch.setattr(campaign, "PLANS", tmp_path)
+    assert campaign.default_records(tmp_path / "a.py") == Path("records", "a")
+    assert campaign.default_records(ours) == ours.with_suffix("")
+
+
 def test_runs_go_by_worth_warm_ups_first_and_what_has_a_file_is_done(began, tmp_path):
     assert campaign.work(entries(tmp_path), "quickstart", float("inf")) == 0
     folders = [name for name in names(began, tmp_path) if not name.startswith("warmups")]
