@@ -55,7 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "records",
         None,
-        "Folder of what is done. Default: beside the plan; records/PLAN for one that was installed.",
+        "Folder of what is done. Default: beside the plan, of an installed one records/PLAN.",
     )
 
 
