@@ -106,9 +106,9 @@ def find(plan: str | None) -> Path:
 def default_records(plan: Path) -> Path:
     """Returns the folder of what is done of a plan: beside it, but not among installed files."""
     in_checkout = (PLANS.parents[1] / "setup.py").exists()
-    return (
-        plan.with_suffix("") if in_checkout or plan.parent != PLANS else Path("records", plan.stem)
-    )
+    if in_checkout or plan.parent != PLANS:
+        return plan.with_suffix("")
+    return Path("records", plan.stem)
 
 
 def entries_of(
