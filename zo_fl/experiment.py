@@ -85,15 +85,17 @@ def assemble(
 ) -> Experiment:
     """Returns the experiment of a resolved config on any federation, see ``build``."""
     config = configs.plain(config)
-    dataset = federation.dataset
+    dataset, of_model = federation.dataset, dict(config["model"])
+    precision = of_model.pop("precision")
 
     def make_task(share: float) -> Task:
         if model is None:
             classes = dataset.num_classes
-            module = models.create(**config["model"], num_classes=classes, share=share)
+            module = models.create(**of_model, num_classes=classes, share=share)
             shape = dataset.train["image"].shape[1:]
             try:
-                return image_task.classification(module, shape, classes, dataset.mean, dataset.std)
+                made = image_task.classification(module, shape, classes, dataset.mean, dataset.std)
+                return made.with_precision(precision)
             except Exception as error:  # of a layer that is left nothing
                 raise ConfigError(
                     f"the model {config['model']['name']!r} cannot take images {shape} "
@@ -104,7 +106,7 @@ def assemble(
                 f"{type(model).__name__} has no narrow form, which HeteroFL needs; "
                 "change config.algorithm"
             )
-        return own_model.own_task(model, dataset)
+        return own_model.own_task(model, dataset).with_precision(precision)
 
     learning = make_task(1.0)
     data, validation = federation.clients, federation.validation

@@ -167,10 +167,11 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
         model = _import(facts["own"], path)
     shape, dtype = tuple(facts["image_shape"]), facts.get("dtype", "")
     mean, std = (np.array(facts[name], np.float32) for name in ("mean", "std"))
+    # Known fields alone: another version may have had more of them, or fewer.
+    given, fields = config["model"], models.BLOCK.items()
+    block = {name: field.plain(given.get(name, field.default)) for name, field in fields}  # pyright: ignore
+    precision = block.pop("precision")
     if model is None:
-        # Known fields alone: another version may have had more of them, or fewer.
-        given, fields = config["model"], models.BLOCK.items()
-        block = {name: field.plain(given.get(name, field.default)) for name, field in fields}  # pyright: ignore
         module = models.create(**block, num_classes=facts["num_classes"])
         learning = image_task.classification(module, shape, facts["num_classes"], mean, std)
     else:
@@ -183,6 +184,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> TrainedModel:
                 "or is written otherwise by this version of JAX",
                 stacklevel=2,
             )
+    learning = learning.with_precision(precision)
     params, model_state = jax.eval_shape(learning.init, jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(devices.all_devices()[0])
     like = jax.tree.map(

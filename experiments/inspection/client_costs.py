@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zo_fl import config as configs
-from zo_fl import experiment, models
+from zo_fl import experiment
 from zo_fl.engine.algorithm import Group, Phase
 from zo_fl.experiment import Experiment
 from zo_fl.host import units
@@ -41,8 +41,7 @@ def show(config: Mapping[str, Any], console: Console, is_timed: bool = False) ->
     shapes = jax.eval_shape(built.task.init, built.run_key)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes[0]))
     dataset = built.federation.dataset
-    module = models.create(**configs.plain(config)["model"], num_classes=dataset.num_classes)
-    sizes = client_step.activations(module, dataset.train["image"].shape[1:])
+    sizes = client_step.activations(built.task.module, dataset.train["image"].shape[1:])
     console.print(
         f"{config['model']['name']}, {num_params:,} parameters; activations of one image: "
         f"{sizes.total:,} floats, the largest {sizes.largest:,}"

@@ -73,8 +73,10 @@ def test_bfloat16_is_for_activations_and_products_alone(name, norm):
     found, shapes = traced(gradient(learning), *variables, EXAMPLES, MASK)
     inputs = [{v.aval.dtype for v in eqn.invars} for eqn in found]
     narrow = sum(dtypes == {jnp.dtype(jnp.bfloat16)} for dtypes in inputs)
-    # The last layer, forward and twice backward, is in float32.
-    assert narrow >= len(found) - 3 > 0
+    # The last layer, forward and twice backward, is in float32. So are means over a patch, and
+    # gradients of products that widen.
+    wide = 7 if name == "patches" else 3
+    assert narrow >= len(found) - wide > 0
     leaves = jax.tree.leaves((variables, shapes))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
 

@@ -10,6 +10,7 @@ import functools
 
 import flax.linen as nn
 
+from zo_fl.engine import precision
 from zo_fl.engine.fields import Block, ConfigError, Field
 from zo_fl.models.layers import NORMS
 from zo_fl.models.patches import Patches
@@ -58,6 +59,9 @@ BLOCK: Block = {
         at_least=1,
         zero="none",
     ),
+    "precision": Field(
+        "float32", "precision of products in features and in evaluation", precision.available
+    ),
 }
 
 
@@ -74,7 +78,8 @@ def create(
     conv: str = "auto",
     share: float = 1.0,
 ) -> nn.Module:
-    """Returns a model that is not yet initialized. ``BLOCK`` describes its fields.
+    """Returns a model that is not yet initialized. ``BLOCK`` describes its fields; the task takes
+    the field ``precision``.
 
     Args:
       num_classes: width of the output.

@@ -16,15 +16,16 @@ Source: Mairal, "End-to-End Kernel Learning with Supervised Convolutional Kernel
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine.precision import widen
+from zo_fl.engine.precision import product, widen
 from zo_fl.engine.types import Array
-from zo_fl.models.windows import mean_over_last, windows
+from zo_fl.models.windows import mean_over_last, pool, some_at_a_time, windows
 
 LAYERS = ("layer1", "layer2")
 WHITENING = 9  # height and width of the windows that whiten
@@ -62,11 +63,11 @@ class KernelNetwork(nn.Module):
             },
         }
         values = {name: _Values(of, name=name)() for name, of in shapes.items()}
-        values = jax.tree.map(lambda leaf: leaf.astype(x.dtype), values)
         views = [x, x[:, :, ::-1]] if self.mirror else [x]
         last = values["layer2"]
-        found = [_respond(seen_by("layer2", values, v), last["kernel"], (3, 3)) for v in views]
-        return widen(jnp.stack(found).mean(0) @ last["mix"]).reshape(len(x), -1)
+        seen = (seen_by("layer2", values, view) for view in views)
+        found = [_respond(windows, last["kernel"], (3, 3), x.dtype) for windows in seen]
+        return product(sum(found) / len(found), last["mix"], x.dtype).reshape(len(x), -1)
 
 
 class _Values(nn.Module):
@@ -104,21 +105,23 @@ def seen_by(name: str, values: Values, x: Array) -> Array:
     Args:
       name: ``whitening`` or one of ``LAYERS``.
       values: the network's parameters; those of the parts before count.
-      x: images ``f32[n, H, W, c]``.
+      x: images ``[n, H, W, c]``, of the dtype to multiply in.
     """
+    x, dtype = widen(x), x.dtype
     if name == "whitening":
         return windows(x, WHITENING)
     x = _whitened(values, x)
     if name == "layer1":
         return _padded_windows(x, _SIZE)
     halves = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    found = _respond(_padded_windows(x, _SIZE), values["layer1"]["kernel"], halves)
-    return _padded_windows(found @ values["layer1"]["mix"], _SIZE)
+    found = _respond(_padded_windows(x, _SIZE), values["layer1"]["kernel"], halves, dtype)
+    return _padded_windows(product(found, values["layer1"]["mix"], dtype), _SIZE)
 
 
 def _whitened(values: Values, x: Array) -> Array:
     whitening = values["whitening"]
-    x = _padded_windows(x, WHITENING) @ whitening["kernel"] + whitening["bias"][None, None, None]
+    x = product(_padded_windows(x, WHITENING), whitening["kernel"])
+    x = x + whitening["bias"][None, None, None]
     x = x - x.mean((1, 2, 3), keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2, 3), keepdims=True) + _TINY)
 
@@ -129,24 +132,26 @@ def _padded_windows(x: Array, size: int) -> Array:
     return windows(jnp.pad(x, ((0, 0), margin, margin, (0, 0))), size)
 
 
-def _respond(seen: Array, kernel: Array, places: tuple[int, int]) -> Array:
+def _respond(seen: Array, kernel: Array, places: tuple[int, int], dtype: Any) -> Array:
     """Returns the responses of kernels, pooled: ``f32[n, *places, K]``.
 
     Args:
       seen: windows ``f32[n, H, W, d]``.
       kernel: ``f32[d, K]``, of norm 1 each.
       places: rows and columns of the result.
+      dtype: of the numbers that are multiplied.
     """
-    n, height, width, dim = seen.shape
-    down, across = (_gaussian(*sides) for sides in zip((height, width), places, strict=True))
+    n, *sides, dim = seen.shape
+    down, across = map(_gaussian, sides, places)
     size = jnp.sqrt(dim * mean_over_last(jnp.square(seen)) + _TINY)
-    found = []
-    for start in range(0, kernel.shape[1], _AT_ONCE):
-        products = seen.reshape(-1, dim) @ kernel[:, start : start + _AT_ONCE]
-        responses = size * kappa(products.reshape(n, height, width, -1) / size)
-        rows = jnp.einsum("ah,nhwk->nawk", down.astype(seen.dtype), responses)
-        found.append(jnp.einsum("bw,nawk->nabk", across.astype(seen.dtype), rows))
-    return jnp.concatenate(found, axis=-1)
+    flat = seen.reshape(-1, dim).astype(dtype)
+
+    def of_some(kernel: Array) -> Array:
+        products = product(flat, kernel, dtype)
+        responses = size * kappa(products.reshape(n, *sides, -1) / size)
+        return pool(pool(responses, 1, down), 2, across)
+
+    return some_at_a_time(of_some, (kernel,), _AT_ONCE)
 
 
 def _gaussian(side: int, places: int) -> np.ndarray:
