@@ -87,6 +87,7 @@ def assemble(
     config = configs.plain(config)
     dataset, of_model = federation.dataset, dict(config["model"])
     precision = of_model.pop("precision")
+    engine = engine._replace(narrow=precision == "bfloat16")
 
     def make_task(share: float) -> Task:
         if model is None:

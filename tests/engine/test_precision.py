@@ -11,6 +11,7 @@ from tests import tiny
 from zo_fl import models
 from zo_fl.engine import image_task, precision
 from zo_fl.engine.fields import ConfigError
+from zo_fl.host import evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,23 @@ def test_each_phase_has_its_own_precision():
         found, _ = traced(tiny.algorithm(built, phase).round, state, built.data, built.run_key)
         has_narrow = any(v.aval.dtype == jnp.bfloat16 for eqn in found for v in eqn.invars)
         assert has_narrow == is_narrow, phase.name
+
+
+def test_features_and_evaluation_have_the_precision_of_the_model():
+    built = tiny.build("ridge", model__precision="bfloat16", model__name="mlp")
+    state = tiny.start(built, built.phases[0])
+    programs = {
+        "sums": (tiny.algorithm(built, built.phases[0]).round, state, built.data, built.run_key),
+        "evaluation": (
+            evaluate.make_evaluate(built.task),
+            state.params,
+            state.model_state,
+            evaluate.make_set(built.federation.dataset.test, 8, built.engine),
+        ),
+    }
+    for name, (function, *arguments) in programs.items():
+        found, _ = traced(function, *arguments)
+        assert any(v.aval.dtype == jnp.bfloat16 for eqn in found for v in eqn.invars), name
 
 
 def test_the_scalars_of_a_coarser_precision_are_farther_from_the_exact_ones():

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,6 +51,24 @@ def test_patches_are_their_formula(norm, mirror, height, width):
     features = jax.jit(functools.partial(model.apply, train=False))(variables, np.float32(images))
     expected = looped(images, kernel, bias, norm == "patch", mirror)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_products_in_bfloat16_change_features_by_less_than_a_percent():
+    rng = np.random.default_rng(0)
+    images = np.float32(rng.normal(size=(4, 12, 11, 3)))
+    model = Patches(3, "patch", kernels=8, size=3, network=8)
+
+    @jax.jit
+    def of_dtype(dtype_of):
+        variables = model.init(jax.random.key(0), images, train=False)
+        given = images.astype(dtype_of.dtype)
+        _, seen = model.apply(variables, given, train=False, capture_intermediates=True)
+        return [seen["intermediates"][name]["__call__"][0] for name in ("filters", "network")]
+
+    exact, narrow = (of_dtype(jnp.zeros(0, dtype)) for dtype in (jnp.float32, jnp.bfloat16))
+    for one, other in zip(exact, narrow, strict=True):
+        assert one.dtype == other.dtype == jnp.float32
+        assert 0 < np.abs(one - other).mean() < 0.01 * np.std(one)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def mean_over_last(seen: Array) -> Array:
 
 
 def pool(x: Array, axis: int, weights: np.ndarray) -> Array:
-    """Returns weighted sums along an axis, with a place for each row of ``weights: f32[places, n]``.
+    """Returns weighted sums along an axis, one for each row of ``weights: f32[places, n]``.
 
     XLA:CPU vectorizes additions of slices; a sum along any axis but the last, fused with what it
     adds up, it does not: that takes three times as long.
