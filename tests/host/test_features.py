@@ -8,6 +8,7 @@ import pytest
 import zo_fl
 from tests import tiny
 from zo_fl import api
+from zo_fl.engine import layout
 from zo_fl.host import evaluate, features
 
 
@@ -69,13 +70,21 @@ def test_a_model_is_evaluated_on_its_features_as_on_examples():
 
 
 @pytest.mark.slow
-def test_each_device_computes_a_part_of_the_features_that_clients_keep():
+@pytest.mark.parametrize("are_cores", (False, True))
+def test_each_device_computes_a_part_of_the_features_that_clients_keep(are_cores):
     built = tiny.build("head_sgd", run__num_devices=3, head_sgd__cache=True)
-    phase = built.phases[-1]
-    cache, state = features.FeatureCache(built.task, built.engine, None), tiny.start(built, phase)
-    found = cache.data_of(phase.keeping, state, built.data).examples
-    model, examples = (state.params, state.model_state), built.data.examples
+    engine, phase = built.engine, built.phases[-1]
+    if are_cores:
+        cores = tuple(engine.mesh.devices.flat)
+        engine = engine._replace(mesh=layout.make_mesh(cores[:1]), cores=cores)
+    cache, state = features.FeatureCache(built.task, engine, None), tiny.start(built, phase)
+    state, data = jax.device_put((state, built.data), engine.replicated)
+    found = cache.data_of(phase.keeping, state, data).examples
+    model, examples = (state.params, state.model_state), data.examples
+    count = len(examples["label"])
+    assert all(leaf.sharding == engine.replicated for leaf in jax.tree.leaves(found))
     expected = jax.jit(phase.keeping.compute)(*model, examples)
+    found = jax.tree.map(lambda leaf: leaf[:count], found)
     chex.assert_trees_all_close(found, expected, atol=1e-3)
     sizes = []
 
@@ -83,9 +92,10 @@ def test_each_device_computes_a_part_of_the_features_that_clients_keep():
         sizes.append(len(part["label"]))
         return part
 
-    divided = jax.jit(features._divided(compute, built.engine))(*model, examples)
-    chex.assert_trees_all_equal(divided, examples)
-    assert len(examples["label"]) % 3 and sizes == [-(-len(examples["label"]) // 3)]
+    arguments = jax.device_put((*model, examples), engine.wide.replicated)
+    divided = jax.jit(features._divided(compute, engine.wide))(*arguments)
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[:count], divided), examples)
+    assert count % 3 and sizes == [-(-count // 3)]
 
 
 @pytest.mark.nightly

@@ -95,6 +95,13 @@ class Engine(NamedTuple):
             return self
         return self._replace(mesh=make_mesh(self.cores[:count]), cores=())
 
+    @property
+    def wide(self) -> "Engine":
+        """The layout of work on examples one by one, a few at a time: on each core a part."""
+        if len(self.cores) < 2:
+            return self
+        return self._replace(mesh=make_mesh(self.cores), cores=())
+
     def sharding(self, spec: P) -> Sharding:
         """Returns the sharding of arrays on the mesh."""
         if self.mesh.size == 1:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
+from jax.sharding import Sharding
 
 from zo_fl.engine.algorithm import Keeping, ServerState
 from zo_fl.engine.layout import AXIS, Engine
@@ -42,9 +43,12 @@ class FeatureCache:
         """Returns a phase's data, with features instead of examples where they are kept."""
         if keeping is None or not self._is_kept(keeping, asks=True):
             return data
-        arguments, where = (state.params, state.model_state, data.examples), self._engine.replicated
-        compute = _divided(keeping.compute, self._engine)
-        return data._replace(examples=self._get("clients", compute, arguments, where))
+        home, wide = self._engine.replicated, self._engine.wide
+        arguments = (state.params, state.model_state, data.examples)
+        arguments = jax.device_put(arguments, wide.replicated)
+        made = home if wide is self._engine else wide.sharding(P(AXIS))
+        compute = _divided(keeping.compute, wide)
+        return data._replace(examples=self._get("clients", compute, arguments, home, made))
 
     def of_set(
         self,
@@ -65,8 +69,8 @@ class FeatureCache:
         """
         if not self._is_kept(keeping, asks):
             return examples
-        where = self._engine.sharding(P(None, AXIS))
-        return examples._replace(features=self._get(name, self._see, (*model, examples), where))
+        home = self._engine.sharding(P(None, AXIS))
+        return examples._replace(features=self._get(name, self._see, (*model, examples), home))
 
     def _is_kept(self, keeping: Keeping | None, asks: bool) -> bool:
         """Returns whether features are kept here; drops those of another ``Keeping``."""
@@ -76,32 +80,42 @@ class FeatureCache:
             return False
         return self._folder is not None or (asks and keeping.on_client)
 
-    def _get(self, name: str, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
-        """Returns ``compute(*arguments)``, computed once; the folder may have it already."""
+    def _get(
+        self,
+        name: str,
+        compute: Callable[..., PyTree],
+        arguments: tuple,
+        home: Sharding,
+        made: Sharding | None = None,
+    ) -> PyTree:
+        """Returns ``compute(*arguments)``, computed once; the folder may have it already.
+
+        ``home`` is where it is kept, and ``made`` where it is made, if that is elsewhere.
+        """
         if name not in self._kept:
             params, *others = arguments
             # The last layer is blanked, so that runs that differ in it share as well.
             blank = {self._head: optax.tree.zeros_like(params[self._head])}
-            self._kept[name] = self._made(compute, (params | blank, *others), sharding)
+            found = self._made(compute, (params | blank, *others), made or home)
+            self._kept[name] = jax.device_put(found, home)
         return self._kept[name]
 
-    def _made(self, compute: Callable[..., PyTree], arguments: tuple, sharding) -> PyTree:
+    def _made(self, compute: Callable[..., PyTree], arguments: tuple, where: Sharding) -> PyTree:
         options = self._engine.compiler_options
-        program = jax.jit(compute, out_shardings=sharding, compiler_options=options)
+        program = jax.jit(compute, out_shardings=where, compiler_options=options)
         if self._folder is None:
             return program(*arguments)
         lowered = program.lower(*arguments)
         name = digest(lowered.as_text(), arguments)
-        found = load_or_make(
+        return load_or_make(
             self._folder, name, lowered.out_info, lambda: lowered.compile()(*arguments)
         )
-        return jax.device_put(found, sharding)
 
 
 def _divided(compute: Callable[..., PyTree], engine: Engine) -> Callable[..., PyTree]:
     """Returns ``(params, model_state, examples) -> features``, a part of them by each device.
 
-    On all devices alike, each would compute all of them.
+    On all devices alike, each would compute all of them. Some rows more than examples may come out.
     """
     devices = engine.mesh.size
     if devices == 1:
@@ -117,7 +131,7 @@ def _divided(compute: Callable[..., PyTree], engine: Engine) -> Callable[..., Py
         of_part = jax.shard_map(
             compute, mesh=engine.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False
         )
-        return jax.tree.map(lambda leaf: leaf[:count], of_part(params, model_state, padded))
+        return of_part(params, model_state, padded)
 
     return of_all
 
