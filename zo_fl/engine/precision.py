@@ -17,7 +17,6 @@ TensorFloat-32, and bfloat16 on TPUs; here it is always float32 unless a config 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import jax
 import jax.dtypes
@@ -61,18 +60,6 @@ def best_eps(name: str) -> float:
 def widen(x: Array) -> Array:
     """Returns activations in float32, or more if they are: for sums and for the last layer."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def product(x: Array, kernel: Array, dtype: Any = None) -> Array:
-    """Returns ``x @ kernel`` in float32, or more if they are; sums are so too.
-
-    ``x`` is ``[..., d]`` and ``kernel`` ``[d, k]``. Both are rounded to ``dtype`` first: units that
-    multiply bfloat16 (AMX, GPUs, TPUs) add in float32 at the same speed.
-    """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    if dtype is not None:
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
-    return jnp.matmul(x, kernel, preferred_element_type=wide)
 
 
 @contextmanager

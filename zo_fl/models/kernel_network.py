@@ -9,21 +9,22 @@
     2:      as many kernels as wanted, means at 3x3 places
     features: the outputs, the mean over an image and its mirror image
 
-Nothing here is trained: ``heads/kernel_network.py`` sets whitening and kernels.
+Nothing here is trained: ``heads/kernel_network.py`` sets whitening and kernels. Everything is
+float32 whatever the precision of the model: the last factor amplifies up to a hundred times what
+products round away. With products in bfloat16 a head of 85.7 % had 78.4 %.
 
 Source: Mairal, "End-to-End Kernel Learning with Supervised Convolutional Kernel Networks"
 (arXiv 1605.06265), its unsupervised form.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zo_fl.engine.precision import product, widen
+from zo_fl.engine.precision import widen
 from zo_fl.engine.types import Array
 from zo_fl.models.windows import mean_over_last, pool, some_at_a_time, windows
 
@@ -66,9 +67,8 @@ class KernelNetwork(nn.Module):
         views = [x, x[:, :, ::-1]] if self.mirror else [x]
         last = values["layer2"]
         seen = (seen_by("layer2", values, view) for view in views)
-        found = [_respond(windows, last["kernel"], (3, 3), x.dtype) for windows in seen]
-        mean = jnp.stack(found).mean(0)
-        return product(mean, last["mix"], x.dtype).reshape(len(x), -1)
+        found = [_respond(windows, last["kernel"], (3, 3)) for windows in seen]
+        return _product(jnp.stack(found).mean(0), last["mix"]).reshape(len(x), -1)
 
 
 class _Values(nn.Module):
@@ -106,22 +106,22 @@ def seen_by(name: str, values: Values, x: Array) -> Array:
     Args:
       name: ``whitening`` or one of ``LAYERS``.
       values: the network's parameters; those of the parts before count.
-      x: images ``[n, H, W, c]``, of the dtype to multiply in.
+      x: images ``f32[n, H, W, c]``.
     """
-    x, dtype = widen(x), x.dtype
+    x = widen(x)
     if name == "whitening":
         return windows(x, WHITENING)
     x = _whitened(values, x)
     if name == "layer1":
         return _padded_windows(x, _SIZE)
     halves = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    found = _respond(_padded_windows(x, _SIZE), values["layer1"]["kernel"], halves, dtype)
-    return _padded_windows(product(found, values["layer1"]["mix"], dtype), _SIZE)
+    found = _respond(_padded_windows(x, _SIZE), values["layer1"]["kernel"], halves)
+    return _padded_windows(_product(found, values["layer1"]["mix"]), _SIZE)
 
 
 def _whitened(values: Values, x: Array) -> Array:
     whitening = values["whitening"]
-    x = product(_padded_windows(x, WHITENING), whitening["kernel"])
+    x = _product(_padded_windows(x, WHITENING), whitening["kernel"])
     x = x + whitening["bias"][None, None, None]
     x = x - x.mean((1, 2, 3), keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2, 3), keepdims=True) + _TINY)
@@ -133,26 +133,29 @@ def _padded_windows(x: Array, size: int) -> Array:
     return windows(jnp.pad(x, ((0, 0), margin, margin, (0, 0))), size)
 
 
-def _respond(seen: Array, kernel: Array, places: tuple[int, int], dtype: Any) -> Array:
+def _respond(seen: Array, kernel: Array, places: tuple[int, int]) -> Array:
     """Returns the responses of kernels, pooled: ``f32[n, *places, K]``.
 
     Args:
       seen: windows ``f32[n, H, W, d]``.
       kernel: ``f32[d, K]``, of norm 1 each.
       places: rows and columns of the result.
-      dtype: of the numbers that are multiplied.
     """
     n, *sides, dim = seen.shape
     down, across = map(_gaussian, sides, places)
     size = jnp.sqrt(dim * mean_over_last(jnp.square(seen)) + _TINY)
-    flat = seen.reshape(-1, dim).astype(dtype)
+    flat = seen.reshape(-1, dim)
 
     def of_some(kernel: Array) -> Array:
-        products = product(flat, kernel, dtype)
+        products = _product(flat, kernel)
         responses = size * kappa(products.reshape(n, *sides, -1) / size)
         return pool(pool(responses, 1, down), 2, across)
 
     return some_at_a_time(of_some, (kernel,), _AT_ONCE)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return jnp.matmul(x, kernel, precision="highest")
 
 
 def _gaussian(side: int, places: int) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""Two kinds of features by forward passes, at three sizes; no pixel is sent.
+
+Expect accuracy to rise with the kernels of the network more than with those of the first layer,
+and time with both.
+
+    python -m experiments.sweep --config=configs/cifar10_10_90_kernels.py \
+        --sweep=configs/sweeps/kernels.py --seeds=5 --workdir=R
+"""
+
+from ml_collections import ConfigDict
+
+from zo_fl.config import sweeps
+from zo_fl.config.sweeps import Point, Sweep
+
+
+def get_sweep(config: ConfigDict) -> Sweep:
+    """Returns one column: the numbers of kernels of the config, and fractions of them."""
+    most, network = config.model.kernels, config.model.network
+    sizes = ((most // 4, network // 2), (max(5 * most // 13, 1), network), (most, network))
+    points = [
+        Point(
+            f"{first:,} kernels, and a network of {second:,}",
+            sweeps.split_name(config.data.high_fraction),
+            {"model.kernels": first, "model.network": second},
+        )
+        for first, second in sizes
+    ]
+    return Sweep("Two kinds of features", "", points)
