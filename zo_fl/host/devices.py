@@ -83,8 +83,9 @@ def keep_programs() -> None:
     """Keeps compiled programs between runs, unless JAX's cache is configured already."""
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
-        # JAX's own second would leave out first weights and evaluation of a small model.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            # JAX's own second would leave out first weights and evaluation of a small model.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def all_devices() -> list[Any]:
