@@ -27,6 +27,7 @@ import zo_fl
 from experiments import cli
 from zo_fl import config as configs
 from zo_fl.data import federated
+from zo_fl.engine.fields import ConfigError
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)  # of features of variance 1, an example
 _SANDWICHED = 0.05  # penalty of D, as in DeepAFL's published script
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
     """Runs the command."""
     del argv
     given = flags.FLAGS
+    if not all(bits.isdecimal() and int(bits) for bits in given.bits):
+        raise ConfigError(f"--bits={','.join(given.bits)}; allowed: numbers from 1 on, as in 1,2,3")
     parts = _features(given.run)
     dim = parts[0][0].shape[1]
     print(f"{dim:,} features, {len(parts[0][0]):,} examples", flush=True)
