@@ -9,14 +9,20 @@ and time with both.
 
 from ml_collections import ConfigDict
 
+from zo_fl import config as configs
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
-    """Returns one column: the numbers of kernels of the config, and fractions of them."""
-    most, network = config.model.kernels, config.model.network
-    sizes = ((most // 4, network // 2), (max(5 * most // 13, 1), network), (most, network))
+    """Returns one column: the numbers of kernels of the config, and fractions of them.
+
+    A config without a network is given 2,048 kernels of one.
+    """
+    model = configs.plain(config)["model"]
+    most, network = model["kernels"], model["network"] or 2048
+    small, medium = max(most // 4, 1), max(5 * most // 13, 1)
+    sizes = ((small, max(network // 2, 1)), (medium, network), (most, network))
     points = [
         Point(
             f"{first:,} kernels, and a network of {second:,}",
