@@ -9,7 +9,6 @@ and time with both.
 
 from ml_collections import ConfigDict
 
-from zo_fl import config as configs
 from zo_fl.config import sweeps
 from zo_fl.config.sweeps import Point, Sweep
 
@@ -19,8 +18,8 @@ def get_sweep(config: ConfigDict) -> Sweep:
 
     A config without a network is given 2,048 kernels of one.
     """
-    model = configs.plain(config)["model"]
-    most, network = model["kernels"], model["network"] or 2048
+    most, given = config.model.kernels, config.model.network
+    network = 2048 if given in ("none", 0) else given
     small, medium = max(most // 4, 1), max(5 * most // 13, 1)
     sizes = ((small, max(network // 2, 1)), (medium, network), (most, network))
     points = [
