@@ -10,7 +10,7 @@ AFL      phi = x                                                    (arXiv 2405.
 DeepAFL  phi_0 = tanh(A_0 x),  phi_t+1 = phi_t + D_t gelu(A_t phi_t): A random; D_t a least-squares
          solution for what the head of phi_t leaves, two rounds of sums a layer  (2603.00579)
 SAFLe    phi = one-hot codes of groups of bits x_i > threshold, shuffled: its binary overlapping
-         buckets as read from the paper, at quantiles               (2512.03336)
+         buckets as descriptions of the paper have them, at quantiles  (2512.03336)
 """
 
 from collections.abc import Iterator
