@@ -4,11 +4,13 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import zo_fl
 from tests import tiny
 from zo_fl import api
 from zo_fl.engine import layout
+from zo_fl.engine.layout import AXIS
 from zo_fl.host import evaluate, features
 
 
@@ -64,14 +66,16 @@ def test_a_model_is_evaluated_on_its_features_as_on_examples():
     params, statistics = built.task.init(built.run_key)
     measure = evaluate.make_evaluate(built.task)
     for examples in evaluate.make_sets(built.federation, 7, built.engine).values():
-        seen = jax.jit(evaluate.make_seen(built.task))(params, statistics, examples)
+        batches = examples.examples, examples.mask
+        seen = jax.jit(evaluate.make_seen(built.task, 3))(params, statistics, batches)
         kept = measure(params, statistics, examples._replace(features=seen))
         chex.assert_trees_all_close(measure(params, statistics, examples), kept, rtol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("are_cores", (False, True))
-def test_each_device_computes_a_part_of_the_features_that_clients_keep(are_cores):
+def test_each_device_computes_a_part_of_the_features_that_clients_keep(monkeypatch, are_cores):
+    monkeypatch.setattr(features, "_ROWS", 50)  # so that there are several pieces
     built = tiny.build("head_sgd", run__num_devices=3, head_sgd__cache=True)
     engine, phase = built.engine, built.phases[-1]
     if are_cores:
@@ -92,10 +96,12 @@ def test_each_device_computes_a_part_of_the_features_that_clients_keep(are_cores
         sizes.append(len(part["label"]))
         return part
 
+    pieces = features.Pieces(6, count // 6, P(AXIS), P())
     arguments = jax.device_put((*model, examples), engine.wide.replicated)
-    divided = jax.jit(features._divided(compute, engine.wide))(*arguments)
-    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[:count], divided), examples)
-    assert count % 3 and sizes == [-(-count // 3)]
+    divided = jax.jit(features._divided(compute, engine.wide, pieces))
+    second = jax.tree.map(lambda leaf: leaf[6:12], examples)
+    chex.assert_trees_all_equal(divided(*arguments, 6), second)
+    assert sizes == [2]
 
 
 @pytest.mark.nightly

@@ -1,5 +1,6 @@
 """Mean loss and accuracy of a model over a fixed set of examples, as one jitted program."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from zo_fl.data.federated import Federation
-from zo_fl.engine import activations
+from zo_fl.engine import activations, cohorts
 from zo_fl.engine.algorithm import TIERS
 from zo_fl.engine.layout import AXIS, Engine
 from zo_fl.engine.types import Array, Examples, Task
@@ -41,13 +42,14 @@ def make_set(
 
     Args:
       examples: NumPy arrays ``[M, ...]``.
-      batch_size: rounded up to a multiple of the number of devices.
+      batch_size: rounded up to a multiple of the number of devices, or cores.
       engine: of the devices.
       capacity: examples that there is room for, at least M; sets of equal room share a program.
     """
     count = _count(examples)
     room = max(count if capacity is None else capacity, 1)
-    batch_size = -(-min(batch_size, room) // engine.mesh.size) * engine.mesh.size
+    devices = engine.wide.mesh.size
+    batch_size = -(-min(batch_size, room) // devices) * devices
     length = -(-room // batch_size) * batch_size
 
     def cut(array):
@@ -123,17 +125,21 @@ def make_evaluate(
     return jax.jit(evaluate, compiler_options=compiler_options)
 
 
-def make_seen(task: Task) -> Callable[..., Array]:
-    """Returns ``(params, model_state, set) -> f32[b, B, d]``, the inputs of the last layer."""
+def make_seen(task: Task, at_once: int = 0) -> Callable[..., Array]:
+    """Returns ``(params, model_state, (examples, mask)) -> f32[b, B, d]``: a head's inputs.
 
-    def seen(params, model_state, examples: EvaluationSet):
-        def of_batch(i):
-            batch, mask = jax.tree.map(lambda leaf: leaf[i], (examples.examples, examples.mask))
-            return activations.features(task, params, model_state, batch, mask)
+    Leaves are ``[b, B, ...]``. ``at_once`` examples are looked at together; 0 = a batch.
+    """
 
-        like = jax.eval_shape(of_batch, 0)
-        found = jnp.zeros((len(examples.mask), *like.shape), like.dtype)
-        add = lambda i, found: found.at[i].set(of_batch(i))  # noqa: E731
-        return jax.lax.fori_loop(0, examples.num_batches, add, found)
+    def seen(params, model_state, batches):
+        shape = batches[1].shape
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
+
+        def some(part):
+            return activations.features(task, params, model_state, *part)
+
+        found = jax.lax.map(some, cohorts.batched(rows, at_once or shape[1]))
+        found = found.reshape(-1, found.shape[-1])[: math.prod(shape)]
+        return found.reshape(*shape, -1)
 
     return seen

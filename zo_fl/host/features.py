@@ -5,12 +5,14 @@ is a hash of the program and of its arguments. Only the latest few files stay, b
 are large and runs that share are run one after the other.
 """
 
+import functools
 import hashlib
 import os
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,32 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import Sharding
 
+from zo_fl.engine import trees
 from zo_fl.engine.algorithm import Keeping, ServerState
 from zo_fl.engine.layout import AXIS, Engine
-from zo_fl.engine.types import FederatedData, PyTree, Task
+from zo_fl.engine.types import Array, Examples, FederatedData, PyTree, Task
 from zo_fl.host import evaluate
 from zo_fl.host.evaluate import EvaluationSet
 
 _LEFT = 5  # files: clients, their validation, two evaluations; one to spare
+_ROWS = 2048  # examples of clients in a piece: their features are held twice for a while
+_FEW = 4  # examples of an evaluation set whose activations a core holds at once
+
+
+class Pieces(NamedTuple):
+    """How arrays are cut, and lie: pieces are computed one after another, each by all devices.
+
+    Attributes:
+      rows: of the leading axis, in a piece.
+      count: pieces; rows after them stay 0.
+      parted: the partition of a piece among the devices that compute it.
+      home: the partition of the result.
+    """
+
+    rows: int
+    count: int
+    parted: P
+    home: P
 
 
 class FeatureCache:
@@ -33,22 +54,25 @@ class FeatureCache:
 
     def __init__(self, task: Task, engine: Engine, folder: Path | None):
         self._head, self._engine, self._folder = task.head, engine, folder
-        self._see = evaluate.make_seen(task)
+        # Cores that compute a part each do best with few examples: their activations stay in cache.
+        self._see = evaluate.make_seen(task, _FEW if engine.wide is not engine else 0)
         self._keeping: Keeping | None = None
         self._kept: dict[str, PyTree] = {}
 
     def data_of(
         self, keeping: Keeping | None, state: ServerState, data: FederatedData
     ) -> FederatedData:
-        """Returns a phase's data, with features instead of examples where they are kept."""
+        """Returns a phase's data, with features instead of examples where they are kept.
+
+        Some rows more than examples may come out.
+        """
         if keeping is None or not self._is_kept(keeping, asks=True):
             return data
-        home, wide = self._engine.replicated, self._engine.wide
-        arguments = (state.params, state.model_state, data.examples)
-        arguments = jax.device_put(arguments, wide.replicated)
-        made = home if wide is self._engine else wide.sharding(P(AXIS))
-        compute = _divided(keeping.compute, wide)
-        return data._replace(examples=self._get("clients", compute, arguments, home, made))
+        count, devices = jax.tree.leaves(data.examples)[0].shape[0], self._engine.wide.mesh.size
+        rows = -(-count // (-(-count // _ROWS) * devices)) * devices
+        arguments = state.params, state.model_state, _padded(data.examples, -count % rows)
+        pieces = Pieces(rows, -(-count // rows), P(AXIS), P())
+        return data._replace(examples=self._get("clients", keeping.compute, arguments, pieces))
 
     def of_set(
         self,
@@ -69,8 +93,9 @@ class FeatureCache:
         """
         if not self._is_kept(keeping, asks):
             return examples
-        home = self._engine.sharding(P(None, AXIS))
-        return examples._replace(features=self._get(name, self._see, (*model, examples), home))
+        batches = examples.examples, examples.mask
+        pieces = Pieces(1, int(examples.num_batches), P(None, AXIS), P(None, AXIS))
+        return examples._replace(features=self._get(name, self._see, (*model, batches), pieces))
 
     def _is_kept(self, keeping: Keeping | None, asks: bool) -> bool:
         """Returns whether features are kept here; drops those of another ``Keeping``."""
@@ -81,59 +106,88 @@ class FeatureCache:
         return self._folder is not None or (asks and keeping.on_client)
 
     def _get(
-        self,
-        name: str,
-        compute: Callable[..., PyTree],
-        arguments: tuple,
-        home: Sharding,
-        made: Sharding | None = None,
+        self, name: str, compute: Callable[..., PyTree], arguments: tuple, pieces: Pieces
     ) -> PyTree:
-        """Returns ``compute(*arguments)``, computed once; the folder may have it already.
-
-        ``home`` is where it is kept, and ``made`` where it is made, if that is elsewhere.
-        """
+        """Returns ``compute(*arguments)``, computed once; the folder may have it already."""
         if name not in self._kept:
             params, *others = arguments
             # The last layer is blanked, so that runs that differ in it share as well.
             blank = {self._head: optax.tree.zeros_like(params[self._head])}
-            found = self._made(compute, (params | blank, *others), made or home)
-            self._kept[name] = jax.device_put(found, home)
+            found = self._made(compute, (params | blank, *others), pieces)
+            self._kept[name] = jax.device_put(found, self._engine.sharding(pieces.home))
         return self._kept[name]
 
-    def _made(self, compute: Callable[..., PyTree], arguments: tuple, where: Sharding) -> PyTree:
-        options = self._engine.compiler_options
-        program = jax.jit(compute, out_shardings=where, compiler_options=options)
+    def _made(self, compute: Callable[..., PyTree], arguments: tuple, pieces: Pieces) -> PyTree:
+        engine, wide = self._engine, self._engine.wide
+        if wide is not engine:
+            arguments = jax.device_put(arguments, wide.replicated)
+        program = jax.jit(
+            _divided(compute, wide, pieces),
+            out_shardings=wide.sharding(pieces.parted if wide is not engine else pieces.home),
+            compiler_options=engine.compiler_options,
+        )
+        lowered = program.lower(*arguments, np.int32(0))
+        length = jax.tree.leaves(arguments[2])[0].shape[0]
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype),
+            lowered.out_info,
+        )
+
+        def make() -> PyTree:
+            of_piece = functools.partial(lowered.compile(), *arguments)
+            return _join(of_piece, like, pieces, engine.sharding(pieces.home))
+
         if self._folder is None:
-            return program(*arguments)
-        lowered = program.lower(*arguments)
+            return make()
         name = digest(lowered.as_text(), arguments)
-        return load_or_make(
-            self._folder, name, lowered.out_info, lambda: lowered.compile()(*arguments)
-        )
+        return load_or_make(self._folder, name, like, make)
 
 
-def _divided(compute: Callable[..., PyTree], engine: Engine) -> Callable[..., PyTree]:
-    """Returns ``(params, model_state, examples) -> features``, a part of them by each device.
+def _padded(examples: Examples, missing: int) -> Examples:
+    """Returns leaves ``[n + missing, ...]``, zeros at the end."""
+    if not missing:
+        return examples
+    return jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)), examples
+    )
 
-    On all devices alike, each would compute all of them. Some rows more than examples may come out.
+
+def _divided(compute: Callable[..., PyTree], engine: Engine, pieces: Pieces) -> Callable:
+    """Returns ``(params, model_state, examples, begin i32[]) -> features`` of the piece there.
+
+    Each device computes a part: on all devices alike, each would compute all of it.
     """
-    devices = engine.mesh.size
-    if devices == 1:
-        return compute
-
-    def of_all(params, model_state, examples):
-        count = jax.tree.leaves(examples)[0].shape[0]
-        missing = (0, -count % devices)
-        padded = jax.tree.map(
-            lambda leaf: jnp.pad(leaf, [missing] + [(0, 0)] * (leaf.ndim - 1)), examples
-        )
-        specs = P(), P(), P(AXIS)
+    of_part = compute
+    if engine.mesh.size > 1:
+        specs = P(), P(), pieces.parted
         of_part = jax.shard_map(
-            compute, mesh=engine.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False
+            compute, mesh=engine.mesh, in_specs=specs, out_specs=pieces.parted, check_vma=False
         )
-        return of_part(params, model_state, padded)
 
-    return of_all
+    def of_piece(params, model_state, examples, begin):
+        cut = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=pieces.rows
+        )
+        return of_part(params, model_state, jax.tree.map(cut, examples))
+
+    return of_piece
+
+
+def _join(
+    of_piece: Callable[[np.int32], PyTree], like: PyTree, pieces: Pieces, home: Sharding
+) -> PyTree:
+    """Returns all pieces as one, ``like``; memory holds one piece beside it."""
+
+    def put(whole: PyTree, piece: PyTree, begin: Array) -> PyTree:
+        place = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=begin, axis=0)
+        return jax.tree.map(place, whole, piece)
+
+    put = jax.jit(put, donate_argnums=0, out_shardings=home)
+    whole = jax.jit(functools.partial(trees.zeros, like), out_shardings=home)()
+    for begin in range(0, pieces.count * pieces.rows, pieces.rows):
+        piece = jax.device_put(of_piece(np.int32(begin)), home)
+        whole = jax.block_until_ready(put(whole, piece, np.int32(begin)))
+    return whole
 
 
 def digest(text: str, tree: PyTree) -> str:
