@@ -53,9 +53,26 @@ def test_the_high_tier_s_windows_are_whitened_at_their_middle(built):
     np.testing.assert_allclose(after["bias"], -seen.mean(0) @ kernel, atol=2e-3)
 
 
+def test_the_second_layer_looks_along_the_largest_second_moments(built):
+    phase = built.phases[3]
+    before = tiny.start(built, phase)
+    (after,) = rounds(built, phase, 1, before)
+    images = jnp.float32(images_of(built, high_tier(built)))
+    windows = model.seen_by("directions", before.params["network"], images)
+    windows = np.asarray(windows, np.float64).reshape(-1, windows.shape[-1])
+    values, vectors = np.linalg.eigh(windows.T @ windows)
+    found = np.asarray(after.params["network"]["directions"]["kernel"], np.float64)
+    assert found.shape == (windows.shape[1], 128)
+    np.testing.assert_allclose(found.T @ found, np.eye(128), atol=1e-4)
+    kept = np.square(windows @ found).sum() / values.sum()
+    assert kept == pytest.approx(values[-128:].sum() / values.sum(), abs=1e-5)
+    first = np.abs(vectors[:, -5:].T @ found[:, -5:])  # the largest are apart, so they are known
+    np.testing.assert_allclose(first, np.eye(5), atol=5e-3)
+
+
 def test_a_client_sends_sums_of_its_windows_by_nearest_kernel(built):
     """All windows are as long as 1, so that sums are at most counts; and each is counted once."""
-    phase = built.phases[3]
+    phase = built.phases[4]
     state = tiny.start(built, phase)
     batch, client = tiny.batch_of(built, high_tier(built)[0]), tiny.only_client(phase)
     own = tiny.own_keys(built, batch.client_id)

@@ -43,8 +43,7 @@ def pooled(y, places):
     return found
 
 
-def layer(x, values, places):
-    windows = seen(x, 3)
+def layer(windows, values, places):
     size = np.sqrt((windows**2).sum(-1, keepdims=True))
     responses = size * np.exp((windows @ values["kernel"] / size - 1) / 0.36)
     return pooled(responses, places) @ values["mix"]
@@ -54,8 +53,9 @@ def features(values, x):
     x = seen(x, 9) @ values["whitening"]["kernel"] + values["whitening"]["bias"]
     x = x - x.mean((1, 2, 3), keepdims=True)
     x = x / np.sqrt((x**2).mean((1, 2, 3), keepdims=True))
-    x = layer(x, values["layer1"], (-(-x.shape[1] // 2), -(-x.shape[2] // 2)))
-    return layer(x, values["layer2"], (3, 3)).reshape(len(x), -1)
+    x = layer(seen(x, 3), values["layer1"], (-(-x.shape[1] // 2), -(-x.shape[2] // 2)))
+    windows = seen(x, 3) @ values["directions"]["kernel"]
+    return layer(windows, values["layer2"], (3, 3)).reshape(len(x), -1)
 
 
 def test_the_network_is_its_formula():

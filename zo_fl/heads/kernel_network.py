@@ -3,6 +3,8 @@
     whitening   client: sum p, sum p p^T over all 9x9 windows p of its images
                 server: mean m, covariance V diag(w) V^T; of the whitening V diag((w + 0.01)^-1/2)
                 V^T of a window the columns of its middle pixel
+    directions  client: sum p p^T over all windows p of the second layer
+                server: eigenvectors of the largest eigenvalues
     each layer  spherical_means of its windows; at the end kappa(Z^T Z)^-1/2
 
 No pixel and no window leaves a client. Low-resource clients take no part; they receive the kernels
@@ -78,11 +80,14 @@ def phases(problem: Problem, inside: str, rounds: int) -> tuple[Phase, ...]:
         server = assign(partial(set_values, part), init=lambda *_: jnp.int32(rounds))
         return Phase(name, rounds, (group,), server, evaluated=None)
 
-    # A layer's sweeps cost about as much as a forward pass.
-    sweeps = partial(phase, rounds=SWEEPS * rounds, update=_assign, set_values=_set_kernels)
+    def sweeps(name: str) -> Phase:  # cost about as much as a forward pass
+        return phase(name, SWEEPS * rounds, _assign, _set_kernels, passes=1 / SWEEPS)
+
     return (
         phase("whitening", rounds, _moments, _set_whitening),
-        *(sweeps(name, passes=1 / SWEEPS) for name in model.LAYERS),
+        sweeps("layer1"),
+        phase("directions", rounds, _moments, _set_directions, passes=1.0),
+        sweeps("layer2"),
     )
 
 
@@ -91,16 +96,28 @@ def _moments(part: Part, state: ServerState, batch: ClientBatch, own: Keys) -> C
     return features.result(batch, found)
 
 
+def _mean_and_covariance(part: Part, found: WindowMoments, params: Params) -> tuple[Array, Array]:
+    _, height, width, _ = jax.eval_shape(part.windows, params, part.task.blank()).shape
+    return window_sums.mean_and_covariance(found, height * width)
+
+
 def _set_whitening(part: Part, found: WindowMoments, state: ServerState, of_round: Keys):
-    example = jax.eval_shape(part.windows, state.params, part.task.blank())
-    _, height, width, dim = example.shape
-    mean, covariance = window_sums.mean_and_covariance(found, height * width)
+    mean, covariance = _mean_and_covariance(part, found, state.params)
     variances, vectors = jnp.linalg.eigh(covariance)
     scaled = vectors * jax.lax.rsqrt(jnp.maximum(variances, 0) + _FLOOR)[None]
+    dim = len(mean)
     channels = dim // model.WHITENING**2
     middle = slice((dim - channels) // 2, (dim + channels) // 2)
     kernel = closed_form.product(scaled, vectors[middle].T)
     values = {"kernel": kernel, "bias": -closed_form.product(mean[None], kernel)[0]}
+    return part.put(state.params, values, found.images > 0), state.strategy_state - 1
+
+
+def _set_directions(part: Part, found: WindowMoments, state: ServerState, of_round: Keys):
+    mean, covariance = _mean_and_covariance(part, found, state.params)
+    # From 0, not from their mean: the layer compares directions of windows.
+    _, vectors = jnp.linalg.eigh(covariance + jnp.outer(mean, mean))
+    values = {"kernel": vectors[:, -model.DIRECTIONS :]}
     return part.put(state.params, values, found.images > 0), state.strategy_state - 1
 
 

@@ -6,7 +6,8 @@
             and times kappa(Z^T Z)^-1/2 of all kernels Z: products of two windows' outputs are what
             kappa says of the windows, up to what the kernels cannot tell apart
     1:      128 kernels, s = 2
-    2:      as many kernels as wanted, means at 3x3 places
+    2:      as many kernels as wanted, means at 3x3 places; of 1,152 numbers of a window it sees
+            those along 128 principal directions: .2 points of accuracy, and a third of the time
     features: the outputs, the mean over an image and its mirror image
 
 Nothing here is trained: ``heads/kernel_network.py`` sets whitening and kernels. Whatever the
@@ -29,7 +30,7 @@ from zo_fl.engine.precision import widen
 from zo_fl.engine.types import Array
 from zo_fl.models.windows import mean_over_last, pool, some_at_a_time, windows
 
-LAYERS = ("layer1", "layer2")
+DIRECTIONS = 128  # principal ones of the second layer's windows
 WHITENING = 9  # height and width of the windows that whiten
 _FIRST = 128  # kernels of the first layer
 _SIZE = 3  # height and width of a layer's windows
@@ -59,8 +60,9 @@ class KernelNetwork(nn.Module):
         shapes = {
             "whitening": {"kernel": (of_window, channels), "bias": (channels,)},
             "layer1": {"kernel": (channels * _SIZE**2, _FIRST), "mix": (_FIRST, _FIRST)},
+            "directions": {"kernel": (_FIRST * _SIZE**2, DIRECTIONS)},
             "layer2": {
-                "kernel": (_FIRST * _SIZE**2, self.kernels),
+                "kernel": (DIRECTIONS, self.kernels),
                 "mix": (self.kernels, self.kernels),
             },
         }
@@ -105,7 +107,7 @@ def seen_by(name: str, values: Values, x: Array) -> Array:
     """Returns the windows ``f32[n, H', W', d]`` that a part of the network looks at.
 
     Args:
-      name: ``whitening`` or one of ``LAYERS``.
+      name: ``whitening``, ``layer1``, ``directions`` or ``layer2``.
       values: the network's parameters; those of the parts before count.
       x: images ``f32[n, H, W, c]``.
     """
@@ -117,7 +119,8 @@ def seen_by(name: str, values: Values, x: Array) -> Array:
         return _padded_windows(x, _SIZE)
     halves = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
     found = _respond(_padded_windows(x, _SIZE), values["layer1"]["kernel"], halves)
-    return _padded_windows(_product(found, values["layer1"]["mix"]), _SIZE)
+    seen = _padded_windows(_product(found, values["layer1"]["mix"]), _SIZE)
+    return seen if name == "directions" else _product(seen, values["directions"]["kernel"])
 
 
 def _whitened(values: Values, x: Array) -> Array:
