@@ -57,7 +57,7 @@ def draw_curves(rows: Rows, path: str | Path, title: str, pivot_round: int | Non
             axes.axvline(pivot_round, color=INK, linewidth=1, linestyle=":", zorder=1)
         decorate(axes)
     _limit_loss(loss, rows)
-    if rows:
+    if any(axes.get_legend_handles_labels()[0] for axes in (accuracy, loss)):
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path)
 

@@ -29,7 +29,7 @@ from zo_fl.host import evaluate
 from zo_fl.host.evaluate import EvaluationSet
 
 _LEFT = 5  # files: clients, their validation, two evaluations; one to spare
-_ROWS = 2048  # examples of clients in a piece: their features are held twice for a while
+_ROWS = 1024  # examples in a piece: their features are held twice for a while
 _FEW = 4  # examples of an evaluation set whose activations a core holds at once
 
 
@@ -37,7 +37,8 @@ class Pieces(NamedTuple):
     """How arrays are cut, and lie: pieces are computed one after another, each by all devices.
 
     Attributes:
-      rows: of the leading axis, in a piece.
+      rows: of the leading axis, in a piece. The last piece begins earlier if they do not come out
+        even.
       count: pieces; rows after them stay 0.
       parted: the partition of a piece among the devices that compute it.
       home: the partition of the result.
@@ -94,7 +95,10 @@ class FeatureCache:
         if not self._is_kept(keeping, asks):
             return examples
         batches = examples.examples, examples.mask
-        pieces = Pieces(1, int(examples.num_batches), P(None, AXIS), P(None, AXIS))
+        batches_of_set, size = examples.mask.shape
+        rows = min(-(-_ROWS // size), batches_of_set)
+        count = -(-int(examples.num_batches) // rows)
+        pieces = Pieces(rows, count, P(None, AXIS), P(None, AXIS))
         return examples._replace(features=self._get(name, self._see, (*model, batches), pieces))
 
     def _is_kept(self, keeping: Keeping | None, asks: bool) -> bool:
