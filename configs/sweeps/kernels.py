@@ -16,12 +16,12 @@ from zo_fl.config.sweeps import Point, Sweep
 def get_sweep(config: ConfigDict) -> Sweep:
     """Returns one column: the numbers of kernels of the config, and fractions of them.
 
-    A config without a network is given 2,048 kernels of one.
+    A config without a network is given 4,096 kernels of one.
     """
     most, given = config.model.kernels, config.model.network
-    network = 2048 if given in ("none", 0) else given
+    network = 4096 if given in ("none", 0) else given
     small, medium = max(most // 4, 1), max(5 * most // 13, 1)
-    sizes = ((small, max(network // 2, 1)), (medium, network), (most, network))
+    sizes = ((small, max(network // 4, 1)), (medium, max(network // 2, 1)), (most, network))
     points = [
         Point(
             f"{first:,} kernels, and a network of {second:,}",
