@@ -96,9 +96,9 @@ def test_each_device_computes_a_part_of_the_features_that_clients_keep(monkeypat
         sizes.append(len(part["label"]))
         return part
 
-    pieces = features.Pieces(6, count // 6, P(AXIS), P())
+    cut = features.Cut(6, count // 6, P(AXIS), P())
     arguments = jax.device_put((*model, examples), engine.wide.replicated)
-    divided = jax.jit(features._divided(compute, engine.wide, pieces))
+    divided = jax.jit(features._divided(compute, engine.wide, cut))
     second = jax.tree.map(lambda leaf: leaf[6:12], examples)
     chex.assert_trees_all_equal(divided(*arguments, 6), second)
     assert sizes == [2]

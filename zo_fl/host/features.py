@@ -33,19 +33,19 @@ _ROWS = 1024  # examples in a piece: their features are held twice for a while
 _FEW = 4  # examples of an evaluation set whose activations a core holds at once
 
 
-class Pieces(NamedTuple):
+class Cut(NamedTuple):
     """How arrays are cut, and lie: pieces are computed one after another, each by all devices.
 
     Attributes:
       rows: of the leading axis, in a piece. The last piece begins earlier if they do not come out
         even.
-      count: pieces; rows after them stay 0.
+      pieces: their number; rows after them stay 0.
       parted: the partition of a piece among the devices that compute it.
       home: the partition of the result.
     """
 
     rows: int
-    count: int
+    pieces: int
     parted: P
     home: P
 
@@ -72,8 +72,8 @@ class FeatureCache:
         count, devices = jax.tree.leaves(data.examples)[0].shape[0], self._engine.wide.mesh.size
         rows = -(-count // (-(-count // _ROWS) * devices)) * devices
         arguments = state.params, state.model_state, _padded(data.examples, -count % rows)
-        pieces = Pieces(rows, -(-count // rows), P(AXIS), P())
-        return data._replace(examples=self._get("clients", keeping.compute, arguments, pieces))
+        cut = Cut(rows, -(-count // rows), P(AXIS), P())
+        return data._replace(examples=self._get("clients", keeping.compute, arguments, cut))
 
     def of_set(
         self,
@@ -94,12 +94,11 @@ class FeatureCache:
         """
         if not self._is_kept(keeping, asks):
             return examples
-        batches = examples.examples, examples.mask
-        batches_of_set, size = examples.mask.shape
-        rows = min(-(-_ROWS // size), batches_of_set)
-        count = -(-int(examples.num_batches) // rows)
-        pieces = Pieces(rows, count, P(None, AXIS), P(None, AXIS))
-        return examples._replace(features=self._get(name, self._see, (*model, batches), pieces))
+        whole = examples.examples, examples.mask
+        batches, size = examples.mask.shape
+        rows = min(-(-_ROWS // size), batches)
+        cut = Cut(rows, -(-int(examples.num_batches) // rows), P(None, AXIS), P(None, AXIS))
+        return examples._replace(features=self._get(name, self._see, (*model, whole), cut))
 
     def _is_kept(self, keeping: Keeping | None, asks: bool) -> bool:
         """Returns whether features are kept here; drops those of another ``Keeping``."""
@@ -109,25 +108,23 @@ class FeatureCache:
             return False
         return self._folder is not None or (asks and keeping.on_client)
 
-    def _get(
-        self, name: str, compute: Callable[..., PyTree], arguments: tuple, pieces: Pieces
-    ) -> PyTree:
+    def _get(self, name: str, compute: Callable[..., PyTree], arguments: tuple, cut: Cut) -> PyTree:
         """Returns ``compute(*arguments)``, computed once; the folder may have it already."""
         if name not in self._kept:
             params, *others = arguments
             # The last layer is blanked, so that runs that differ in it share as well.
             blank = {self._head: optax.tree.zeros_like(params[self._head])}
-            found = self._made(compute, (params | blank, *others), pieces)
-            self._kept[name] = jax.device_put(found, self._engine.sharding(pieces.home))
+            found = self._made(compute, (params | blank, *others), cut)
+            self._kept[name] = jax.device_put(found, self._engine.sharding(cut.home))
         return self._kept[name]
 
-    def _made(self, compute: Callable[..., PyTree], arguments: tuple, pieces: Pieces) -> PyTree:
+    def _made(self, compute: Callable[..., PyTree], arguments: tuple, cut: Cut) -> PyTree:
         engine, wide = self._engine, self._engine.wide
         if wide is not engine:
             arguments = jax.device_put(arguments, wide.replicated)
         program = jax.jit(
-            _divided(compute, wide, pieces),
-            out_shardings=wide.sharding(pieces.parted if wide is not engine else pieces.home),
+            _divided(compute, wide, cut),
+            out_shardings=wide.sharding(cut.parted if wide is not engine else cut.home),
             compiler_options=engine.compiler_options,
         )
         lowered = program.lower(*arguments, np.int32(0))
@@ -139,7 +136,7 @@ class FeatureCache:
 
         def make() -> PyTree:
             of_piece = functools.partial(lowered.compile(), *arguments)
-            return _join(of_piece, like, pieces, engine.sharding(pieces.home))
+            return _join(of_piece, like, cut, engine.sharding(cut.home))
 
         if self._folder is None:
             return make()
@@ -156,30 +153,28 @@ def _padded(examples: Examples, missing: int) -> Examples:
     )
 
 
-def _divided(compute: Callable[..., PyTree], engine: Engine, pieces: Pieces) -> Callable:
+def _divided(compute: Callable[..., PyTree], engine: Engine, cut: Cut) -> Callable:
     """Returns ``(params, model_state, examples, begin i32[]) -> features`` of the piece there.
 
     Each device computes a part: on all devices alike, each would compute all of it.
     """
     of_part = compute
     if engine.mesh.size > 1:
-        specs = P(), P(), pieces.parted
+        specs = P(), P(), cut.parted
         of_part = jax.shard_map(
-            compute, mesh=engine.mesh, in_specs=specs, out_specs=pieces.parted, check_vma=False
+            compute, mesh=engine.mesh, in_specs=specs, out_specs=cut.parted, check_vma=False
         )
 
     def of_piece(params, model_state, examples, begin):
-        cut = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=pieces.rows
+        piece = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=cut.rows
         )
-        return of_part(params, model_state, jax.tree.map(cut, examples))
+        return of_part(params, model_state, jax.tree.map(piece, examples))
 
     return of_piece
 
 
-def _join(
-    of_piece: Callable[[np.int32], PyTree], like: PyTree, pieces: Pieces, home: Sharding
-) -> PyTree:
+def _join(of_piece: Callable[[np.int32], PyTree], like: PyTree, cut: Cut, home: Sharding) -> PyTree:
     """Returns all pieces as one, ``like``; memory holds one piece beside it."""
 
     def put(whole: PyTree, piece: PyTree, begin: Array) -> PyTree:
@@ -188,7 +183,7 @@ def _join(
 
     put = jax.jit(put, donate_argnums=0, out_shardings=home)
     whole = jax.jit(functools.partial(trees.zeros, like), out_shardings=home)()
-    for begin in range(0, pieces.count * pieces.rows, pieces.rows):
+    for begin in range(0, cut.pieces * cut.rows, cut.rows):
         piece = jax.device_put(of_piece(np.int32(begin)), home)
         whole = jax.block_until_ready(put(whole, piece, np.int32(begin)))
     return whole
