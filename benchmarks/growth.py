@@ -69,7 +69,7 @@ def cases(most: int) -> Iterator[tuple[str, str, int | None, Workload, dict[str,
         for images in (8, 32, 128, 512):
             work = Workload("", "", algorithm, _MLP, 10, images, block)
             yield "images", line, images, work, {}
-        for width in (0.125, 0.25, 0.5, 1.0):
+        for width in (0.125, 0.25, 0.5, 1.0, 3.0):
             work = Workload("", "", algorithm, _RESNET, 1, 8, block, width=width)
             yield "d", line, None, work, {}
     for directions in (1, 4, 16, 64):
