@@ -1,7 +1,7 @@
 /* Hides AVX-512 and AMX from a process, so that one machine measures both kinds of CPU.
 
        cc -O1 -shared -fPIC -o hide_avx512.so benchmarks/hide_avx512.c
-       LD_PRELOAD=$PWD/hide_avx512.so python -m benchmarks.benchmark --workload=W1 --peers=ENVS
+       LD_PRELOAD=$PWD/hide_avx512.so python -m benchmarks.benchmark --only=W1 --peers=ENVS
 
    Libraries choose their code by the instruction CPUID. Linux can make it a fault (arch_prctl,
    where /proc/cpuinfo has cpuid_fault), which is answered here without the bits of these units.
