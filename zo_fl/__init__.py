@@ -22,7 +22,7 @@ _HOME = {
     "ConfigError": "zo_fl.engine.fields",  # what bad input raises
     "Interrupted": "zo_fl.api",  # what a run raises that was asked to stop
     "build": "zo_fl.experiment",  # config -> task, phases, data, engine: without running them
-    "dataset": "zo_fl.data.datasets",  # arrays -> data set
+    "dataset": "zo_fl.data.own_data",  # arrays -> data set
     "default_config": "zo_fl.config",
     "load": "zo_fl.saved_model",  # a run's folder -> trained model
     "load_config": "zo_fl.config",  # a name or path -> config
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from zo_fl.api import Interrupted, run
     from zo_fl.config import default as default_config
     from zo_fl.config import load as load_config
-    from zo_fl.data.datasets import dataset
+    from zo_fl.data.own_data import dataset
     from zo_fl.engine.fields import ConfigError
     from zo_fl.engine.round import make_algorithm
     from zo_fl.experiment import build

@@ -14,7 +14,7 @@ from etils import epy
 
 from zo_fl import config as configs
 from zo_fl import models, own_model
-from zo_fl.data import datasets
+from zo_fl.data import own_data
 from zo_fl.engine import activations, image_task
 from zo_fl.engine.fields import ConfigError
 from zo_fl.engine.types import Dataset, ModelState, Params, Task
@@ -48,7 +48,7 @@ class Images(NamedTuple):
         Raises:
           ConfigError: their shape, dtype or range is another.
         """
-        given = datasets.as_array("images", images)
+        given = own_data.as_array("images", images)
         if given.ndim == 3 and self.shape[-1] == 1 and given.shape[1:] == self.shape[:2]:
             given = given[..., None]
         if given.shape[1:] != self.shape:
@@ -70,7 +70,7 @@ class Images(NamedTuple):
                 f"pixels in [{low:g}, {high:g}]; the model was trained on [{self.low:g}, "
                 f"{self.high:g}]: scale them as then"
             )
-        if 0 < high - low < width / datasets.FAR:
+        if 0 < high - low < width / own_data.FAR:
             warnings.warn(
                 f"all pixels lie in [{low:g}, {high:g}]; the model was trained on [{self.low:g}, "
                 f"{self.high:g}]: are they on its scale?",
