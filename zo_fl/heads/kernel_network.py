@@ -122,10 +122,8 @@ def _set_directions(part: Part, found: WindowMoments, state: ServerState, of_rou
 
 
 def _assign(part: Part, state: ServerState, batch: ClientBatch, own: Keys) -> ClientResult:
-    look, kernel = (
-        partial(part.windows, state.params),
-        state.params[part.inside][part.name]["kernel"],
-    )
+    look = partial(part.windows, state.params)
+    kernel = state.params[part.inside][part.name]["kernel"]
     key = keys.stream(own.client, part.name)
     return features.result(batch, spherical_means.assign(look, batch, kernel, key))
 
