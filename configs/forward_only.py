@@ -1,7 +1,7 @@
 """Two minutes without a single backward pass, on real CIFAR-10 images that come along.
 
-The clients of the quickstart, 2 of 20 high-resource: kernels from patches of their images, then
-ridge regression of everyone's labels on 512 features, from sums that each client sends once.
+The clients of the quickstart, 2 of 20 high-resource: kernels from sums over patches of their
+images, then ridge regression of everyone's labels on 512 features, from sums that each sends once.
 
     python -m experiments.main --config=configs/forward_only.py
 """

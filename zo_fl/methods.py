@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
     "fedzo": Method(fedzo.phases, ("zo", "fedzo"), fedzo.BLOCKS),
     "baffle": Method(baffle.phases, ("zo", "baffle"), baffle.BLOCKS),
     "mixed_tiers": Method(mixed_tiers.phases, ("warmup", "zo")),
-    "patches": Method(patches.phases, ("patches",), patches.BLOCKS),
+    "patches": Method(patches.phases, ("patches",), patches.BLOCKS, extendable=never),
     "gaussian_head": Method(
         gaussian_head.phases, ("gaussian_head",), gaussian_head.BLOCKS, extendable=never
     ),

@@ -1,9 +1,9 @@
-"""Forward passes only: accuracy against the bytes that a low-resource client sends, once.
+"""Forward passes only: accuracy against the bytes that a low-resource client sends.
 
 Class means (the discriminant) for a few hundred bytes to a few ten thousand, ridge regression from
-there on, by a few preconditioned conjugate gradients or from a Gram matrix; and what the high tier
-alone gets from the same features, without anyone's help. Expect accuracy to rise with the bytes,
-and every row to beat the high tier alone.
+there on, by a few preconditioned conjugate gradients or from a Gram matrix; what the high tier
+alone gets from the same features, without anyone's help; and a network's features beside them.
+Expect accuracy to rise with the bytes, and every row to beat the high tier alone.
 
     python -m experiments.sweep --config=configs/cifar10_10_90_forward.py \
         --sweep=configs/sweeps/forward_only.py --seeds=5 --workdir=R
@@ -23,9 +23,12 @@ ALONE = "High tier alone"
 
 
 def get_sweep(config: ConfigDict) -> Sweep:
-    """Returns one column: the split of the config, its number of kernels and fractions of it."""
-    most = config.model.kernels
-    medium, small = max(4 * most // 13, 2), max(most // 13, 2)
+    """Returns one column: the split of the config, its numbers of kernels and fractions of them.
+
+    A config without a network has no rows with one.
+    """
+    most, network = config.model.kernels, config.model.network
+    large, medium, small = (max(most // part, 2) for part in (4, 13, 52))
     rows: dict[str, dict[str, Any]] = {}
     for k, encoding in MEANS:
         if k <= 8 * medium:
@@ -40,8 +43,12 @@ def get_sweep(config: ConfigDict) -> Sweep:
     for kernels in (medium, small):
         rows[f"Ridge, {8 * kernels:,} features"] = _ridge(kernels)
         rows[f"{ALONE}, {8 * kernels:,} features"] = _ridge(kernels) | {"ridge.tiers": "high"}
-    rows[f"Conjugate gradients, {8 * most:,} features, 8 steps, float16"] = _conjugate(most, 8)
-    rows[f"Ridge, {8 * most:,} features, float16"] = _ridge(most, "float16")
+    rows[f"Conjugate gradients, {8 * large:,} features, 8 steps, float16"] = _conjugate(large, 8)
+    rows[f"Ridge, {8 * large:,} features, float16"] = _ridge(large, "float16")
+    if network not in ("none", 0):
+        for first, second in ((large, network // 4), (5 * most // 13, network // 2)):
+            rows |= _two_kinds(first, max(second, 1))
+        rows |= _two_kinds(most, network)
     column = sweeps.split_name(config.data.high_fraction)
     points = [Point(row, column, overrides) for row, overrides in rows.items()]
     reference = f"{ALONE}, {8 * medium:,} features"
@@ -52,6 +59,7 @@ def _ridge(kernels: int, encoding: str = "float32") -> dict[str, Any]:
     return {
         "algorithm": "patches+ridge",
         "model.kernels": kernels,
+        "model.network": "none",
         "ridge.encoding": encoding,
         "ridge.calibrate": False,
     }
@@ -61,8 +69,11 @@ def _conjugate(kernels: int, count: int) -> dict[str, Any]:
     return {
         "algorithm": "patches+ridge_cg",
         "model.kernels": kernels,
+        "model.network": "none",
         "ridge_cg.num_rounds": count,
         "ridge_cg.check_every": "none",
+        "ridge_cg.penalty": 1e-3,
+        "ridge_cg.shrinkage": 0.03,
         "ridge_cg.encoding": "float16",
         "ridge_cg.cache": True,
         "ridge_cg.microbatch": 2,
@@ -70,10 +81,21 @@ def _conjugate(kernels: int, count: int) -> dict[str, Any]:
     }
 
 
+def _two_kinds(kernels: int, network: int) -> dict[str, dict[str, Any]]:
+    name = f"Conjugate gradients, {kernels:,} kernels and a network of {network:,}"
+    overrides = {
+        "algorithm": "patches+ridge_cg",
+        "model.kernels": kernels,
+        "model.network": network,
+    }
+    return {name: overrides}
+
+
 def _means(kernels: int, directions: int | str, encoding: str) -> dict[str, Any]:
     return {
         "algorithm": "patches+gaussian_head",
         "model.kernels": kernels,
+        "model.network": "none",
         "gaussian_head.encoding": encoding,
         "gaussian_head.sketch": directions,
         "gaussian_head.calibrate": False,

@@ -28,7 +28,6 @@ def small(name):
     config.data.name = "synthetic"
     if config.model.name == "patches":
         config.model.update(kernels=4, network="none")
-        config.patches.kernels = "patches"  # in one round
     else:
         config.model.update(name="mlp", norm="none")
     rounds = 1 if len(methods.parts(config.algorithm)) > 1 else 2

@@ -40,7 +40,7 @@ def images_of(built, clients):
 
 
 def test_the_high_tier_s_windows_are_whitened_at_their_middle(built):
-    phase = built.phases[1]
+    phase = built.phases[2]
     assert set(phase.groups[0].eligible) == set(high_tier(built))
     after = one_round(built, phase).params["network"]["whitening"]
     x = images_of(built, high_tier(built))
@@ -54,7 +54,7 @@ def test_the_high_tier_s_windows_are_whitened_at_their_middle(built):
 
 
 def test_the_second_layer_looks_along_the_largest_second_moments(built):
-    phase = built.phases[3]
+    phase = built.phases[4]
     before = tiny.start(built, phase)
     (after,) = rounds(built, phase, 1, before)
     images = jnp.float32(images_of(built, high_tier(built)))
@@ -72,7 +72,7 @@ def test_the_second_layer_looks_along_the_largest_second_moments(built):
 
 def test_a_client_sends_sums_of_its_windows_by_nearest_kernel(built):
     """All windows are as long as 1, so that sums are at most counts; and each is counted once."""
-    phase = built.phases[4]
+    phase = built.phases[5]
     state = tiny.start(built, phase)
     batch, client = tiny.batch_of(built, high_tier(built)[0]), tiny.only_client(phase)
     own = tiny.own_keys(built, batch.client_id)
@@ -102,7 +102,7 @@ def test_sweeps_find_clusters_and_leave_no_kernel_without_windows():
 
 
 def test_after_the_last_sweep_mixed_responses_have_the_kernel_s_products(built):
-    phase = built.phases[2]
+    phase = built.phases[3]
     before, after = rounds(built, phase, phase.num_rounds)[-2:]
     first, last = (state.params["network"]["layer1"] for state in (before, after))
     kernel = np.asarray(last["kernel"], np.float64)

@@ -11,12 +11,13 @@ from zo_fl.engine.fields import ConfigError
 pytestmark = pytest.mark.slow
 
 
-def test_patches_whiten_and_only_the_high_tier_is_asked():
+def test_kernels_are_whitened_units_of_the_high_tier_alone():
     built = build("patches", data={"alpha": 100.0})
-    (phase,) = built.phases
-    found = one_round(built, phase)
+    moments, sweeps = built.phases
+    found = one_round(built, moments)
     data, high = built.federation.clients, high_tier(built)
-    assert set(phase.groups[0].eligible) == set(high)
+    for phase in built.phases:
+        assert set(phase.groups[0].eligible) == set(high)
     kernel = np.asarray(found.params["filters"]["kernel"], np.float64)
     size, _, channels, count = kernel.shape
     rows = np.concatenate([data.client_indices[j, : data.client_sizes[j]] for j in high])
@@ -26,24 +27,25 @@ def test_patches_whiten_and_only_the_high_tier_is_asked():
     mean, covariance = seen.mean(0), np.cov(seen.T, bias=True)
     w, v = np.linalg.eigh(covariance)
     whitening = v @ np.diag((w + 0.1) ** -0.5) @ v.T
-    # A kernel is the whitening of a unit vector that itself is a whitened patch.
-    units = np.linalg.solve(whitening, kernel.reshape(-1, count)).T
-    np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1, atol=1e-3)
-    white = (seen - mean) @ whitening
-    white /= np.linalg.norm(white, axis=1, keepdims=True)
-    for unit in units:
-        assert np.max(white @ unit) > 1 - 1e-4
-    bias = -mean @ kernel.reshape(-1, count)
-    np.testing.assert_allclose(found.params["filters"]["bias"], bias, atol=1e-4)
+    for state in (found, one_round(built, sweeps, after(sweeps, found))):
+        kernel = np.float64(state.params["filters"]["kernel"]).reshape(-1, count)
+        units = np.linalg.solve(whitening, kernel).T
+        np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1, atol=1e-3)
+        bias = -mean @ kernel
+        np.testing.assert_allclose(state.params["filters"]["bias"], bias, atol=1e-4)
 
 
-def test_means_are_near_what_a_sweep_finds_and_no_pixel_is_sent():
-    built = build("patches", kernels="means", data={"alpha": 100.0})
-    draws, sweeps = built.phases
-    state = after(sweeps, one_round(built, draws))
+def test_sweeps_move_kernels_nearer_to_patches_and_no_pixel_is_sent():
+    built = build("patches", data={"alpha": 100.0})
+    moments, sweeps = built.phases
+    state = after(sweeps, one_round(built, moments))
     given = tiny.batch_of(built, high_tier(built)[0]), tiny.own_keys(built, 0)
-    sent = jax.eval_shape(tiny.only_client(draws).update, tiny.start(built, draws), *given).message
-    assert sent[-1].size == 0
+    dim, count = state.strategy_state.units.shape
+    packed = dim * (dim + 1) // 2
+    for phase, sent in ((moments, [(), (dim,), (packed,)]), (sweeps, [(count,), (dim, count)])):
+        update = tiny.only_client(phase).update
+        message = jax.eval_shape(update, tiny.start(built, phase), *given).message
+        assert sorted(leaf.shape for leaf in jax.tree.leaves(message)) == sorted(sent)
     client, states = tiny.only_client(sweeps), [state, *rounds(built, sweeps, 3, state)]
     update = jax.jit(lambda state: client.update(state, *given).message)
     lengths = []
@@ -51,7 +53,7 @@ def test_means_are_near_what_a_sweep_finds_and_no_pixel_is_sent():
         sums, counts = update(one)
         lengths.append(np.sum(np.asarray(sums) * one.strategy_state.units) / counts.sum())
         np.testing.assert_allclose(np.linalg.norm(one.strategy_state.units, axis=0), 1, atol=1e-4)
-    assert lengths == sorted(lengths) and lengths[-1] > 1.1 * lengths[0]  # windows are nearer
+    assert lengths == sorted(lengths) and lengths[-1] > 1.1 * lengths[0]
     space, kernel = states[-1].strategy_state, states[-1].params["filters"]["kernel"]
     expected = np.float64(space.whitening) @ np.float64(space.units)
     np.testing.assert_allclose(np.reshape(kernel, expected.shape), expected, atol=1e-4)

@@ -26,7 +26,7 @@ from zo_fl.engine.keys import Keys
 from zo_fl.engine.server import assign
 from zo_fl.engine.types import Array, Examples, Params, Task
 from zo_fl.heads import closed_form, features, spherical_means, steps, window_sums
-from zo_fl.heads.spherical_means import SWEEPS, Assigned
+from zo_fl.heads.spherical_means import Assigned
 from zo_fl.heads.window_sums import WindowMoments
 from zo_fl.models import kernel_network as model
 
@@ -57,10 +57,10 @@ class Part(NamedTuple):
         return params | {self.inside: network | {self.name: new}}
 
 
-def phases(problem: Problem, inside: str, rounds: int) -> tuple[Phase, ...]:
+def phases(problem: Problem, inside: str, sweeps: int) -> tuple[Phase, ...]:
     """Returns the phases that set a network; ``inside`` is its name among the parameters.
 
-    ``rounds`` is 1, or 0 for phases without rounds.
+    ``sweeps`` of k-means, a round each, set a layer; 0 skips all phases.
 
     Raises:
       ConfigError: images are smaller than the windows that whiten them.
@@ -80,14 +80,15 @@ def phases(problem: Problem, inside: str, rounds: int) -> tuple[Phase, ...]:
         server = assign(partial(set_values, part), init=lambda *_: jnp.int32(rounds))
         return Phase(name, rounds, (group,), server, evaluated=None)
 
-    def sweeps(name: str) -> Phase:  # cost about as much as a forward pass
-        return phase(name, SWEEPS * rounds, _assign, _set_kernels, passes=1 / SWEEPS)
+    def layer(name: str) -> Phase:  # twelve sweeps cost about as much as a forward pass
+        return phase(name, sweeps, _assign, _set_kernels, passes=1 / 12)
 
+    once = min(sweeps, 1)
     return (
-        phase("whitening", rounds, _moments, _set_whitening),
-        sweeps("layer1"),
-        phase("directions", rounds, _moments, _set_directions, passes=1.0),
-        sweeps("layer2"),
+        phase("whitening", once, _moments, _set_whitening),
+        layer("layer1"),
+        phase("directions", once, _moments, _set_directions, passes=1.0),
+        layer("layer2"),
     )
 
 

@@ -22,7 +22,6 @@ from zo_fl.heads import closed_form, window_sums
 from zo_fl.heads.window_sums import Look
 from zo_fl.models.kernel_network import unit_columns
 
-SWEEPS = 12
 _EACH = 24  # windows of an image that a sweep looks at
 _DISTURBANCE = 0.1  # norm of what is added to copies, beside a kernel's 1
 
